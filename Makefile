@@ -1,0 +1,47 @@
+# Two commands do everything on a fresh machine: `make try` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CLAUDE_VERSION := 2.1.329
+
+.PHONY: help try test check docs clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.engine: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[engine]"
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[engine,test]"
+	@touch $@
+
+try: $(VENV)/.engine ## the main job, for real: a file written by Claude Code on a local model
+	@rm -f hello.txt
+	@claude=$$(command -v claude || tools/claude.sh $(CLAUDE_VERSION)) && \
+	 PATH="$$(dirname "$$claude"):$$PATH" \
+	 $(BIN)/cclocal --tiny -- -p "Create the file hello.txt with content: hello from my own machine"
+	@printf 'hello.txt now says: '; cat hello.txt; echo
+
+test: $(VENV)/.test ## the whole suite; with CI=true every engine and every agent version
+	PATH="$(CURDIR)/$(BIN):$$PATH" tools/parts.sh
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.test ## style, types, layers, docs in step with the code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/docs.py --check
+	$(BIN)/python -m towncrier build --draft --version next >/dev/null
+
+docs: $(VENV)/.test ## write the generated parts of the docs anew
+	$(BIN)/python tools/docs.py
+
+clean: ## remove what make made here
+	rm -rf $(VENV) hello.txt .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,6 @@
+"""`python -m cclocal`."""
+
+from cclocal.cli import main
+
+if __name__ == "__main__":
+    main()

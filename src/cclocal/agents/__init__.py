@@ -1,0 +1,64 @@
+"""Agents: each turns an endpoint into the command of a coding agent. None of them runs anything.
+
+A new agent is one module with these names and one row in AGENTS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, Protocol
+
+from cclocal.agents import claude
+from cclocal.command import Command, Endpoint, SessionFile
+from cclocal.facts import Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What an agent is told: where the model is, how large its window, how long a reply may be.
+
+    `passed` are the variables handed on by name (--pass-env), `arguments` go to the agent unchanged.
+    """
+
+    endpoint: Endpoint
+    context_tokens: int
+    out_tokens: int
+    passed: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The agent's private configuration folder, which lasts from session to session.
+
+    `seed` holds JSON files: the given keys are set (tables are merged), everything else in them is left as it is.
+    `links` are names in the folder that point at a file of the user's, or None where there is nothing to point at.
+    """
+
+    path: Path
+    seed: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    links: Mapping[str, Path | None] = field(default_factory=dict)
+
+
+class Agent(Protocol):
+    """What an agent module offers."""
+
+    NAME: str
+    PROGRAM: str
+    INSTALL: str
+    WIRE: Literal["anthropic", "responses"]
+
+    def command(self, facts: Facts, session: Session) -> tuple[Command, tuple[SessionFile, ...]]:
+        """The agent's command, and the files it reads."""
+
+    def home(self, facts: Facts) -> Home:
+        """Its private configuration folder."""
+
+    def notes(self, facts: Facts, session: Session) -> tuple[str, ...]:
+        """What the user should know of this folder and of the arguments they passed."""
+
+
+AGENTS: MappingProxyType[str, Agent] = MappingProxyType({claude.NAME: claude})

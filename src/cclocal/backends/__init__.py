@@ -1,0 +1,54 @@
+"""Backends: each turns a model variant into the command of a server. None of them runs anything.
+
+A new backend is one module with these names and one row in BACKENDS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+from cclocal.backends import llama_server
+from cclocal.catalog import Model, Variant
+from cclocal.command import Command, Endpoint, Readiness, SessionFile, Stop
+from cclocal.facts import Engine, Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a backend is asked to serve."""
+
+    model: Model
+    variant: Variant
+    model_file: str
+    mmproj_file: str | None
+    context_tokens: int
+    endpoint: Endpoint
+    port: str
+
+
+class Backend(Protocol):
+    """What a backend module offers."""
+
+    NAME: str
+    INSTALL: str
+    STOP: Stop
+
+    def engine(self, facts: Facts) -> Engine | None:
+        """The engine to use on this machine, or None if there is none."""
+
+    def unsupported(self, engine: Engine, variant: Variant) -> str | None:
+        """Why this engine cannot serve this variant, or None if it can."""
+
+    def notes(self, engine: Engine, facts: Facts) -> tuple[str, ...]:
+        """What the user should know of this engine on this machine."""
+
+    def command(self, engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFile, ...]]:
+        """The server's command, and the files it reads."""
+
+    def readiness(self, serving: Serving) -> Readiness:
+        """What the server must show before it is used."""
+
+
+BACKENDS: MappingProxyType[str, Backend] = MappingProxyType({llama_server.NAME: llama_server})

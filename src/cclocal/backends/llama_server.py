@@ -1,0 +1,129 @@
+"""llama.cpp's HTTP server, in two forms behind one name.
+
+A `llama-server` on PATH, else the same server inside the xllamacpp wheel (cclocal.wheel_server gives it the same
+flags). Facts: llama.cpp's tools/server/README.md, and runs of both forms in the tests.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from cclocal.catalog import Variant
+from cclocal.command import (
+    SERVER_NAMES,
+    SERVER_PREFIXES,
+    Command,
+    Readiness,
+    SessionFile,
+    Stop,
+)
+from cclocal.facts import Engine, Facts
+
+if TYPE_CHECKING:
+    from cclocal.backends import Serving
+
+NAME = "llama-server"
+INSTALL = 'pip install "cclocal[engine]"    or: brew install llama.cpp'
+#: TERM waits for the batch in flight (58-88 s measured on a large CPU model), so it cannot be waited for; a Mac
+#: that loses a process holding wired memory by KILL may leak it, so TERM gets its time first.
+STOP = Stop((("TERM", 5.0), ("KILL", 2.0)))
+
+#: Flags every launch relies on: without one of them the engine is too old.
+NEEDED = ("--jinja", "--api-key-file", "--alias", "--parallel", "--ctx-size")
+#: Above Claude Code's own 30 minutes, so that the server is never the first to hang up.
+SERVER_TIMEOUT_S = 3600
+
+
+def engine(facts: Facts) -> Engine | None:
+    return facts.engines[0] if facts.engines else None
+
+
+def unsupported(engine: Engine, variant: Variant) -> str | None:
+    missing = [flag for flag in (*NEEDED, *_variant_flags(variant)) if not engine.has(flag)]
+    if not missing:
+        return None
+    if engine.form == "wheel":
+        return f"the engine in the xllamacpp wheel has no {', '.join(missing)}; a llama-server on PATH has"
+    return f"{engine.command[0]} (version {engine.version}) has no {', '.join(missing)}; a newer llama.cpp has"
+
+
+def _variant_flags(variant: Variant) -> list[str]:
+    """The flags without which this variant would run wrongly rather than slowly."""
+    flags: list[str] = []
+    if variant.override_kv:
+        flags.append("--override-kv")
+    if variant.mmproj:
+        flags.append("--mmproj")
+    if variant.reasoning_budget_tokens is not None:
+        flags.append("--reasoning-budget")
+    if variant.template_kwargs:
+        flags.append("--chat-template-kwargs")
+    if variant.chat_template_file:
+        flags.append("--chat-template-file")
+    return flags
+
+
+def notes(engine: Engine, facts: Facts) -> tuple[str, ...]:
+    gpus = facts.machine.gpus
+    names = " and ".join(gpu.name for gpu in gpus)
+    if engine.devices:
+        return ()
+    if not gpus:
+        return ("No GPU was found: the model runs on the CPU, which is slow for anything but the smallest.",)
+    vendor = gpus[0].vendor
+    if engine.form == "wheel" and vendor in ("nvidia", "amd"):
+        index = "cu128" if vendor == "nvidia" else "rocm-6.4.1"
+        cure = f"pip install xllamacpp --force-reinstall --index-url https://xorbitsai.github.io/xllamacpp/whl/{index}"
+    elif vendor == "apple":
+        cure = "brew install llama.cpp"
+    else:
+        cure = f"build llama.cpp with {'-DGGML_CUDA=ON' if vendor == 'nvidia' else '-DGGML_HIP=ON'}"
+    return (f"This engine uses only the CPU and leaves {names} idle. To change that: {cure}",)
+
+
+def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFile, ...]]:
+    variant = serving.variant
+    key_file = SessionFile("key", serving.endpoint.key + "\n")
+    argv = [
+        *engine.command,
+        *("--model", serving.model_file),
+        *("--alias", serving.endpoint.model),
+        *("--host", "127.0.0.1"),
+        *("--port", serving.port),
+        *("--api-key-file", key_file.path),
+        *("--ctx-size", str(serving.context_tokens)),
+        # One slot: four (the default) split the cache, and Claude-sized requests lose their shared prefix.
+        *("--parallel", str(variant.slots)),
+        "--jinja",
+    ]
+
+    def add(flag: str, value: object) -> None:
+        if value is not None and engine.has(flag):
+            argv.extend((flag, str(value)))
+
+    # 8 GiB of host memory by default, which no plan counted on.
+    add("--cache-ram", variant.cache_ram_mib)
+    add("--timeout", SERVER_TIMEOUT_S)
+    add("--batch-size", variant.batch_tokens)
+    add("--ubatch-size", variant.ubatch_tokens)
+    add("--mmproj", serving.mmproj_file)
+    add("--chat-template-file", variant.chat_template_file)
+    if variant.template_kwargs:
+        add("--chat-template-kwargs", json.dumps(dict(variant.template_kwargs), separators=(",", ":")))
+    add("--reasoning-budget", variant.reasoning_budget_tokens)
+    for override in variant.override_kv:
+        add("--override-kv", override)
+    sampling = variant.sampling
+    add("--temp", sampling.temp)
+    add("--top-p", sampling.top_p)
+    add("--top-k", sampling.top_k)
+    add("--min-p", sampling.min_p)
+    add("--repeat-penalty", sampling.repeat_penalty)
+    argv += [flag for flag in ("--no-webui", "--offline") if engine.has(flag)]
+    argv += variant.extra_args
+    return Command(tuple(argv), keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), (key_file,)
+
+
+def readiness(serving: Serving) -> Readiness:
+    return Readiness(serving.endpoint)

@@ -1,0 +1,303 @@
+"""The models cclocal knows: models.toml and the user's own file, as frozen data.
+
+Two readings. `flags()` needs only tomllib and is what `-h` uses; `load()` checks every key with pydantic and is
+what every other command uses.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from cclocal.errors import UsageError
+
+BackendName = Literal["llama-server", "vllm-mlx", "ollama"]
+Tokens = int
+_STRICT: dict[str, Any] = {"extra": "forbid", "strict": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen, as the model's card recommends. None = the backend's own default."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    temp: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to run a model: a backend, the files it needs, and the settings they want."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    backend: BackendName
+    quant: str
+    default: bool = False
+    #: where it comes from: a Hugging Face repo with files (the first is the model), an Ollama tag, or "tiny"
+    repo: str | None = None
+    files: tuple[str, ...] = ()
+    tag: str | None = None
+    builtin: Literal["tiny"] | None = None
+    path: str | None = None
+    size_bytes: int | None = None
+    size_source: str | None = None
+    #: what the server is told
+    context_tokens: Tokens | None = None
+    batch_tokens: Tokens | None = None
+    ubatch_tokens: Tokens | None = None
+    slots: int = 1
+    cache_ram_mib: int = 0
+    mmproj: str | None = None
+    chat_template_file: str | None = None
+    template_kwargs: Mapping[str, bool | str | int] = field(default_factory=dict)
+    reasoning_budget_tokens: int | None = None
+    override_kv: tuple[str, ...] = ()
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    think_sampling: Sampling | None = None
+    extra_args: tuple[str, ...] = ()
+    #: the oldest backend that runs it, such as {"vllm-mlx" = "0.6"}
+    requires: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as people know it, with the variants it can run as."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    id: str
+    name: str
+    note: str
+    native_context_tokens: Tokens
+    variants: tuple[Variant, ...]
+    #: --FLAG for each; the id itself is always one
+    flags: tuple[str, ...] = ()
+    #: the context served as long as the memory plan does not compute it
+    context_tokens: Tokens = 65536
+    out_tokens: Tokens = 8192
+    #: the default port of --server
+    port: int = 8000
+    #: said each time the model is launched
+    warning: str | None = None
+
+    def variant(self, backend: str, quant: str | None = None) -> Variant | None:
+        """The variant for a backend: the one asked for, else its default, else its first."""
+        mine = [v for v in self.variants if v.backend == backend and quant in (None, v.quant)]
+        return next((v for v in mine if v.default), mine[0] if mine else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Every model, and which one is meant when none is named."""
+
+    models: Mapping[str, Model]
+    default: str
+
+    def find(self, name: str) -> Model:
+        """The model of that id, flag or name. Raises UsageError with the nearest ones."""
+        for model in self.models.values():
+            if name in (model.id, model.name, *model.flags):
+                return model
+        near = _nearest(name, [w for m in self.models.values() for w in (m.id, *m.flags)])
+        known = ", ".join(self.models)
+        raise UsageError(
+            f"There is no model “{name}”." + (f" Perhaps you meant {near}." if near else ""),
+            hint=f"cclocal --list-models    (known: {known})",
+        )
+
+
+def of_gguf(path: Path) -> Model:
+    """A model made of a GGUF file the user named: nothing is known of it but the file."""
+    # the alias ends up in argv and in URLs
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "model"
+    return Model(
+        id=name,
+        name=path.name,
+        note="your own file; untested",
+        # shorter than most models' own, until the file's header is read by the memory plan
+        native_context_tokens=32768,
+        context_tokens=32768,
+        variants=(Variant(backend="llama-server", quant="file", default=True, path=str(path)),),
+        warning="This file is not in the catalog: its tool use is untested.",
+    )
+
+
+def flags(*sources: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """{model id: (one help line, its flags)}, read without checking. A file that cannot be read adds nothing."""
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for source in sources:
+        try:
+            models = tomllib.loads(source.read_text("utf-8")).get("models", {})
+            for id_, raw in models.items():
+                old_help, old_names = found.get(id_, ("", ()))
+                names = tuple(dict.fromkeys((id_, *raw["flags"]))) if "flags" in raw else old_names or (id_,)
+                text = f"{raw['name']}: {raw['note']}" if "name" in raw and "note" in raw else old_help
+                found[id_] = (text, tuple(n for n in names if _FLAG.fullmatch(n)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return found
+
+
+_FLAG = re.compile(r"[a-z][a-z0-9.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class UserFile:
+    """What the user's config.toml says: lasting defaults, and models added or changed."""
+
+    path: Path
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
+
+
+def load(shipped: Path, user: UserFile | None = None) -> Catalog:
+    """Read and check the catalog. Raises UsageError naming file, line and the nearest right key."""
+    from pydantic import TypeAdapter, ValidationError
+
+    text = shipped.read_text("utf-8")
+    raw = tomllib.loads(text)
+    models: dict[str, Any] = {**raw["models"]}
+    for id_, extra in (user.models if user else {}).items():
+        if not isinstance(extra, dict):
+            raise _bad(
+                user.path if user else shipped,
+                user.text if user else text,
+                ("models", id_),
+                "must be a table",
+            )
+        models[id_] = {**models.get(id_, {}), **extra}
+    adapter = TypeAdapter(Model)
+    checked: dict[str, Model] = {}
+    for id_, value in models.items():
+        try:
+            checked[id_] = adapter.validate_python({**value, "id": id_})
+        except ValidationError as error:
+            theirs = user is not None and id_ in user.models
+            path, source = (user.path, user.text) if theirs and user else (shipped, text)
+            raise _explain(path, source, ("models", id_), error) from None
+    _check_flags_once(checked.values())
+    return Catalog(models=checked, default=raw["default"])
+
+
+def read_user_file(path: Path, allowed: Mapping[str, Any]) -> UserFile:
+    """Read the user's file; `allowed` maps each default's key to its type. Missing file = no defaults.
+
+    Raises UsageError with file:line for anything unknown or of the wrong type. Never writes it.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return UserFile(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"Cannot read {path}: {error}.") from None
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"line (\d+), column (\d+)", str(error))
+        where = f"{path}:{line[1]}:{line[2]}" if line else f"{path}"
+        raise UsageError(f"{where}: {error}.", hint="cclocal never changes this file") from None
+    for key, value in raw.items():
+        if key not in ("defaults", "models"):
+            raise _bad(path, text, (key,), "is unknown", ("defaults", "models"))
+        if not isinstance(value, dict):
+            raise _bad(path, text, (key,), "must be a table")
+    defaults = raw.get("defaults", {})
+    for key, value in defaults.items():
+        if key not in allowed:
+            raise _bad(path, text, ("defaults", key), "is unknown", allowed)
+        if not _is_a(value, allowed[key]):
+            raise _bad(path, text, ("defaults", key), f"must be {_TYPE_WORDS[allowed[key]]}")
+    return UserFile(path, defaults, raw.get("models", {}), text)
+
+
+_TYPE_WORDS = {int: "a whole number", str: "a text", bool: "true or false", list: "a list of texts"}
+
+
+def _is_a(value: object, wanted: type) -> bool:
+    if wanted is list:
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    return isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+
+
+def _check_flags_once(models: Iterable[Model]) -> None:
+    seen: dict[str, str] = {}
+    for model in models:
+        for flag in dict.fromkeys((model.id, *model.flags)):
+            if other := seen.get(flag):
+                raise UsageError(f"--{flag} is claimed by two models: {other} and {model.id}.")
+            seen[flag] = model.id
+
+
+def _explain(path: Path, text: str, prefix: tuple[str | int, ...], error: Any) -> UsageError:
+    """The first thing pydantic found wrong, in words, with its place in the file."""
+    from dataclasses import fields
+
+    first = error.errors(include_url=False)[0]
+    loc: tuple[str | int, ...] = (*prefix, *first["loc"])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        owner: Any = Sampling if "sampling" in str(loc[-2]) else Variant if "variants" in loc else Model
+        return _bad(path, text, loc, "is unknown", [f.name for f in fields(owner)])
+    if first["type"] in ("missing", "missing_argument"):
+        return _bad(path, text, loc, "is missing")
+    return _bad(path, text, loc, f"is wrong: {first['msg']}")
+
+
+def _bad(path: Path, text: str, loc: tuple[str | int, ...], what: str, known: Iterable[str] = ()) -> UsageError:
+    near = _nearest(str(loc[-1]), known)
+    dotted = ".".join(str(part) for part in loc)
+    return UsageError(
+        f"{path}:{line_of(text, loc)}: {dotted} {what}." + (f" Perhaps you meant {near}." if near else "")
+    )
+
+
+def _nearest(word: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)), None)
+
+
+def line_of(text: str, loc: tuple[str | int, ...]) -> int:
+    """The line of a key in a TOML text, or of the nearest table that encloses it (1 if none)."""
+    lines = dict(_keys(text))
+    while loc:
+        if loc in lines:
+            return lines[loc]
+        loc = loc[:-1]
+    return 1
+
+
+def _keys(text: str) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    """Every table header and key of a TOML text with its line. Inline tables count as their key."""
+    table: tuple[str | int, ...] = ()
+    counts: dict[tuple[str | int, ...], int] = {}
+    latest: dict[tuple[str | int, ...], int] = {}
+
+    def path_of(dotted: str) -> tuple[str | int, ...]:
+        path: tuple[str | int, ...] = ()
+        for part in re.findall(r'"[^"]*"|\'[^\']*\'|[^.\s]+', dotted):
+            path = (*path, part.strip("\"'"))
+            if path in latest:
+                path = (*path, latest[path])
+        return path
+
+    for number, line in enumerate(text.splitlines(), 1):
+        if many := re.match(r"\s*\[\[(.+?)\]\]", line):
+            *head, last = re.findall(r'"[^"]*"|\'[^\']*\'|[^.\s]+', many[1])
+            base = (*path_of(".".join(head)), last.strip("\"'"))
+            counts[base] = counts.get(base, -1) + 1
+            latest[base] = counts[base]
+            table = (*base, counts[base])
+            yield table, number
+        elif one := re.match(r"\s*\[(.+?)\]\s*(#.*)?$", line):
+            table = path_of(one[1])
+            yield table, number
+        elif key := re.match(r'\s*((?:"[^"]*"|[A-Za-z0-9_.-]+))\s*=', line):
+            yield (*table, *(p.strip('"') for p in key[1].split("."))), number

@@ -1,0 +1,354 @@
+"""The command line: options → Settings → one call. The only importer of typer."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cclocal import __version__, catalog
+from cclocal.errors import CclocalError, InterruptedByUser, UsageError
+from cclocal.files import Folders, folders, packaged
+from cclocal.settings import DEFAULT_TYPES, Settings
+
+EXAMPLES = """
+Everything after the first “--” goes to claude.
+
+[bold]Examples[/]
+
+  cclocal --tiny -- -p "Create the file hello.txt with content: hi"    see the whole chain work, offline
+
+  cclocal --gemma                          Claude Code on Gemma 4, on this machine
+
+  cclocal --gemma -- --continue            go on with the last conversation of this folder
+
+  cclocal --coder --out-tokens 16384       room for larger files in one reply
+
+  cclocal --model ./my.gguf                a model file of your own
+
+  cclocal --gemma --dry-run                what would run, with which environment, and why
+
+  cclocal --server --gemma                 only the server; prints the command for another terminal
+
+  cclocal logs -f                          what the model server says
+
+Lasting defaults: {user_file}
+"""
+
+MODELS = "Models"
+SESSION = "The session"
+LOOK = "Look without starting"
+
+app = typer.Typer(
+    name="cclocal",
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    pretty_exceptions_enable=False,
+)
+
+
+def _names_of_models(incomplete: str) -> list[str]:
+    return [name for name in catalog.flags(packaged("models.toml")) if name.startswith(incomplete)]
+
+
+def launch(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="ID|FILE.gguf",
+            envvar="CCLOCAL_MODEL",
+            rich_help_panel=MODELS,
+            help="A model of the catalog by name, or a GGUF file.",
+            autocompletion=_names_of_models,
+        ),
+    ] = None,
+    server: Annotated[
+        bool,
+        typer.Option(
+            "--server",
+            rich_help_panel=SESSION,
+            help="Start only the server and hold it until Ctrl-C; prints the command for another terminal.",
+        ),
+    ] = False,
+    ctx_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--ctx",
+            metavar="TOKENS",
+            min=1,
+            envvar="CCLOCAL_CTX",
+            rich_help_panel=SESSION,
+            help="Context window; server, agent and compaction all follow it.",
+        ),
+    ] = None,
+    out_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--out-tokens",
+            metavar="TOKENS",
+            min=256,
+            envvar="CCLOCAL_OUT_TOKENS",
+            rich_help_panel=SESSION,
+            help="Longest reply; a file written in one go must fit into it. [dim]default: 8192[/]",
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            metavar="N",
+            min=1,
+            max=65535,
+            envvar="CCLOCAL_PORT",
+            rich_help_panel=SESSION,
+            help="The server's port. [dim]default: any free one; with --server the model's own[/]",
+        ),
+    ] = None,
+    pass_env: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pass-env",
+            metavar="NAME",
+            envvar="CCLOCAL_PASS_ENV",
+            rich_help_panel=SESSION,
+            help="Hand this variable of yours to the agent too; may be given several times.",
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            "--backend",
+            metavar="NAME",
+            envvar="CCLOCAL_BACKEND",
+            rich_help_panel=SESSION,
+            help="What serves the model: llama-server.",
+        ),
+    ] = None,
+    llama_server: Annotated[
+        str | None,
+        typer.Option(
+            "--llama-server",
+            metavar="PATH|wheel",
+            envvar="CCLOCAL_LLAMA_SERVER",
+            rich_help_panel=SESSION,
+            help="This llama-server, or “wheel” for the one in the xllamacpp package. "
+            "[dim]default: the one on PATH, else the package's[/]",
+        ),
+    ] = None,
+    safe: Annotated[
+        bool,
+        typer.Option(
+            "--safe",
+            envvar="CCLOCAL_SAFE",
+            rich_help_panel=SESSION,
+            help="Show the plan and ask before anything is fetched or started.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", rich_help_panel=LOOK, help="Print the plan that would run, and stop.")
+    ] = False,
+    list_models: Annotated[bool, typer.Option("--list-models", rich_help_panel=LOOK, help="The catalog.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", rich_help_panel=LOOK, help="With --dry-run or --list-models: for scripts."),
+    ] = False,
+    version: Annotated[bool, typer.Option("--version", rich_help_panel=LOOK, help="The version.")] = False,
+    **model_flags: bool,
+) -> None:
+    """Claude Code on a model on your own machine: one command, tools that execute, nothing sent anywhere."""
+    if ctx.invoked_subcommand:
+        return
+    if version:
+        print(f"cclocal {__version__}")
+        return
+    started: Start = ctx.obj
+    shelf = catalog.load(packaged("models.toml"), started.user_file)
+    from cclocal import ui
+
+    if list_models:
+        ui.show_models(shelf, as_json=as_json)
+        return
+    flags = [name.removeprefix("model_") for name, on in model_flags.items() if on]
+    sources = _sources(ctx, started)
+    wanted = _wanted(flags, model, sources, started)
+    if wanted is None:
+        wanted = shelf.default if server or safe else ui.pick(shelf)
+        sources["model"] = "catalog" if server or safe else "picker"
+    settings = Settings(
+        model=wanted,
+        backend=backend,
+        llama_server=llama_server,
+        ctx=ctx_tokens,
+        out_tokens=out_tokens,
+        port=port,
+        pass_env=tuple(pass_env or ()),
+        server_only=server,
+        agent_args=started.agent_args,
+        sources=sources,
+    )
+    _carry_out(_model(shelf, wanted), settings, started, dry_run=dry_run, as_json=as_json, safe=safe)
+
+
+def _carry_out(
+    model: catalog.Model, settings: Settings, started: Start, *, dry_run: bool, as_json: bool, safe: bool
+) -> None:
+    from cclocal import ui
+    from cclocal.machine import probe
+    from cclocal.plan import make_plan
+
+    plan = make_plan(model, settings, probe(settings, model, started.folders, started.environ, Path.cwd()))
+    if dry_run and as_json:
+        import json
+
+        print(json.dumps(plan.as_json(started.environ), indent=2, ensure_ascii=False))
+        return
+    if dry_run or safe:
+        ui.show_plan(plan, started.environ)
+    if dry_run or (safe and not ui.confirm("Start it?")):
+        return
+    from cclocal import launch as story
+
+    try:
+        (story.run_server if settings.server_only else story.run)(plan, started.folders, started.environ)
+    except KeyboardInterrupt:
+        raise InterruptedByUser("Interrupted; nothing was left running.") from None
+
+
+@app.command()
+def logs(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
+) -> None:
+    """What the newest model server says."""
+    from cclocal import logs as server_logs
+
+    for piece in server_logs.read(folders(os.environ), follow=follow):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+
+class Start:
+    """What main() found before the options were read."""
+
+    def __init__(self, environ: Mapping[str, str], agent_args: Sequence[str], *, lenient: bool) -> None:
+        self.environ = environ
+        self.agent_args = tuple(agent_args)
+        self.folders: Folders = folders(environ)
+        self.user_file = catalog.UserFile(self.folders.user_file)
+        try:
+            self.user_file = catalog.read_user_file(self.folders.user_file, DEFAULT_TYPES)
+        except UsageError:
+            # help must work above all when something is wrong
+            if not lenient:
+                raise
+
+    def default_map(self) -> dict[str, Any]:
+        """The user's lasting defaults under the names of our parameters."""
+        return {_PARAMETERS.get(key, key): value for key, value in self.user_file.defaults.items()}
+
+
+_PARAMETERS = {"ctx": "ctx_tokens"}
+_SOURCE_WORDS = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment", "DEFAULT_MAP": "user file"}
+
+
+def _sources(ctx: typer.Context, started: Start) -> dict[str, str]:
+    """Where each setting came from, as far as it was said at all."""
+    found = {}
+    for key in DEFAULT_TYPES:
+        source = ctx.get_parameter_source(_PARAMETERS.get(key, key))
+        if source and source.name in _SOURCE_WORDS:
+            found[key] = _SOURCE_WORDS[source.name]
+            if source.name == "DEFAULT_MAP":
+                found[key] += f" {started.user_file.path}"
+    return found
+
+
+def _wanted(flags: list[str], model: str | None, sources: dict[str, str], started: Start) -> str | None:
+    """The model the user means: a flag beats --model's lasting defaults, but two on one line are a mistake."""
+    said = [f"--{name.replace('_', '-')}" for name in flags]
+    if model and sources.get("model") == "command line":
+        said.append(f"--model {model}")
+    if len(said) > 1:
+        raise UsageError(f"One model at a time, please: {' or '.join(said)}?")
+    if flags:
+        sources["model"] = "command line"
+        return _FLAG_IDS[flags[0]]
+    return model
+
+
+def _model(shelf: catalog.Catalog, wanted: str) -> catalog.Model:
+    if wanted.endswith(".gguf") or os.sep in wanted:
+        path = Path(wanted).expanduser()
+        if not path.is_file():
+            raise UsageError(f"There is no file {path}.")
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise UsageError(f"{path} is no GGUF file.")
+        return catalog.of_gguf(path.absolute())
+    return shelf.find(wanted)
+
+
+#: parameter name of each model flag → the model's id
+_FLAG_IDS: dict[str, str] = {}
+
+
+def _add_model_flags(sources: Sequence[Path]) -> None:
+    """Give `launch` one option per model, made from the catalog: a new model needs no code."""
+    signature = inspect.signature(launch, eval_str=True)
+    fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    made = []
+    for id_, (text, names) in catalog.flags(*sources).items():
+        name = "".join(c if c.isalnum() else "_" for c in id_)
+        _FLAG_IDS[name] = id_
+        option = typer.Option(*(f"--{n}" for n in names), rich_help_panel=MODELS, help=text)
+        made.append(
+            inspect.Parameter(
+                f"model_{name}",
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False,
+                annotation=Annotated[bool, option],
+            )
+        )
+    by_panel = [fixed[0], *made, *(p.replace(kind=p.KEYWORD_ONLY) for p in fixed[1:])]
+    launch.__signature__ = signature.replace(parameters=by_panel)  # type: ignore[attr-defined]
+    launch.__annotations__ = {p.name: p.annotation for p in by_panel}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0, the agent's own status, or one of cclocal.errors."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)
+    ours, theirs = words[:cut], words[cut + 1 :]
+    lenient = "_CCLOCAL_COMPLETE" in os.environ or bool({"-h", "--help", "--version"} & set(ours))
+    try:
+        started = Start(dict(os.environ), theirs, lenient=lenient)
+        _add_model_flags((packaged("models.toml"), started.folders.user_file))
+        help_text = EXAMPLES.replace("{user_file}", str(started.folders.user_file))
+        app.callback(invoke_without_command=True, epilog=help_text)(launch)
+        sys.exit(_run(ours, started) or 0)
+    except CclocalError as error:
+        from cclocal.ui import show_error
+
+        show_error(error)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        # whoever read us has heard enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _run(words: list[str], started: Start) -> int | None:
+    try:
+        result = app(words, prog_name="cclocal", standalone_mode=False, obj=started, default_map=started.default_map())
+    except typer.TyperException as error:
+        hint = "cclocal -h    (what is meant for claude goes after “--”: cclocal --gemma -- …)"
+        raise UsageError(error.format_message().rstrip(), hint=hint) from None
+    return result if isinstance(result, int) else None

@@ -1,0 +1,179 @@
+"""A program to run: its arguments, and exactly which environment it gets.
+
+Nothing here runs anything. Values that exist only once the session starts (the port, the key, the session's
+folder) stand as placeholders, so that `--dry-run` can print the very plan that would run.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+PORT = "<free port>"
+KEY = "<session key>"
+SESSION = "<session folder>"
+#: stands for a model file that is not on disk yet
+MODEL_FILE = "<model file>"
+
+#: What every program gets if the user has it: who, where, which terminal, which language.
+BASE_NAMES = frozenset(
+    """PATH HOME USER LOGNAME SHELL PWD TERM COLORTERM TERM_PROGRAM TERM_PROGRAM_VERSION TERMINFO COLUMNS LINES
+    NO_COLOR FORCE_COLOR CLICOLOR LANG LANGUAGE TZ TMPDIR XDG_RUNTIME_DIR XDG_CONFIG_HOME XDG_DATA_HOME
+    XDG_CACHE_HOME XDG_STATE_HOME""".split()
+)
+
+#: What an agent's shell commands need besides: editors, displays, and where toolchains live. No secrets, nothing
+#: that loads code into another program, nothing that redirects traffic.
+AGENT_NAMES = BASE_NAMES | frozenset(
+    """EDITOR VISUAL PAGER LESS DISPLAY WAYLAND_DISPLAY XAUTHORITY TMUX STY SSH_TTY MANPATH INFOPATH
+    VIRTUAL_ENV CONDA_PREFIX CONDA_DEFAULT_ENV CONDA_EXE MAMBA_ROOT_PREFIX PYENV_ROOT PYENV_VERSION UV_CACHE_DIR
+    POETRY_HOME PIPX_HOME PIPX_BIN_DIR
+    NVM_DIR NVM_BIN FNM_DIR VOLTA_HOME PNPM_HOME BUN_INSTALL DENO_DIR DENO_INSTALL COREPACK_HOME
+    JAVA_HOME JDK_HOME GRADLE_HOME GRADLE_USER_HOME M2_HOME MAVEN_HOME ANDROID_HOME ANDROID_SDK_ROOT
+    KOTLIN_HOME SCALA_HOME SDKMAN_DIR GOPATH GOROOT GOBIN GOCACHE GOMODCACHE CARGO_HOME CARGO_TARGET_DIR
+    RUSTUP_HOME RUSTUP_TOOLCHAIN RBENV_ROOT RBENV_VERSION RVM_PATH GEM_HOME GEM_PATH DOTNET_ROOT FLUTTER_ROOT
+    ASDF_DIR ASDF_DATA_DIR MISE_DATA_DIR LD_LIBRARY_PATH LIBRARY_PATH CPATH PKG_CONFIG_PATH CMAKE_PREFIX_PATH
+    CUDA_HOME CUDA_PATH ROCM_PATH HOMEBREW_PREFIX HOMEBREW_CELLAR HOMEBREW_REPOSITORY NIX_PATH NIX_PROFILES
+    IN_NIX_SHELL SSL_CERT_FILE SSL_CERT_DIR NIX_SSL_CERT_FILE""".split()
+)
+AGENT_PREFIXES = ("LC_",)
+
+#: A model server gets what its GPU driver reads; LLAMA_ARG_* is left out because it would change the flags.
+SERVER_NAMES = BASE_NAMES | {"LD_LIBRARY_PATH", "ONEAPI_ROOT"}
+SERVER_PREFIXES = (
+    "LC_",
+    "CUDA_",
+    "NVIDIA_",
+    "HIP_",
+    "HSA_",
+    "ROCR_",
+    "ROCM_",
+    "AMD_",
+    "VK_",
+    "GGML_",
+    "OMP_",
+    "ZE_",
+)
+
+#: Never handed on, not even by name: each can divert the session, bill somebody, or run code inside the agent.
+_REFUSED = re.compile(
+    r"(ANTHROPIC|CLAUDE|CLAUDECODE|AWS|AZURE|GOOGLE|GCP|GCLOUD|VERTEX|CLOUD_ML|OPENAI|OPENROUTER|GEMINI|MISTRAL"
+    r"|GROQ|DEEPSEEK|XAI|TOGETHER|COHERE|OTEL|BUN|DISABLE|CCLOCAL)(_.*)?|API_(TIMEOUT_MS|FORCE_IDLE_TIMEOUT)"
+    r"|(HTTPS?|ALL|FTP|NO)_PROXY|NODE_OPTIONS|NODE_EXTRA_CA_CERTS|LD_PRELOAD|LD_AUDIT|DYLD_.*",
+    re.IGNORECASE,
+)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def refusal(name: str) -> str | None:
+    """Why a variable must not be handed to the agent with --pass-env, or None if it may."""
+    if not _NAME.fullmatch(name):
+        return f"“{name}” is not the name of a variable (only names are given, never values)"
+    if _REFUSED.fullmatch(name) and name not in AGENT_NAMES:
+        return f"{name} could redirect or bill the session, so it never reaches the agent"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A program with its arguments and environment.
+
+    `env` is set, `keep` and `keep_prefixes` come from the caller's environment if they are there, and everything
+    else is REMOVED: an allow-list, because no deny-list is ever complete.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    keep: frozenset[str] = BASE_NAMES
+    keep_prefixes: tuple[str, ...] = ("LC_",)
+
+    def kept(self, base: Mapping[str, str]) -> dict[str, str]:
+        """The caller's variables that the program gets."""
+        return {
+            name: value
+            for name, value in base.items()
+            if (name in self.keep or name.startswith(self.keep_prefixes)) and name not in self.env
+        }
+
+    def removed(self, base: Mapping[str, str]) -> tuple[str, ...]:
+        """The names of the caller's variables that the program does not get, sorted."""
+        kept = self.kept(base)
+        return tuple(sorted(name for name in base if name not in kept and name not in self.env))
+
+    def environ(self, base: Mapping[str, str]) -> dict[str, str]:
+        """The whole environment of the program, started by a caller whose environment is `base`."""
+        return {**self.kept(base), **self.env}
+
+    def bind(self, values: Mapping[str, str]) -> Command:
+        """The same command with its placeholders filled in."""
+        return replace(
+            self,
+            argv=tuple(bind(a, values) for a in self.argv),
+            env={name: bind(value, values) for name, value in self.env.items()},
+        )
+
+    def as_script(self) -> str:
+        """A shell script that runs the same command from another terminal, with that terminal's arguments added.
+
+        Variables are handed on by name, so the script holds no value of the caller's.
+        """
+        kept = [f'${{{name}+"{name}=${name}"}}' for name in sorted(self.keep)]
+        sets = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
+        words = ["exec env -i", *kept, *sets, shlex.join(self.argv), '"$@"']
+        return "#!/bin/sh\n" + " \\\n  ".join(words) + "\n"
+
+
+def bind(text: str, values: Mapping[str, str]) -> str:
+    """A text with its placeholders filled in."""
+    for placeholder, value in values.items():
+        text = text.replace(placeholder, value)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFile:
+    """A small file that a session's programs read, written 0600 into the session's folder and removed with it."""
+
+    name: str
+    content: str
+
+    @property
+    def path(self) -> str:
+        return f"{SESSION}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the model answers, the key it wants, and the name it answers to."""
+
+    url: str
+    key: str
+    model: str
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What a server must show before an agent may rely on it.
+
+    The child is alive, the socket is the child's, `models_path` answers 200 to the right key and 401 to a wrong
+    one and names `endpoint.model`, and a 1-token message is answered. `stall_s`: give up after so long without
+    any sign of life (log bytes, CPU time).
+    """
+
+    endpoint: Endpoint
+    models_path: str = "/v1/models"
+    checks_key: bool = True
+    stall_s: float = 240.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """How a server is ended: each signal in turn, with the seconds it is given to obey."""
+
+    steps: Sequence[tuple[str, float]] = (("TERM", 5.0), ("KILL", 2.0))

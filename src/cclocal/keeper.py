@@ -1,0 +1,438 @@
+"""The keeper: the server's parent, which ends it when the watched process ends, whatever ends that.
+
+Run as `python -I -S keeper.py FD`, standard library only, in a session of its own. FD is a socket to the launcher:
+one JSON line with the session comes in, JSON lines about the server go out.
+
+    launcher ──exec──▶ agent        the keeper watches this pid: exec keeps it, so there is no handover
+       └─ keeper                    a pidfd (Linux) or kqueue (macOS); ends the server's whole group
+            ├─ server               gated: it becomes the server only once its guards stand
+            └─ twin                 an `sh` on a pipe only the keeper holds: EOF = the keeper was killed
+
+Kill any one of them at any moment and the server is gone within its grace; docs/trust.md has the matrix and the one
+hole (keeper and twin killed together without PDEATHSIG), which the next start reclaims by identity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+LINUX = sys.platform == "linux"
+MARKER = "CCLOCAL_SESSION"
+#: How often the log's size is looked at.
+TICK_S = 5.0
+#: What Claude Code may leave switched on when it is killed: mouse, focus and theme reports, a hidden cursor, the
+#: kitty keyboard protocol.
+TERMINAL_RESET = b"\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2031l\x1b[<u\x1b[?25h"
+_SHIELDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGPIPE, signal.SIGTTOU)
+
+# $0 = the server's process group, $1 = seconds of grace, $2 = the session's marker. Written for dash and bash:
+# `kill -TERM -- -PGID` is an error in dash. /proc exists on Linux only; elsewhere strays are reclaimed at the next
+# start.
+TWIN = """
+read go && exit 0
+kill -TERM -$0 2>/dev/null
+n=0
+while kill -0 -$0 2>/dev/null && [ $n -lt $(($1 * 10)) ]; do sleep .1; n=$((n + 1)); done
+kill -KILL -$0 2>/dev/null
+for e in /proc/[0-9]*/environ; do
+  grep -qs "$2" "$e" || continue
+  p=${e#/proc/}
+  kill -KILL "${p%/environ}" 2>/dev/null
+done
+"""
+GATE = 'read go || exit 125; exec "$@" </dev/null'
+
+
+def start_of(pid: int) -> str | None:
+    """When a process started, in the system's own units: with the pid and the boot, its identity. None = gone."""
+    if LINUX:
+        try:
+            with open(f"/proc/{pid}/stat") as stat:
+                state, *rest = stat.read().rsplit(")", 1)[1].split()
+        except OSError:
+            return None
+        return None if state in "ZX" else rest[18]
+    done = subprocess.run(["/bin/ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def boot_id() -> str:
+    """Which boot of the machine this is."""
+    if LINUX:
+        with open("/proc/sys/kernel/random/boot_id") as boot:
+            return boot.read().strip()
+    done = subprocess.run(
+        ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def strays(session: str) -> Iterator[int]:
+    """Processes that carry the session's marker in their environment (Linux; only the user's own are readable)."""
+    wanted = f"{MARKER}={session}".encode()
+    for name in os.listdir("/proc") if LINUX else ():
+        if name.isdigit() and int(name) != os.getpid():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as environ:
+                if wanted in environ.read().split(b"\0"):
+                    yield int(name)
+
+
+class _Poll:
+    """Waits for processes to end and for descriptors to become readable: pidfd and poll, on Linux."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._pids: dict[int, int] = {}
+
+    def add_pid(self, pid: int) -> None:
+        """Raises ProcessLookupError if the process is gone already."""
+        fd = os.pidfd_open(pid)
+        self._pids[fd] = pid
+        self._poll.register(fd, select.POLLIN)
+
+    def add_fd(self, fd: int) -> None:
+        self._poll.register(fd, select.POLLIN)
+
+    def drop_fd(self, fd: int) -> None:
+        self._poll.unregister(fd)
+
+    def wait(self, timeout_s: float) -> tuple[set[int], set[int]]:
+        """(processes that ended, descriptors with something to read). Each process is told of once."""
+        ready = {fd for fd, _ in self._poll.poll(max(0.0, timeout_s) * 1000)}
+        over = ready & self._pids.keys()
+        ended = {self._pids.pop(fd) for fd in over}
+        for fd in over:
+            self._poll.unregister(fd)
+            os.close(fd)
+        return ended, ready - over
+
+
+class _Kqueue:
+    """The same on macOS, where the kernel tells of a process's end by NOTE_EXIT. Not run in our tests."""
+
+    def __init__(self) -> None:
+        self._queue = select.kqueue()  # type: ignore[attr-defined,unused-ignore]
+
+    def _change(self, ident: int, kind: int, flags: int, notes: int = 0) -> None:
+        event = select.kevent(ident, kind, flags, notes)  # type: ignore[attr-defined,unused-ignore]
+        self._queue.control([event], 0)
+
+    def add_pid(self, pid: int) -> None:
+        """Raises ProcessLookupError if the process is gone already."""
+        self._change(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD, select.KQ_NOTE_EXIT)  # type: ignore[attr-defined,unused-ignore]
+
+    def add_fd(self, fd: int) -> None:
+        self._change(fd, select.KQ_FILTER_READ, select.KQ_EV_ADD)  # type: ignore[attr-defined,unused-ignore]
+
+    def drop_fd(self, fd: int) -> None:
+        self._change(fd, select.KQ_FILTER_READ, select.KQ_EV_DELETE)  # type: ignore[attr-defined,unused-ignore]
+
+    def wait(self, timeout_s: float) -> tuple[set[int], set[int]]:
+        """(processes that ended, descriptors with something to read). Each process is told of once."""
+        events = self._queue.control(None, 8, max(0.0, timeout_s))
+        read = select.KQ_FILTER_READ  # type: ignore[attr-defined,unused-ignore]
+        return {e.ident for e in events if e.filter != read}, {e.ident for e in events if e.filter == read}
+
+
+def _watcher() -> _Poll | _Kqueue:
+    return _Poll() if LINUX else _Kqueue()
+
+
+class Keeper:
+    """One session: its server, its twin, its folder, and the process it lives for."""
+
+    def __init__(self, control: int, session: dict[str, Any]) -> None:
+        self.control = control
+        self.session = session
+        self.watched: int = session["launcher"]
+        self.folder: str = session["folder"]
+        self.events = _watcher()
+        self.state: dict[str, Any] = {}
+        self.server = 0
+        self.server_exit: int | None = None
+        self.group_is_gone = False
+        self.agent_runs = False
+        self.twin_pipe = -1
+        self.wake, self._wake_end = os.pipe()
+
+    def run(self) -> None:
+        """Guard the session from its first moment to its last."""
+        for number in _SHIELDED:
+            signal.signal(number, signal.SIG_IGN)
+        self.events.add_pid(self.watched)
+        # Only now is it certain that the pid did not change hands before we opened it.
+        if os.getppid() != self.watched:
+            return
+        if LINUX:
+            _prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._on_term()
+        try:
+            self._start()
+            self._watch()
+            self._tell_terminal()
+        finally:
+            self._end_server()
+            self._clean_up()
+
+    def _on_term(self) -> None:
+        # A pipe, because a signal that arrives between two waits must not be lost.
+        os.set_blocking(self._wake_end, False)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_end)
+        self.events.add_fd(self.wake)
+
+    # -- start --------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        for name, content in self.session["files"].items():
+            self._write(name, content)
+        gate, go = os.pipe()
+        held, self.twin_pipe = os.pipe()
+        shell = self.session["shell"]
+        env = {**self.session["env"], MARKER: self.session["id"]}
+        argv = [shell, "-c", GATE, "gate", *self.session["argv"]]
+        self.server = _spawn(argv, env, gate, _ask_for_parent_death if self.session["pdeathsig"] else None)
+        self.events.add_pid(self.server)
+        grace_s = sum(seconds for _, seconds in self.session["stop"])
+        twin = _spawn(
+            [shell, "-c", TWIN, str(self.server), str(int(grace_s) or 1), f"{MARKER}={self.session['id']}"],
+            dict(os.environ),
+            held,
+        )
+        os.close(gate)
+        os.close(held)
+        self.state = {
+            **self.session["about"],
+            "id": self.session["id"],
+            "boot": boot_id(),
+            "keeper": os.getpid(),
+            "keeper_start": start_of(os.getpid()),
+            "server": self.server,
+            "server_start": start_of(self.server),
+            "twin": twin,
+            "twin_start": start_of(twin),
+            "watched": self.watched,
+            "watched_start": start_of(self.watched),
+        }
+        self._write("session.json", json.dumps(self.state, indent=1))
+        os.write(go, b"go\n")
+        os.close(go)
+        self._tell({"keeper": os.getpid(), "server": self.server, "twin": twin})
+
+    def _write(self, name: str, content: str) -> None:
+        path = os.path.join(self.folder, name)
+        fd = os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8") as out:
+            out.write(content)
+        os.replace(path + ".part", path)
+
+    # -- watch --------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Until the watched process ends, somebody asks us to stop, or the launcher says so."""
+        self.events.add_fd(self.control)
+        while True:
+            ended, ready = self.events.wait(TICK_S)
+            if self.server in ended:
+                self._server_ended()
+            if self.control in ready:
+                message = b""
+                with contextlib.suppress(OSError):
+                    message = os.read(self.control, 64)
+                if b"end" in message:
+                    self.agent_runs = False
+                    return
+                if b"exec" in message:
+                    self.agent_runs = True
+                if not message:
+                    # closed by exec, or by the launcher's own end, which is told of below
+                    self.events.drop_fd(self.control)
+            if self.watched in ended or self.wake in ready:
+                return
+            self._cap_log()
+
+    def _server_ended(self) -> None:
+        self._reap()
+        if self.server_exit is None:
+            return
+        # A number that is free again may soon be somebody else's: from now on neither we nor the twin use it.
+        if not self._signal_group(0):
+            self._release_twin()
+        self._tell({"server_exit": self.server_exit})
+        with contextlib.suppress(OSError):
+            self._write("session.json", json.dumps({**self.state, "server_exit": self.server_exit}, indent=1))
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if pid == self.server:
+                    self.server_exit = os.waitstatus_to_exitcode(status)
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self.control, json.dumps(message).encode() + b"\n")
+
+    def _cap_log(self) -> None:
+        """Keep the log's end: an agent left running for weeks must not fill the disk."""
+        cap = self.session["log_cap_bytes"]
+        if os.fstat(1).st_size <= cap:
+            return
+        with open(self.session["log"], "rb") as log:
+            log.seek(-cap // 4, os.SEEK_END)
+            tail = log.read()
+        # the server's descriptor appends, so it goes on at the new end
+        os.ftruncate(1, 0)
+        os.write(1, b"[keeper] the log was too long; what follows is its end\n" + tail)
+
+    # -- end ----------------------------------------------------------------------------------------------------
+
+    def _tell_terminal(self) -> None:
+        """First thing after the agent: a sane terminal, and the truth about a server that died under it."""
+        if self.agent_runs:
+            if self.session["tty"]:
+                with contextlib.suppress(OSError):
+                    # O_NOCTTY and a session of our own: writing never stops us
+                    fd = os.open(self.session["tty"], os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+                    os.write(fd, TERMINAL_RESET)
+                    os.close(fd)
+            if self.server_exit is not None:
+                with contextlib.suppress(OSError):
+                    os.write(2, self._report().encode("utf-8", "replace"))
+        # Whoever reads the agent's stderr to its end need not wait for the server's.
+        os.dup2(1, 2)
+
+    def _report(self) -> str:
+        with contextlib.suppress(OSError), open(self.session["log"], "rb") as log:
+            log.seek(0, os.SEEK_END)
+            log.seek(max(0, log.tell() - 4096))
+            lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+            last = "".join(f"    {line}\n" for line in lines[-3:])
+            text: str = self.session["report"]
+            return text.replace("{how}", how_it_ended(self.server_exit or 0)).replace("{last}", last)
+        return ""
+
+    def _end_server(self) -> None:
+        for name, grace_s in self.session["stop"]:
+            if not self._signal_group(signal.Signals[f"SIG{name}"]):
+                break
+            deadline = time.monotonic() + grace_s
+            while self._signal_group(0) and time.monotonic() < deadline:
+                time.sleep(0.01)
+        # What left the group is our child now (Linux) or carries our marker.
+        for _ in range(20):
+            left = {*_children(), *strays(self.session["id"])} - {self.state.get("twin")} if self.server else set()
+            for pid in left:
+                with contextlib.suppress(OSError):
+                    os.kill(int(pid), signal.SIGKILL)
+            self._reap()
+            if not left:
+                break
+            time.sleep(0.02)
+
+    def _signal_group(self, number: int) -> bool:
+        """Signal the server's group; 0 only asks whether there is one."""
+        if not self.server or self.group_is_gone:
+            return False
+        self._reap()
+        try:
+            os.killpg(self.server, number)
+        except (ProcessLookupError, PermissionError):
+            # macOS answers PermissionError for a group of zombies
+            self.group_is_gone = True
+        return not self.group_is_gone
+
+    def _release_twin(self) -> None:
+        if self.twin_pipe >= 0:
+            with contextlib.suppress(OSError):
+                os.write(self.twin_pipe, b"go\n")
+            os.close(self.twin_pipe)
+            self.twin_pipe = -1
+
+    def _clean_up(self) -> None:
+        self._release_twin()
+        for name in (*self.session["files"], "session.json"):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self.folder, name))
+        with contextlib.suppress(OSError):
+            os.rmdir(self.folder)
+        self._tell({"ended": True})
+
+
+def how_it_ended(code: int) -> str:
+    """An exit status in words."""
+    if code >= 0:
+        return f"exit {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def _prctl(option: int, value: int) -> None:
+    import ctypes
+
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _ask_for_parent_death() -> None:
+    if LINUX:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _children() -> list[int]:
+    if not LINUX:
+        return []
+    with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as children:
+        return [int(pid) for pid in children.read().split()]
+    return []
+
+
+def _spawn(argv: list[str], env: dict[str, str], stdin: int, first: Callable[[], None] | None = None) -> int:
+    """Start a program in a session of its own, with default signals and our log as its output."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.setsid()
+        for number in (*_SHIELDED, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        if first:
+            first()
+        os.dup2(stdin, 0)
+        os.dup2(1, 2)
+        os.execve(argv[0], argv, env)
+    finally:
+        os._exit(127)
+
+
+def main(argv: list[str]) -> None:
+    """Read the session from the socket, then keep it."""
+    control = int(argv[1])
+    os.set_inheritable(control, False)
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(control, 65536)
+        if not part:
+            return
+        line += part
+    Keeper(control, json.loads(line)).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,242 @@
+"""One frozen plan: what will be fetched, served and launched. `--dry-run` prints it, launch carries it out.
+
+`make_plan` is pure: no clock, no network, no processes, no os.environ, no randomness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cclocal.agents import AGENTS, Home, Session
+from cclocal.agents.claude import least_context_tokens
+from cclocal.backends import BACKENDS, Serving
+from cclocal.catalog import Model, Variant
+from cclocal.command import KEY, MODEL_FILE, PORT, Command, Endpoint, Readiness, SessionFile, Stop, refusal
+from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
+from cclocal.facts import Engine, Facts
+from cclocal.settings import Settings
+
+#: llama.cpp rounds a context up to this.
+CONTEXT_STEP_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """What must come from the hub before the server can start. `repo` None = nothing, the model is at hand."""
+
+    repo: str | None
+    files: tuple[str, ...] = ()
+    size_bytes: int | None = None
+    builtin: str | None = None
+
+    @property
+    def in_words(self) -> str:
+        if self.builtin:
+            return "built on the spot, nothing to download"
+        if not self.repo:
+            return "nothing to download"
+        size = f", {self.size_bytes / 1e9:.1f} GB" if self.size_bytes else ""
+        return f"{', '.join(self.files)} from {self.repo}{size}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything a launch will do. `server` and `session` still hold placeholders until `bind`."""
+
+    model: Model
+    variant: Variant
+    backend: str
+    engine: Engine
+    fetch: Fetch
+    context_tokens: int
+    out_tokens: int
+    port: int | None
+    server: Command
+    readiness: Readiness
+    stop: Stop
+    agent: str
+    session: Command
+    home: Home
+    files: tuple[SessionFile, ...]
+    memory: str
+    notes: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def bind(self, values: Mapping[str, str]) -> Plan:
+        """The same plan with the session's port, key, folder and model file filled in."""
+        from cclocal.command import bind
+
+        endpoint = self.readiness.endpoint
+        return replace(
+            self,
+            server=self.server.bind(values),
+            session=self.session.bind(values),
+            readiness=replace(
+                self.readiness,
+                endpoint=Endpoint(bind(endpoint.url, values), bind(endpoint.key, values), endpoint.model),
+            ),
+            files=tuple(SessionFile(f.name, bind(f.content, values)) for f in self.files),
+        )
+
+    def as_json(self, environ: Mapping[str, str]) -> dict[str, Any]:
+        """The plan for scripts. Values of the caller's own variables are left out, their names are not."""
+        return {
+            "model": {"id": self.model.id, "name": self.model.name, "variant": self.variant.quant},
+            "backend": {"name": self.backend, "form": self.engine.form, "version": self.engine.version},
+            "fetch": {
+                "repo": self.fetch.repo,
+                "files": list(self.fetch.files),
+                "size_bytes": self.fetch.size_bytes,
+                "builtin": self.fetch.builtin,
+            },
+            "context_tokens": self.context_tokens,
+            "out_tokens": self.out_tokens,
+            "memory": self.memory,
+            "server": {"argv": list(self.server.argv), "env": dict(self.server.env)},
+            "agent": {
+                "name": self.agent,
+                "argv": list(self.session.argv),
+                "env": dict(self.session.env),
+                "kept": sorted(self.session.kept(environ)),
+                "removed": list(self.session.removed(environ)),
+            },
+            "files": {f.path: f.content for f in self.files},
+            "notes": list(self.notes),
+            "sources": dict(self.sources),
+        }
+
+
+def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
+    """Decide everything about one launch.
+
+    Raises UsageError, BackendMissingError (30), BackendTooOldError (31) or AgentMissingError (35) before
+    anything has happened.
+    """
+    agent = AGENTS["claude"]
+    if facts.agent is None and not settings.server_only:
+        raise AgentMissingError(f"{agent.PROGRAM} was not found on PATH.", hint=agent.INSTALL)
+    name, variant = _variant(model, settings)
+    backend = BACKENDS[name]
+    engine = backend.engine(facts)
+    if engine is None:
+        raise BackendMissingError(f"No {name} was found on this machine.", hint=backend.INSTALL)
+    if reason := backend.unsupported(engine, variant):
+        raise BackendTooOldError(f"{model.name} cannot run here: {reason}.", hint=backend.INSTALL)
+
+    sources = dict(settings.sources)
+    context = _context(model, variant, settings, sources)
+    out = _out(model, settings, context, sources)
+    port = _port(model, settings, sources)
+    for variable in settings.pass_env:
+        if why := refusal(variable):
+            raise UsageError(f"--pass-env: {why}.")
+
+    endpoint = Endpoint(f"http://127.0.0.1:{port or PORT}", KEY, model.id)
+    files = tuple(_on_disk(variant, file, facts) for file in variant.files)
+    serving = Serving(
+        model=model,
+        variant=variant,
+        model_file=variant.path or (files[0] if files else MODEL_FILE),
+        mmproj_file=_on_disk(variant, variant.mmproj, facts) if variant.mmproj else None,
+        context_tokens=context,
+        endpoint=endpoint,
+        port=str(port or PORT),
+    )
+    server, server_files = backend.command(engine, serving)
+    session = Session(endpoint, context, out, tuple(settings.pass_env), tuple(settings.agent_args))
+    command, session_files = agent.command(facts, session)
+    return Plan(
+        model=model,
+        variant=variant,
+        backend=name,
+        engine=engine,
+        fetch=_fetch(variant, facts),
+        context_tokens=context,
+        out_tokens=out,
+        port=port,
+        server=server,
+        readiness=backend.readiness(serving),
+        stop=backend.STOP,
+        agent=agent.NAME,
+        session=command,
+        home=agent.home(facts),
+        files=(*server_files, *session_files),
+        memory="not yet planned: cclocal does not check yet whether the model fits this machine",
+        notes=(
+            *((model.warning,) if model.warning else ()),
+            *backend.notes(engine, facts),
+            *agent.notes(facts, session),
+        ),
+        sources=sources,
+    )
+
+
+def _variant(model: Model, settings: Settings) -> tuple[str, Variant]:
+    wanted = settings.backend
+    for name in (wanted,) if wanted else BACKENDS:
+        if name not in BACKENDS:
+            raise UsageError(f"There is no backend “{name}”.", hint=f"--backend {' | '.join(BACKENDS)}")
+        if variant := model.variant(name):
+            return name, variant
+    raise UsageError(f"{model.name} has no variant for {wanted or ', '.join(BACKENDS)}.")
+
+
+def _context(model: Model, variant: Variant, settings: Settings, sources: dict[str, str]) -> int:
+    if settings.ctx is None:
+        sources["ctx"] = "catalog"
+        wanted = variant.context_tokens or model.context_tokens
+        return min(wanted, model.native_context_tokens) // CONTEXT_STEP_TOKENS * CONTEXT_STEP_TOKENS
+    if settings.ctx > model.native_context_tokens:
+        raise UsageError(
+            f"{model.name} was made for {model.native_context_tokens:,} tokens; {settings.ctx:,} is beyond that."
+        )
+    return settings.ctx // CONTEXT_STEP_TOKENS * CONTEXT_STEP_TOKENS
+
+
+def _out(model: Model, settings: Settings, context: int, sources: dict[str, str]) -> int:
+    if settings.out_tokens is None:
+        sources["out_tokens"] = "catalog"
+    out = settings.out_tokens or model.out_tokens
+    if context < least_context_tokens(out):
+        raise UsageError(
+            f"A context of {context:,} tokens is too small for replies of {out:,}: the agent needs "
+            f"{least_context_tokens(out):,} at least.",
+            hint="a larger --ctx or a smaller --out-tokens",
+        )
+    return out
+
+
+def _port(model: Model, settings: Settings, sources: dict[str, str]) -> int | None:
+    """A fixed port if one was asked for, the catalog's for --server, else any free one."""
+    if settings.port is not None:
+        return settings.port
+    if settings.server_only:
+        sources["port"] = "catalog"
+        return model.port
+    sources["port"] = "default"
+    return None
+
+
+def _on_disk(variant: Variant, file: str, facts: Facts) -> str:
+    path = facts.cached.get((variant.repo or "", file))
+    return str(path) if path else f"<{file}>"
+
+
+def _fetch(variant: Variant, facts: Facts) -> Fetch:
+    if variant.builtin:
+        return Fetch(None, builtin=variant.builtin)
+    wanted = (*variant.files, *((variant.mmproj,) if variant.mmproj else ()))
+    if variant.repo and any((variant.repo, file) not in facts.cached for file in wanted):
+        return Fetch(variant.repo, wanted, variant.size_bytes)
+    return Fetch(None)
+
+
+def model_file_values(variant: Variant, files: Mapping[str, Path]) -> dict[str, str]:
+    """What `bind` needs once the files are on disk: placeholder → path."""
+    values = {f"<{name}>": str(path) for name, path in files.items()}
+    if variant.builtin:
+        values[MODEL_FILE] = str(files["tiny"])
+    return values

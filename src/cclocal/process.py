@@ -1,0 +1,167 @@
+"""Start a server through its keeper, and become the agent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cclocal import keeper
+from cclocal.command import Command, SessionFile, Stop
+from cclocal.errors import ServerDiedError
+
+LOG_CAP_BYTES = 16 * 2**20
+
+
+@dataclass(slots=True)
+class Held:
+    """A server in its keeper's hands, as long as the launcher is still the launcher."""
+
+    id: str
+    folder: Path
+    log: Path
+    control: socket.socket
+    keeper_pid: int
+    server_pid: int = 0
+    server_exit: int | None = None
+    _buffer: bytes = field(default=b"", repr=False)
+    _ended: bool = False
+
+    def poll(self, timeout_s: float = 0.0) -> int | None:
+        """The server's exit status if it ended, after waiting at most `timeout_s` for news of it."""
+        while self.server_exit is None and not self._ended:
+            if not select.select([self.control], [], [], timeout_s)[0]:
+                break
+            self._read()
+            timeout_s = 0.0
+        return self.server_exit
+
+    @property
+    def keeper_is_gone(self) -> bool:
+        """Whether the keeper ended without having been asked to: killed, since it ends by itself only after us."""
+        return self._ended
+
+    def end(self) -> None:
+        """Have the server ended, and return when it is gone."""
+        with contextlib.suppress(OSError):
+            self.control.send(b"end\n")
+        while not self._ended:
+            self._read()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.keeper_pid, 0)
+        self.control.close()
+
+    def _read(self) -> None:
+        try:
+            part = self.control.recv(65536)
+        except OSError:
+            part = b""
+        if not part:
+            self._ended = True
+            return
+        *lines, self._buffer = (self._buffer + part).split(b"\n")
+        for line in lines:
+            news = json.loads(line)
+            self.server_pid = news.get("server", self.server_pid)
+            self.server_exit = news.get("server_exit", self.server_exit)
+
+    def wait_for_start(self) -> None:
+        """Return when the server's process exists. Raises ServerDiedError if the keeper cannot start it."""
+        while not self.server_pid and not self._ended:
+            self._read()
+        if not self.server_pid:
+            raise ServerDiedError("The server's keeper could not start.", log=str(self.log))
+
+
+def new_session_id() -> str:
+    return secrets.token_hex(4)
+
+
+def new_key() -> str:
+    """A key for one session: random, url-safe, never the user's."""
+    return f"cclocal-{secrets.token_urlsafe(24)}"
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def hold(
+    server: Command,
+    files: tuple[SessionFile, ...],
+    stop: Stop,
+    *,
+    session_id: str,
+    folder: Path,
+    log: Path,
+    about: Mapping[str, Any],
+    report: str,
+    environ: Mapping[str, str],
+) -> Held:
+    """Start a server in the hands of a keeper that ends it when this process ends, whatever this process becomes.
+
+    `report` is what the keeper says if the server died under the agent; {how} and {last} stand for the exit status
+    and the log's last lines.
+    """
+    ours, theirs = socket.socketpair()
+    session = {
+        "launcher": os.getpid(),
+        "id": session_id,
+        "folder": str(folder),
+        "files": {f.name: f.content for f in files},
+        "argv": list(server.argv),
+        "env": server.environ(environ),
+        "log": str(log),
+        "log_cap_bytes": LOG_CAP_BYTES,
+        "stop": [list(step) for step in stop.steps],
+        "shell": environ.get("CCLOCAL_TEST_SHELL", "/bin/sh"),
+        "pdeathsig": environ.get("CCLOCAL_TEST_PDEATHSIG") != "0",
+        "tty": _terminal(),
+        "about": dict(about),
+        "report": report,
+    }
+    with theirs, log.open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", keeper.__file__, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            cwd="/",
+            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "HOME": environ.get("HOME", "/")},
+        )
+    # the keeper outlives us as we are; whoever we become inherits it
+    process.returncode = 0
+    ours.sendall(json.dumps(session).encode() + b"\n")
+    held = Held(session_id, folder, log, ours, process.pid)
+    held.wait_for_start()
+    return held
+
+
+def become(command: Command, environ: Mapping[str, str], held: Held) -> None:
+    """Replace this process by the agent: signals, exit status, job control and terminal are then its own."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    held.control.send(b"exec\n")
+    os.execve(command.argv[0], list(command.argv), command.environ(environ))
+
+
+def _terminal() -> str | None:
+    """The terminal the agent will draw on, if both ends of it are one."""
+    if not (os.isatty(0) and os.isatty(1)):
+        return None
+    with contextlib.suppress(OSError):
+        return os.ttyname(1)
+    return None

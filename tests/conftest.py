@@ -1,0 +1,85 @@
+"""The real parts of the suite, and worlds to use them in.
+
+With CI=true every engine form and every agent version is run and nothing is left out. Elsewhere: the engine of the
+wheel and one Claude Code (the one on PATH, else 2.1.329), and the summary says what was left out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.world import World
+
+ROOT = Path(__file__).parent.parent
+CI = os.environ.get("CI") == "true"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cclocal-dev"
+NEWEST, OLDEST = "2.1.329", "2.1.197"
+
+
+@dataclass(frozen=True)
+class Claude:
+    path: Path
+    version: str
+
+
+@dataclass(frozen=True)
+class Engine:
+    name: str
+    binary: Path | None
+
+
+def _cached_claude(version: str) -> Claude:
+    return Claude(CACHE / f"claude-code-{version}" / "bin" / "claude", version)
+
+
+def _claudes() -> list[Claude]:
+    if CI:
+        return [_cached_claude(NEWEST), _cached_claude(OLDEST)]
+    if found := shutil.which("claude"):
+        said = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
+        return [Claude(Path(found).absolute(), said.split()[0])]
+    return [_cached_claude(NEWEST)]
+
+
+def _engines() -> list[Engine]:
+    wheel = Engine("wheel", None)
+    return [wheel, Engine("binary", CACHE / "llama-server-0.3.36/build/bin/llama-server")] if CI else [wheel]
+
+
+CLAUDES, ENGINES = _claudes(), _engines()
+
+
+@pytest.fixture(params=CLAUDES, ids=lambda c: c.version)
+def claude(request: pytest.FixtureRequest) -> Claude:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(params=ENGINES, ids=lambda e: e.name)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A user's world, and the invariant after every test that used it: nothing is left behind."""
+    world = World(tmp_path)
+    try:
+        yield world
+        world.assert_clean()
+    finally:
+        world.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not CI:
+        terminalreporter.write_line(
+            f"left out (CI=true runs them too): a llama-server built from source, other Claude Codes than "
+            f"{CLAUDES[0].version}, system call traces"
+        )

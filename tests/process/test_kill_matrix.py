@@ -1,0 +1,151 @@
+"""Whatever is killed, at any moment, no server and no port is left. Real processes, real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.world import World, alive, wait_for
+
+MATRIX = [
+    # who is killed, the server's switches, the signal
+    (["agent"], {}, "KILL"),
+    (["agent"], {}, "TERM"),
+    (["agent"], {}, "HUP"),
+    (["agent"], {"worker": "child"}, "KILL"),
+    (["agent"], {"worker": "setsid"}, "KILL"),
+    (["agent"], {"ignore_term": True}, "KILL"),
+    (["agent"], {"ignore_term": True, "worker": "setsid"}, "KILL"),
+    (["twin", "agent"], {}, "KILL"),
+]
+KEEPER_DIES = [
+    (["keeper"], {}),
+    (["keeper"], {"worker": "child"}),
+    (["keeper"], {"worker": "setsid"}),
+    (["keeper"], {"ignore_term": True}),
+    (["agent", "keeper"], {}),
+    (["agent", "keeper"], {"worker": "child"}),
+]
+
+
+@pytest.fixture(params=["", "0"], ids=["pdeathsig", "no-pdeathsig"])
+def pdeathsig(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def started(world: World, switches: dict[str, object], pdeathsig: str, shell: str = "/bin/sh") -> dict[str, int]:
+    """A running session: who is who."""
+    world.fake_server(**switches)
+    world.fake_claude()
+    world.start("--tiny", CCLOCAL_TEST_PDEATHSIG=pdeathsig, CCLOCAL_TEST_SHELL=shell)
+    agent = world.agent()["pid"]
+    state = world.state()
+    assert state["watched"] == agent
+    return {"agent": agent, "keeper": state["keeper"], "twin": state["twin"], **world.server_pids()}
+
+
+@pytest.mark.parametrize(("killed", "switches", "signal_name"), MATRIX, ids=str)
+def test_nothing_is_left_when_the_agent_ends(
+    world: World, killed: list[str], switches: dict[str, object], signal_name: str, pdeathsig: str
+) -> None:
+    who = started(world, switches, pdeathsig)
+    for party in killed:
+        os.kill(who[party], signal.Signals[f"SIG{signal_name}"])
+    wait_for(lambda: not alive(who["server"]), "the server's end")
+    # the fixture checks the rest: processes, session folder, port
+
+
+@pytest.mark.parametrize(("killed", "switches"), KEEPER_DIES, ids=str)
+def test_the_twin_ends_the_server_when_the_keeper_is_killed(
+    world: World, killed: list[str], switches: dict[str, object], pdeathsig: str
+) -> None:
+    who = started(world, switches, pdeathsig)
+    for party in killed:
+        os.kill(who[party], signal.SIGKILL)
+    wait_for(lambda: not alive(who["server"]), "the server's end")
+    wait_for(lambda: "worker" not in who or not alive(who["worker"]), "the worker's end")
+    if alive(who["agent"]):
+        os.kill(who["agent"], signal.SIGKILL)
+    # The state file stays, because its writer was killed; the next start reclaims it and says so.
+    assert list(world.sessions.glob("*/session.json"))
+    world.fake_claude(exits=0)
+    (world.record / "pids.json").unlink()
+    done = world.run("--tiny")
+    assert "Cleaned up after a session whose keeper was killed (tiny" in done.stderr
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("shell", ["/bin/bash", "/bin/dash"])
+def test_the_twin_is_written_for_both_shells(world: World, shell: str) -> None:
+    who = started(world, {"ignore_term": True, "worker": "setsid"}, "0", shell)
+    os.kill(who["keeper"], signal.SIGKILL)
+    wait_for(lambda: not alive(who["server"]) and not alive(who["worker"]), "the server's and its worker's end")
+    os.kill(who["agent"], signal.SIGKILL)
+    world.run("--server", "--dry-run")
+    reclaim(world)
+
+
+def reclaim(world: World) -> None:
+    world.fake_claude(exits=0)
+    (world.record / "pids.json").unlink()
+    assert world.run("--tiny").returncode == 0
+
+
+def test_keeper_and_twin_killed_together_is_reclaimed_at_the_next_start(world: World) -> None:
+    """The one hole, without PDEATHSIG (= macOS): the server lives on until the next start finds it by identity."""
+    who = started(world, {}, "0")
+    # the twin first: stopped, it cannot act when the keeper goes
+    os.kill(who["twin"], signal.SIGSTOP)
+    os.kill(who["keeper"], signal.SIGKILL)
+    os.kill(who["twin"], signal.SIGKILL)
+    os.kill(who["agent"], signal.SIGKILL)
+    assert alive(who["server"])
+    reclaim(world)
+    assert not alive(who["server"])
+
+
+def test_a_recycled_pid_is_never_signalled(world: World) -> None:
+    """A state file whose pids now belong to others: only the file goes."""
+    who = started(world, {}, "")
+    state = next(world.sessions.glob("*/session.json")).read_text()
+    os.kill(who["agent"], signal.SIGKILL)
+    wait_for(lambda: not alive(who["keeper"]), "the keeper's end")
+    bystander = world.start("--tiny")
+    (world.record / "agent.json").unlink()
+    agent = world.agent()["pid"]
+    assert agent == bystander.pid
+    stale = world.sessions / "deadbeef"
+    stale.mkdir()
+    forged = state.replace(f'"server": {who["server"]}', f'"server": {agent}')
+    (stale / "session.json").write_text(forged.replace('"id": "', '"id": "not-'))
+    world.fake_claude(exits=0)
+    assert world.run("--tiny").returncode == 0
+    assert alive(agent)
+    assert not stale.exists()
+    os.kill(agent, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("signal_name", ["KILL", "TERM", "INT", "HUP"])
+def test_the_launcher_killed_while_the_server_loads(world: World, signal_name: str, pdeathsig: str) -> None:
+    world.fake_server(load_s=60)
+    world.fake_claude()
+    launcher = world.start("--tiny", CCLOCAL_TEST_PDEATHSIG=pdeathsig)
+    who = world.server_pids()
+    os.kill(launcher.pid, signal.Signals[f"SIG{signal_name}"])
+    wait_for(lambda: not alive(who["server"]), "the server's end")
+    assert launcher.wait() == (130 if signal_name == "INT" else -signal.Signals[f"SIG{signal_name}"])
+
+
+def test_the_keeper_killed_while_the_server_loads(world: World) -> None:
+    world.fake_server(load_s=60)
+    world.fake_claude()
+    launcher = world.start("--tiny")
+    who = world.server_pids()
+    os.kill(world.state()["keeper"], signal.SIGKILL)
+    wait_for(lambda: not alive(who["server"]), "the server's end")
+    assert launcher.wait(20) == 32
+    assert "keeper" in (world.record / "err").read_text()
+    world.fake_server()
+    reclaim(world)

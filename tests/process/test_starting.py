@@ -1,0 +1,253 @@
+"""Between the command and the agent: ports, crashes, servers that are not ours, logs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import time
+
+import pytest
+
+from tests.world import World, alive, wait_for
+
+
+def test_the_agent_replaces_the_launcher_and_its_status_is_the_commands(world: World) -> None:
+    world.fake_server()
+    for code in (0, 1, 42):
+        world.fake_claude(exits=code)
+        assert world.run("--tiny").returncode == code
+    for number in (signal.SIGSEGV, signal.SIGTERM):
+        world.fake_claude(exits=128 + number)
+        # a shell shows these as 139 and 143
+        assert world.run("--tiny").returncode == -number
+
+
+def test_everything_after_the_dashes_goes_to_the_agent(world: World) -> None:
+    world.fake_server()
+    world.fake_claude(exits=0)
+    world.run("--tiny", "--", "-p", "fix it", "--", "--model")
+    argv = world.agent()["argv"]
+    assert argv[-4:] == ["-p", "fix it", "--", "--model"]
+    # a flag with one value closes our list, so that no variadic flag swallows the prompt
+    assert argv[-6:-4] == ["--permission-mode", "acceptEdits"]
+
+
+def test_a_server_that_dies_at_once_is_shown_as_a_crash_with_its_last_lines(world: World) -> None:
+    world.fake_server(die_at_start=134, die_log="ggml_metal: error: Insufficient Memory")
+    world.fake_claude()
+    started = time.monotonic()
+    done = world.run("--tiny")
+    assert done.returncode == 32
+    assert "The server stopped while starting (exit 134)." in done.stderr
+    assert "ggml_metal: error: Insufficient Memory" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert str(world.home / ".local/state/cclocal/logs/server-") in done.stderr
+    # within a second of its death; the rest is our own start
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("switches", "code", "words"),
+    [
+        ({"lets_anybody_in": True}, 33, "lets anybody in"),
+        ({"model": "something-else"}, 33, "has something-else, not tiny"),
+        ({"foreign": True}, 33, "is no model server"),
+        ({"bind": "0.0.0.0"}, 34, "open to other machines"),
+    ],
+    ids=str,
+)
+def test_a_server_that_is_not_what_it_should_be(
+    world: World, switches: dict[str, object], code: int, words: str
+) -> None:
+    world.fake_server(**switches)
+    world.fake_claude()
+    done = world.run("--tiny")
+    assert done.returncode == code
+    assert words in done.stderr
+
+
+def test_a_taken_port_is_refused_and_its_holder_named_and_left_alone(world: World) -> None:
+    world.fake_server()
+    world.fake_claude()
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        done = world.run("--tiny", "--port", str(port))
+        assert done.returncode == 34
+        assert f"Port {port} is in use by " in done.stderr
+        assert f"(process {os.getpid()})" in done.stderr
+        with socket.create_connection(("127.0.0.1", port)):
+            pass
+
+
+def test_a_chosen_port_is_the_servers(world: World) -> None:
+    world.fake_server()
+    world.fake_claude()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = world.start("--tiny", "--port", str(port))
+    assert world.agent()["env"]["ANTHROPIC_BASE_URL"] == f"http://127.0.0.1:{port}"
+    launcher.kill()
+    launcher.wait()
+
+
+def test_no_agent_is_said_before_anything_else_happens(world: World) -> None:
+    world.fake_server()
+    done = world.run("--tiny")
+    assert done.returncode == 35
+    assert "claude was not found on PATH" in done.stderr
+    assert "npm install -g @anthropic-ai/claude-code" in done.stderr
+    assert not (world.record / "pids.json").exists()
+    assert not list(world.home.rglob("*.gguf"))
+
+
+def test_an_agent_that_does_not_run_is_said_too(world: World) -> None:
+    world.fake_server()
+    claude = world.bin / "claude"
+    claude.write_text("#!/bin/sh\necho hello\n")
+    claude.chmod(0o755)
+    assert world.run("--tiny").returncode == 35
+    claude.write_text("#!/no/such/interpreter\n")
+    assert world.run("--tiny").returncode == 35
+
+
+def test_an_engine_that_lacks_a_needed_flag_is_too_old(world: World) -> None:
+    world.fake_server(help_lacks=["--jinja"])
+    world.fake_claude()
+    done = world.run("--tiny", CCLOCAL_LLAMA_SERVER="llama-server")
+    assert done.returncode == 31
+    assert "--jinja" in done.stderr
+
+
+def test_an_engine_that_is_not_there(world: World) -> None:
+    world.fake_claude()
+    done = world.run("--tiny", "--llama-server", "/no/such/llama-server")
+    assert done.returncode == 30
+
+
+def test_a_server_that_dies_during_the_session_is_told_after_it(world: World) -> None:
+    world.fake_server()
+    world.fake_claude()
+    launcher = world.start("--tiny")
+    world.agent()
+    os.kill(world.server_pids()["server"], signal.SIGSEGV)
+    wait_for(lambda: "server_exit" in world.state(), "the keeper's note")
+    launcher.terminate()
+    launcher.wait()
+    world.assert_clean()
+    err = (world.record / "err").read_text()
+    assert "The model server stopped during the session (SIGSEGV)." in err
+    assert "listening" in err
+    assert "cclocal --model tiny -- --continue" in err
+    assert "Log:" in err
+
+
+def test_logs_are_private_five_and_the_newest_has_a_name_that_stays(world: World) -> None:
+    world.fake_server()
+    world.fake_claude(exits=0)
+    for _ in range(7):
+        assert world.run("--tiny").returncode == 0
+    logs = sorted(world.log.parent.glob("logs/*.log"), key=lambda p: p.stat().st_mtime)
+    assert len(logs) == 5
+    assert world.log.resolve() == logs[-1]
+    assert all(stat.S_IMODE(log.stat().st_mode) == 0o600 for log in logs)
+    assert "listening" in world.run("logs").stdout
+
+
+def test_the_log_goes_on_in_follow(world: World) -> None:
+    world.fake_server()
+    world.fake_claude()
+    launcher = world.start("--tiny")
+    world.agent()
+    import subprocess
+
+    follow = subprocess.Popen(
+        [*world.command, "logs", "-f"], env=world.env, stdout=subprocess.PIPE, text=True, cwd=world.project
+    )
+    assert follow.stdout
+    assert follow.stdout.readline() == "loading the model\n"
+    assert follow.stdout.readline() == "listening\n"
+    with world.log.open("a") as log:
+        log.write("and on\n")
+    assert follow.stdout.readline() == "and on\n"
+    follow.send_signal(signal.SIGINT)
+    assert follow.wait() == 130
+    follow.stdout.close()
+    launcher.kill()
+    launcher.wait()
+
+
+def test_no_secret_in_argv_and_every_file_private(world: World) -> None:
+    world.fake_server()
+    world.fake_claude()
+    launcher = world.start("--tiny")
+    key = world.agent()["env"]["ANTHROPIC_AUTH_TOKEN"]
+    assert key.startswith("cclocal-")
+    import psutil
+
+    for process in psutil.process_iter():
+        try:
+            assert key not in " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+    for path in world.sessions.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    launcher.kill()
+    launcher.wait()
+
+
+def test_the_server_holds_until_ctrl_c_and_prints_a_command_that_works(world: World) -> None:
+    world.fake_server()
+    world.fake_claude(exits=7)
+    server = world.start("--server", "--model", "tiny", "--port", str(_free()))
+    line = wait_for(lambda: (world.record / "out").read_text(), "the command")
+    assert line.startswith("sh ")
+    import subprocess
+
+    done = subprocess.run(
+        f"{line.strip()} -p 'say hi'", shell=True, env={**world.env, "AWS_SECRET_ACCESS_KEY": "x"}, check=False
+    )
+    assert done.returncode == 7
+    agent = world.agent()
+    assert agent["argv"][-2:] == ["-p", "say hi"]
+    assert agent["env"]["ANTHROPIC_AUTH_TOKEN"].startswith("cclocal-")
+    assert "AWS_SECRET_ACCESS_KEY" not in agent["env"]
+    server.send_signal(signal.SIGINT)
+    assert server.wait() == 0
+
+
+def test_the_server_that_ends_by_itself_ends_the_command(world: World) -> None:
+    world.fake_server()
+    server = world.start("--server", "--tiny", "--port", str(_free()))
+    wait_for(lambda: (world.record / "out").read_text(), "the command")
+    os.kill(world.server_pids()["server"], signal.SIGKILL)
+    assert server.wait(20) == 32
+    assert "SIGKILL" in (world.record / "err").read_text()
+
+
+def test_two_sessions_at_once_do_not_disturb_each_other(world: World) -> None:
+    world.fake_server()
+    world.fake_claude()
+    first = world.start("--tiny")
+    one = world.agent()
+    (world.record / "agent.json").unlink()
+    second = world.start("--tiny")
+    two = world.agent()
+    assert one["env"]["ANTHROPIC_BASE_URL"] != two["env"]["ANTHROPIC_BASE_URL"]
+    first.kill()
+    first.wait()
+    time.sleep(0.3)
+    assert alive(world.server_pids()["server"])
+    assert len(list(world.sessions.glob("*"))) == 1
+    second.kill()
+    second.wait()
+
+
+def _free() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,183 @@
+"""A user's world for a test: a home of its own, a project folder, programs on PATH, and what is left afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+FAKES = Path(__file__).parent / "fakes"
+#: generous, because the machine may be busy; nothing waits for it when things go well
+PATIENCE_S = 30.0
+
+
+def wait_for(true: Callable[[], Any], what: str = "it", limit_s: float = PATIENCE_S) -> Any:
+    """Poll until `true()` is truthy, and return its value."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if value := true():
+            return value
+        time.sleep(0.01)
+    raise AssertionError(f"waited {limit_s:.0f} s for {what}")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+class World:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.home = root / "home"
+        self.project = root / "project"
+        self.bin = root / "bin"
+        self.record = root / "record"
+        for folder in (self.home, self.project, self.bin, self.record):
+            folder.mkdir(parents=True)
+        self.env = {
+            "HOME": str(self.home),
+            "PATH": f"{self.bin}:/usr/bin:/bin",
+            "TERM": "xterm-256color",
+            "LANG": "C.UTF-8",
+        }
+        self._children: list[subprocess.Popen[str]] = []
+
+    # -- programs on PATH
+
+    def program(self, name: str, fake: str, **switches: Any) -> Path:
+        path = self.bin / name
+        switches = {"record": str(self.record), **switches}
+        path.write_text(
+            f"#!{sys.executable} -S\nimport sys\nsys.path.insert(0, {str(FAKES)!r})\n"
+            f"from {fake} import main\nmain({switches!r})\n"
+        )
+        path.chmod(0o755)
+        return path
+
+    def fake_server(self, **switches: Any) -> Path:
+        return self.program("llama-server", "llama_server", **switches)
+
+    def fake_claude(self, **switches: Any) -> Path:
+        return self.program("claude", "claude", **switches)
+
+    def real(self, name: str, target: Path | None) -> None:
+        if target:
+            (self.bin / name).symlink_to(target)
+
+    # -- running
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-P", "-m", "cclocal"]
+
+    def run(self, *args: str, limit_s: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+        """cclocal with these arguments, in the project, to its end."""
+        return subprocess.run(
+            [*self.command, *args],
+            env={**self.env, **env},
+            cwd=self.project,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=limit_s,
+            check=False,
+        )
+
+    def start(self, *args: str, **env: str) -> subprocess.Popen[str]:
+        """cclocal in the background, in a session of its own."""
+        with (self.record / "out").open("w") as out, (self.record / "err").open("w") as err:
+            child = subprocess.Popen(
+                [*self.command, *args],
+                env={**self.env, **env},
+                cwd=self.project,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                text=True,
+                start_new_session=True,
+            )
+        self._children.append(child)
+        return child
+
+    # -- looking
+
+    @property
+    def sessions(self) -> Path:
+        return self.home / ".local/state/cclocal/sessions"
+
+    @property
+    def log(self) -> Path:
+        return self.home / ".local/state/cclocal/server.log"
+
+    def state(self) -> dict[str, Any]:
+        """The state file of the one session there is."""
+        return dict(json.loads(wait_for(self._state_text, "a state file")))
+
+    def _state_text(self) -> str | None:
+        paths = list(self.sessions.glob("*/session.json"))
+        return paths[0].read_text() if paths else None
+
+    def agent(self) -> dict[str, Any]:
+        """What the fake agent was given."""
+        wait_for((self.record / "agent.json").exists, "the agent")
+        return dict(json.loads((self.record / "agent.json").read_text()))
+
+    def server_pids(self) -> dict[str, int]:
+        wait_for((self.record / "pids.json").exists, "the server")
+        return dict(json.loads((self.record / "pids.json").read_text()))
+
+    def requests(self) -> list[dict[str, Any]]:
+        """What the fake server was asked, but for the launcher's own readiness probes."""
+        path = self.record / "requests.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        every = [json.loads(line) for line in lines]
+        return [r for r in every if r["path"] != "/v1/models" and (r["body"] or {}).get("max_tokens") != 1]
+
+    # -- the invariant
+
+    def leftovers(self) -> list[str]:
+        """Processes of this world that are still there: servers, keepers, twins, agents. All know its HOME."""
+        found = []
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                if alive(process.pid):
+                    found.append(f"{process.pid} {' '.join(process.cmdline())[:120]}")
+        return found
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("HOME") == str(self.home):
+                    yield process
+
+    def assert_clean(self) -> None:
+        """No process, no session folder, no port is left."""
+        wait_for(lambda: not self.leftovers() or None, f"an end of {self.leftovers()}", 15)
+        assert not list(self.sessions.glob("*")), "a session's folder was left behind"
+        if (self.record / "pids.json").exists():
+            assert port_is_free(self.server_pids()["port"])
+
+    def close(self) -> None:
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal.SIGKILL)
+        for child in self._children:
+            child.wait()

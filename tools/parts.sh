@@ -1,0 +1,11 @@
+#!/bin/sh
+# Fetch the real parts the suite runs. Without CI=true: one Claude Code (yours, or 2.1.329) and the wheel's engine.
+set -eu
+here=$(dirname "$0")
+if [ "${CI:-}" = true ]; then
+    "$here/claude.sh" 2.1.329 >/dev/null
+    "$here/claude.sh" 2.1.197 >/dev/null
+    "$here/llama_server.sh" >/dev/null
+elif ! command -v claude >/dev/null; then
+    "$here/claude.sh" 2.1.329 >/dev/null
+fi

@@ -88,7 +88,7 @@ class World:
     def command(self) -> list[str]:
         return [sys.executable, "-P", "-m", "cclocal"]
 
-    def run(self, *args: str, limit_s: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
         """cclocal with these arguments, in the project, to its end."""
         return subprocess.run(
             [*self.command, *args],
@@ -97,7 +97,7 @@ class World:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=limit_s,
+            timeout=120,
             check=False,
         )
 

@@ -117,8 +117,10 @@ class Catalog:
 
 def of_gguf(path: Path) -> Model:
     """A model made of a GGUF file the user named: nothing is known of it but the file."""
-    # the alias ends up in argv and in URLs
+    # the id ends up in argv and in the agent's requests
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "model"
+    if _TAKEN.search(name):
+        name = "local-model"
     return Model(
         id=name,
         name=path.name,
@@ -147,6 +149,8 @@ def flags(*sources: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
     return found
 
 
+#: Claude Code gives its long prompt, or another window, to ids that look like Anthropic's.
+_TAKEN = re.compile(r"claude|sonnet|haiku|opus|\[1m\]", re.IGNORECASE)
 _FLAG = re.compile(r"[a-z][a-z0-9.-]*")
 
 
@@ -179,6 +183,9 @@ def load(shipped: Path, user: UserFile | None = None) -> Catalog:
     adapter = TypeAdapter(Model)
     checked: dict[str, Model] = {}
     for id_, value in models.items():
+        if _TAKEN.search(id_) or not _FLAG.fullmatch(id_):
+            path, source = (user.path, user.text) if user and id_ in user.models else (shipped, text)
+            raise _bad(path, source, ("models", id_), "cannot be a model's id (a-z, 0-9, - and ., and no Claude name)")
         try:
             checked[id_] = adapter.validate_python({**value, "id": id_})
         except ValidationError as error:

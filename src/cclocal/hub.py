@@ -59,12 +59,13 @@ def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: An
     import huggingface_hub
 
     cache = cache_folder(environ)
+    there = cached_files(repo, files, environ)
     with _in_words(repo):
-        wanted = huggingface_hub.snapshot_download(repo, allow_patterns=list(files), cache_dir=cache, dry_run=True)
-        sizes = {info.filename: info.file_size or 0 for info in wanted}
+        info = huggingface_hub.HfApi().model_info(repo, files_metadata=True)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if file.rfilename in files}
         if missing := [name for name in files if name not in sizes]:
             raise HubError(f"{repo} has no file {', '.join(missing)}.", hint=f"look at https://huggingface.co/{repo}")
-        todo = sum(sizes[info.filename] for info in wanted if info.will_download)
+        todo = sum(size for name, size in sizes.items() if name not in there)
         _check_disk(cache, todo)
         counter = _counting(bar(sum(sizes.values()), sum(sizes.values()) - todo))
         return {
@@ -130,8 +131,9 @@ def _in_words(repo: str) -> Iterator[None]:
             f"The model hub was not reached, and {repo} is not on this disk.", cause=[_first_line(error)]
         ) from None
     except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "?")
-        raise HubError(f"The model hub answered {status} for {repo}.", cause=[_first_line(error)]) from None
+        status = int(getattr(error.response, "status_code", 0))
+        hint = {401: "hf auth login", 403: "hf auth login", 429: "wait a few minutes"}.get(status, "try again later")
+        raise HubError(f"The model hub answered {status} for {repo}.", cause=[_first_line(error)], hint=hint) from None
     except OSError as error:
         if error.errno == 28:
             raise DiskFullError(f"The disk is full: {error}.", hint="finished files were kept") from None

@@ -123,7 +123,7 @@ def _linux_gpus(root: Path) -> Iterator[Gpu]:
     for info in sorted(root.glob("proc/driver/nvidia/gpus/*/information")):
         with contextlib.suppress(OSError):
             name = re.search(r"^Model:\s*(.+)$", info.read_text(), re.MULTILINE)
-            yield Gpu("nvidia", f"NVIDIA {name[1].strip()}" if name else "an NVIDIA GPU")
+            yield Gpu("nvidia", name[1].strip() if name else "an NVIDIA GPU")
     for vendor in sorted(root.glob("sys/class/drm/card[0-9]*/device/vendor")):
         with contextlib.suppress(OSError):
             # integrated graphics without memory of their own count too: Vulkan and ROCm can use them

@@ -12,7 +12,7 @@ from typing import Any
 
 from cclocal.agents import AGENTS, Home, Session
 from cclocal.agents.claude import least_context_tokens
-from cclocal.backends import BACKENDS, Serving
+from cclocal.backends import BACKENDS, Backend, Serving
 from cclocal.catalog import Model, Variant
 from cclocal.command import KEY, MODEL_FILE, PORT, Command, Endpoint, Readiness, SessionFile, Stop, refusal
 from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
@@ -120,11 +120,7 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
         raise AgentMissingError(f"{agent.PROGRAM} was not found on PATH.", hint=agent.INSTALL)
     name, variant = _variant(model, settings)
     backend = BACKENDS[name]
-    engine = backend.engine(facts)
-    if engine is None:
-        raise BackendMissingError(f"No {name} was found on this machine.", hint=backend.INSTALL)
-    if reason := backend.unsupported(engine, variant):
-        raise BackendTooOldError(f"{model.name} cannot run here: {reason}.", hint=backend.INSTALL)
+    engine = _engine(backend, model, variant, facts)
 
     sources = dict(settings.sources)
     context = _context(model, variant, settings, sources)
@@ -182,6 +178,19 @@ def _variant(model: Model, settings: Settings) -> tuple[str, Variant]:
         if variant := model.variant(name):
             return name, variant
     raise UsageError(f"{model.name} has no variant for {wanted or ', '.join(BACKENDS)}.")
+
+
+def _engine(backend: Backend, model: Model, variant: Variant, facts: Facts) -> Engine:
+    """The best engine that can serve this variant."""
+    refusals = []
+    for engine in backend.engines(facts):
+        reason = backend.unsupported(engine, variant)
+        if reason is None:
+            return engine
+        refusals.append(reason)
+    if refusals:
+        raise BackendTooOldError(f"{model.name} cannot run here: {'; '.join(refusals)}.", hint=backend.INSTALL)
+    raise BackendMissingError(f"No {backend.NAME} was found on this machine.", hint=backend.INSTALL)
 
 
 def _context(model: Model, variant: Variant, settings: Settings, sources: dict[str, str]) -> int:

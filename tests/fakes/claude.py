@@ -29,7 +29,10 @@ def main(switches: dict[str, Any]) -> None:
         sys.exit(code)
     if not sys.stdin.isatty():
         time.sleep(900)
-    say = lambda text: print(text, flush=True)  # noqa: E731
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
     signal.signal(signal.SIGINT, lambda *_: say("GOT-INT"))
     signal.signal(signal.SIGCONT, lambda *_: say("GOT-CONT"))
     signal.signal(signal.SIGWINCH, lambda *_: say("WINCH {}x{}".format(*os.get_terminal_size())))

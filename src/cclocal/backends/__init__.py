@@ -35,8 +35,8 @@ class Backend(Protocol):
     INSTALL: str
     STOP: Stop
 
-    def engine(self, facts: Facts) -> Engine | None:
-        """The engine to use on this machine, or None if there is none."""
+    def engines(self, facts: Facts) -> tuple[Engine, ...]:
+        """The engines found on this machine, best first."""
 
     def unsupported(self, engine: Engine, variant: Variant) -> str | None:
         """Why this engine cannot serve this variant, or None if it can."""

@@ -35,8 +35,8 @@ NEEDED = ("--jinja", "--api-key-file", "--alias", "--parallel", "--ctx-size")
 SERVER_TIMEOUT_S = 3600
 
 
-def engine(facts: Facts) -> Engine | None:
-    return facts.engines[0] if facts.engines else None
+def engines(facts: Facts) -> tuple[Engine, ...]:
+    return facts.engines
 
 
 def unsupported(engine: Engine, variant: Variant) -> str | None:

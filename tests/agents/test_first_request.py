@@ -1,0 +1,251 @@
+"""The exact first request of the real Claude Code, against a scripted server that records everything."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+from tests.agents.conftest import evil_settings
+from tests.conftest import CI, Claude
+from tests.world import World, wait_for
+
+#: The lean row of the measured prompt sizes (bytes of the first request's body), + 5 %.
+LEAN_BYTES = {"2.1.197": 13801 * 1.05, "2.1.329": 16469 * 1.05}
+TOOLS = ["Bash", "Read", "Edit", "Write", "Glob", "Grep"]
+PROMPT = "Create the file hello.txt with content: hi"
+
+
+def body_of(world: World, number: int = 0) -> dict[str, Any]:
+    return dict([r for r in world.requests() if r["body"]][number]["body"])
+
+
+def check_first_request(request: dict[str, Any], version: str) -> None:
+    body = request["body"]
+    assert sorted(tool["name"] for tool in body["tools"]) == sorted(TOOLS)
+    assert body["model"] == "tiny"
+    assert body["max_tokens"] == 4096
+    # no attribution block, which would change the first bytes from session to session
+    assert "x-anthropic-billing-header" not in json.dumps(body["system"])
+    # one user message and nothing in mid-conversation that a strict template refuses
+    assert [message["role"] for message in body["messages"]] == ["user"]
+    if version in LEAN_BYTES:
+        assert request["bytes"] <= LEAN_BYTES[version]
+
+
+def test_print_mode_sends_one_lean_request(scripted: World, claude: Claude) -> None:
+    done = scripted.run("--tiny", "--", "-p", PROMPT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "OK done.\n"
+    with_body = [r for r in scripted.requests() if r["body"]]
+    assert len(with_body) == 1
+    check_first_request(with_body[0], claude.version)
+    assert "write it in parts" in json.dumps(body_of(scripted)["system"])
+
+
+def test_the_tui_shows_no_dialog_and_sends_no_side_request(scripted: World, claude: Claude) -> None:
+    child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]
+        scripted.command[0],
+        [*scripted.command[1:], "--tiny", "--", PROMPT],
+        env=scripted.env,
+        cwd=str(scripted.project),
+        encoding="utf-8",
+        timeout=30,
+        dimensions=(40, 120),
+    )
+    # words are placed by cursor movements, so nothing but single words can be waited for
+    child.expect("done")
+    wait_for(lambda: [r for r in scripted.requests() if r["body"]], "the first request")
+    # a title request would come with the first; time for late ones
+    child.expect(pexpect.TIMEOUT, timeout=3)
+    with_body = [r for r in scripted.requests() if r["body"]]
+    assert len(with_body) == 1
+    check_first_request(with_body[0], claude.version)
+    child.send("\x03\x03")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+def test_settings_of_nobody_redirect_anything(scripted: World, tmp_path: Path, evil_server: Evil) -> None:
+    mark = tmp_path / "run-by-a-hook"
+    evil = evil_settings(evil_server.port, mark)
+    for folder in (scripted.home / ".claude", scripted.project / ".claude"):
+        folder.mkdir()
+        for name in ("settings.json", "settings.local.json"):
+            (folder / name).write_text(json.dumps(evil))
+    (scripted.home / ".claude.json").write_text(json.dumps({**evil, "hasCompletedOnboarding": True}))
+    (scripted.project / ".mcp.json").write_text(json.dumps({"mcpServers": evil["mcpServers"]}))
+    before = snapshot(scripted.home / ".claude"), (scripted.home / ".claude.json").read_bytes()
+    done = scripted.run("--tiny", "--", "-p", PROMPT)
+    assert done.stdout == "OK done.\n", done.stderr
+    assert not mark.exists()
+    assert evil_server.calls == 0
+    check_first_request(next(r for r in scripted.requests() if r["body"]), "any")
+    assert (snapshot(scripted.home / ".claude"), (scripted.home / ".claude.json").read_bytes()) == before
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+class Evil:
+    """A port that must never be called."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.listener, self.port = listener, listener.getsockname()[1]
+
+    @property
+    def calls(self) -> int:
+        self.listener.setblocking(False)
+        try:
+            self.listener.accept()[0].close()
+        except BlockingIOError:
+            return 0
+        return 1
+
+
+@pytest.fixture
+def evil_server() -> Iterator[Evil]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield Evil(listener)
+
+
+def test_no_key_proxy_or_preload_of_the_callers_reaches_the_agent(scripted: World, evil_server: Evil) -> None:
+    secrets = {
+        "ANTHROPIC_API_KEY": "sk-ant-real",
+        "ANTHROPIC_AUTH_TOKEN": "real-token",
+        "CLAUDE_CODE_OAUTH_TOKEN": "real-oauth",
+        "CLAUDE_CODE_USE_BEDROCK": "1",
+        "AWS_ACCESS_KEY_ID": "AKIAREAL",
+        "AWS_SECRET_ACCESS_KEY": "real-aws",
+        "HTTPS_PROXY": f"http://127.0.0.1:{evil_server.port}",
+        "http_proxy": f"http://127.0.0.1:{evil_server.port}",
+        "BUN_OPTIONS": "--preload /tmp/evil.js",
+        "NODE_OPTIONS": "--require /tmp/evil.js",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{evil_server.port}",
+        "GITHUB_TOKEN": "ghp_real",
+    }
+    kept = {"JAVA_HOME": "/opt/java", "VIRTUAL_ENV": "/opt/venv", "LC_TIME": "C.UTF-8", "MY_VAR": "mine"}
+    # a Bash call that outlives a look into /proc
+    server = scripted.fake_server(replies=[{"tool": ["Bash", {"command": "sleep 2"}]}])
+    assert server.exists()
+    launcher = scripted.start("--tiny", "--pass-env", "MY_VAR", "--", "-p", PROMPT, **secrets, **kept)
+    wait_for(lambda: [r for r in scripted.requests() if r["body"]], "the first request")
+    environ = Path(f"/proc/{launcher.pid}/environ").read_bytes().decode()
+    variables = dict(line.split("=", 1) for line in environ.split("\0") if line)
+    assert variables["ANTHROPIC_AUTH_TOKEN"].startswith("cclocal-")
+    for name, value in secrets.items():
+        assert value not in environ or value == "1", name
+        assert name == "ANTHROPIC_AUTH_TOKEN" or name not in variables
+    assert {name: variables[name] for name in kept} == kept
+    assert variables["NO_PROXY"] == "127.0.0.1,localhost,::1"
+    assert launcher.wait(60) == 0
+    assert evil_server.calls == 0
+
+
+def test_instructions_of_project_and_user_reach_the_agent(scripted: World) -> None:
+    (scripted.project / "CLAUDE.md").write_text("The project's password is swordfish.\n")
+    (scripted.home / ".claude").mkdir()
+    (scripted.home / ".claude/CLAUDE.md").write_text("The user likes haddock. See @extra.md\n")
+    (scripted.home / ".claude/extra.md").write_text("And herring.\n")
+    scripted.run("--tiny", "--", "-p", PROMPT)
+    said = json.dumps(body_of(scripted)["messages"])
+    assert "swordfish" in said
+    assert "haddock" in said
+    assert "herring" in said
+    # the fixed part of the prompt stays the same for every project
+    assert "swordfish" not in json.dumps(body_of(scripted)["system"])
+    # and is taken away again when the user takes it away
+    (scripted.home / ".claude/CLAUDE.md").unlink()
+    scripted.run("--tiny", "--", "-p", PROMPT)
+    assert "haddock" not in json.dumps(body_of(scripted, 1)["messages"])
+
+
+def test_instructions_above_this_folder_are_said_to_be_left_out(scripted: World) -> None:
+    subprocess.run(["git", "init", "-q", str(scripted.project)], check=True)
+    (scripted.project / "CLAUDE.md").write_text("The project's password is swordfish.\n")
+    below = scripted.project / "below"
+    below.mkdir()
+    scripted.project = below
+    done = scripted.run("--tiny", "--", "-p", PROMPT)
+    assert "CLAUDE.md is not read from this folder" in done.stderr
+    assert "swordfish" not in json.dumps(body_of(scripted))
+
+
+def test_no_background_session_outlives_the_command(scripted: World) -> None:
+    done = scripted.run("--tiny", "--", "--bg", "hello")
+    assert done.returncode == 1
+    assert "disabled" in done.stderr
+    # the world's invariant: no process is left
+
+
+def test_a_user_who_undoes_the_profile_is_told(scripted: World) -> None:
+    done = scripted.run("--tiny", "--", "--model", "opus", "-p", "hi")
+    assert "--model after “--” replaces the only model that is loaded" in done.stderr
+
+
+def test_a_write_outside_the_project_is_refused(scripted: World) -> None:
+    outside = scripted.home / "outside.txt"
+    scripted.fake_server(replies=[{"tool": ["Write", {"file_path": str(outside), "content": "x"}]}])
+    done = scripted.run("--tiny", "--", "-p", PROMPT)
+    assert done.returncode == 0
+    assert not outside.exists()
+
+
+@pytest.mark.skipif(not CI, reason="traces system calls: CI=true runs it")
+@pytest.mark.parametrize("tui", [False, True], ids=["print", "tui"])
+def test_every_connect_of_the_process_tree_goes_to_this_machine(scripted: World, tui: bool) -> None:
+    strace = shutil.which("strace")
+    assert strace, "CI needs strace"
+    trace = scripted.record / "trace"
+    argv = [
+        strace,
+        "-f",
+        "-qq",
+        "-e",
+        "trace=connect,sendto,sendmsg",
+        "-o",
+        str(trace),
+        *scripted.command,
+        "--tiny",
+        "--",
+    ]
+    child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]
+        argv[0],
+        [*argv[1:], *([PROMPT] if tui else ["-p", PROMPT])],
+        env=scripted.env,
+        cwd=str(scripted.project),
+        encoding="utf-8",
+        timeout=90,
+        dimensions=(40, 120),
+    )
+    child.expect("done")
+    if tui:
+        child.expect(pexpect.TIMEOUT, timeout=5)
+        child.send("\x03\x03")
+    child.expect(pexpect.EOF)
+    child.close()
+    lines = [line for line in trace.read_text().splitlines() if "AF_INET" in line]
+    assert any('inet_addr("127.0.0.1")' in line for line in lines)
+    elsewhere = [line for line in lines if "127.0.0.1" not in line and "AF_UNSPEC" not in line]
+    assert not elsewhere, elsewhere
+
+
+def test_the_agents_death_is_the_commands(scripted: World) -> None:
+    scripted.fake_server(replies=[{"tool": ["Bash", {"command": "sleep 30"}]}])
+    launcher = scripted.start("--tiny", "--", "-p", PROMPT)
+    wait_for(lambda: [r for r in scripted.requests() if r["body"]], "the first request")
+    os.kill(launcher.pid, signal.SIGKILL)
+    assert launcher.wait() == -signal.SIGKILL

@@ -1,0 +1,163 @@
+"""The command line as a person meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.world import World
+
+HEAVY = {"httpx", "httpx2", "huggingface_hub", "questionary", "xllamacpp"}
+
+
+def modules_of(world: World, *args: str) -> set[str]:
+    """Names of the top-level modules that a run of cclocal imports."""
+    code = (
+        "import sys, atexit, cclocal.cli\n"
+        "atexit.register(lambda: print('\\nMODULES', *{m.split('.')[0] for m in sys.modules}))\n"
+        f"cclocal.cli.main({list(args)!r})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=world.env, cwd=world.project, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.rsplit("MODULES", 1)[1].split())
+
+
+@pytest.mark.parametrize(
+    "args", [["-h"], ["--list-models"], ["--tiny", "--dry-run"], ["--gemma", "--dry-run"], ["--version"]], ids=str
+)
+def test_looking_imports_nothing_heavy(world: World, args: list[str]) -> None:
+    world.fake_claude()
+    world.fake_server()
+    assert not HEAVY & modules_of(world, *args)
+
+
+def test_help_does_not_even_import_pydantic_or_psutil(world: World) -> None:
+    assert not {"pydantic", "psutil"} & modules_of(world, "-h")
+
+
+def test_help_teaches_by_example_and_shows_every_model(world: World) -> None:
+    done = world.run("-h", COLUMNS="110")
+    assert done.returncode == 0
+    for words in ("--gemma-light", "--coder7b", "--light", "cclocal --tiny -- -p", "config.toml", "--pass-env", "logs"):
+        assert words in done.stdout
+    assert world.run("--help").stdout == world.run("-h").stdout
+
+
+def test_version(world: World) -> None:
+    assert world.run("--version").stdout == "cclocal 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--gema"], "--gemma"),
+        (["--model", "gema"], "Perhaps you meant gemma"),
+        (["--model", "none.gguf"], "There is no file none.gguf"),
+        (["--tiny", "--gemma"], "One model at a time"),
+        (["--tiny", "--model", "gemma"], "One model at a time"),
+        (["--tiny", "-p", "hi"], "goes after “--”"),
+        (["--tiny", "fix it"], "goes after “--”"),
+        (["--tiny", "--port", "x"], "--port"),
+        (["--tiny", "--port", "99999"], "--port"),
+        (["--tiny", "--ctx", "8192"], "too small"),
+        (["--tiny", "--ctx", "999999"], "beyond"),
+        (["--tiny", "--backend", "vlm"], "no backend “vlm”"),
+        (["--tiny", "--pass-env", "ANTHROPIC_API_KEY"], "never reaches the agent"),
+        (["--tiny", "--pass-env", "AWS_PROFILE"], "never reaches the agent"),
+        (["--tiny", "--pass-env", "https_proxy"], "never reaches the agent"),
+        (["--tiny", "--pass-env", "A=b"], "not the name"),
+        ([], "no terminal to ask on"),
+        (["--", "-p", "hi"], "no terminal to ask on"),
+        (["logs"], "no server log yet"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_said_in_words_with_status_2(world: World, args: list[str], words: str) -> None:
+    world.fake_claude()
+    world.fake_server()
+    done = world.run(*args)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_file_that_is_no_gguf(world: World) -> None:
+    (world.project / "x.gguf").write_text("hello")
+    done = world.run("--model", "x.gguf")
+    assert done.returncode == 2
+    assert "no GGUF file" in done.stderr
+
+
+def test_no_home(world: World) -> None:
+    del world.env["HOME"]
+    done = world.run("--tiny")
+    assert done.returncode == 24
+    assert "HOME is not set" in done.stderr
+
+
+def test_a_home_that_cannot_be_written(world: World) -> None:
+    """/proc stands for a read-only disk: nobody can make a folder there, not even root."""
+    world.fake_claude()
+    world.fake_server()
+    done = world.run("--tiny", HOME="/proc")
+    assert done.returncode == 24
+    assert "Cannot" in done.stderr
+
+
+def test_the_plan_for_scripts(world: World) -> None:
+    world.fake_claude()
+    world.fake_server()
+    done = world.run("--gemma", "--dry-run", "--json", "--", "-p", "hi", AWS_SECRET_ACCESS_KEY="x")
+    plan = json.loads(done.stdout)
+    assert plan["model"]["id"] == "gemma"
+    assert plan["context_tokens"] == 65536
+    assert plan["fetch"]["files"] == ["gemma-4-26B-A4B-it-UD-Q4_K_M.gguf"]
+    assert plan["agent"]["argv"][-2:] == ["-p", "hi"]
+    assert "AWS_SECRET_ACCESS_KEY" in plan["agent"]["removed"]
+    assert plan["agent"]["env"]["ANTHROPIC_AUTH_TOKEN"] == "<session key>"
+    assert plan["sources"]["model"] == "command line"
+
+
+def test_a_dry_run_starts_and_writes_nothing_but_its_memory(world: World) -> None:
+    world.fake_claude()
+    world.fake_server()
+    done = world.run("--tiny", "--dry-run")
+    assert done.returncode == 0
+    assert "--port <free port>" in done.stdout
+    assert "<session key>" in done.stdout
+    files = [p for p in world.home.rglob("*") if p.is_file()]
+    assert [p.name for p in files] == ["probes.json"]
+    assert not (world.record / "pids.json").exists()
+
+
+def test_the_catalog_for_scripts(world: World) -> None:
+    rows = json.loads(world.run("--list-models", "--json").stdout)
+    assert [row["id"] for row in rows if row["default"]] == ["gemma-light"]
+    assert rows[1]["flags"] == ["--gemma-light", "--light"]
+
+
+def test_colours_only_where_wanted(world: World) -> None:
+    assert "\x1b[" not in world.run("--list-models").stdout
+    assert "\x1b[" not in world.run("--gema").stderr
+
+
+def test_the_c_locale_is_no_obstacle(world: World) -> None:
+    done = world.run("--gema", LANG="C", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert done.returncode == 2
+    assert "UnicodeEncodeError" not in done.stderr
+    assert world.run("--list-models", LANG="C", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0").returncode == 0
+
+
+def test_completion_knows_the_models(world: World) -> None:
+    done = world.run(
+        _CCLOCAL_COMPLETE="complete_bash",
+        COMP_WORDS="cclocal --gem",
+        COMP_CWORD="1",
+        _TYPER_COMPLETE_ARGS="cclocal --gem",
+    )
+    assert "--gemma-light" in done.stdout.split()

@@ -1,0 +1,103 @@
+"""A stand-in for the Hugging Face hub: one repo with the files of a folder, and fault switches.
+
+    python hub.py FOLDER LOG [--rate BYTES_PER_S] [--status N] [--gated]
+
+Prints its port, then serves FOLDER as every repo; LOG gets a line per request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+COMMIT = "a" * 40
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("log", type=Path)
+    parser.add_argument("--rate", type=int, default=0)
+    parser.add_argument("--status", type=int, default=0)
+    parser.add_argument("--gated", action="store_true")
+    options = parser.parse_args()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.options = options  # type: ignore[attr-defined]
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        options = self.server.options  # type: ignore[attr-defined]
+        with options.log.open("a") as log:
+            log.write(f"{self.command} {self.path}\n")
+        files = {p.name: p.read_bytes() for p in sorted(options.folder.iterdir())}
+        if options.status:
+            self._error(options.status, "GatedRepo" if options.gated else "")
+        elif "/resolve/" in self.path:
+            self._file(files.get(self.path.split("/")[-1].split("?")[0]), options.rate)
+        elif "/tree/" in self.path:
+            rows = [
+                {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
+                for n, d in files.items()
+            ]
+            self._json(200, rows)
+        else:
+            siblings = [{"rfilename": n, "size": len(d)} for n, d in files.items()]
+            info = {"id": "org/m", "modelId": "org/m", "sha": COMMIT, "siblings": siblings, "tags": []}
+            self._json(200, {**info, "private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0})
+
+    def _error(self, status: int, code: str) -> None:
+        data = b'{"error": "no"}'
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _json(self, status: int, value: Any) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _file(self, data: bytes | None, rate: int) -> None:
+        if data is None:
+            self._error(404, "EntryNotFound")
+            return
+        self.send_response(200)
+        self.send_header("etag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("x-repo-commit", COMMIT)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        step = max(1, rate // 20) if rate else len(data)
+        for at in range(0, len(data), step):
+            self.wfile.write(data[at : at + step])
+            if rate:
+                time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    main()

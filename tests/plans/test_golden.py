@@ -1,0 +1,100 @@
+"""Golden --dry-run: every model on every recorded machine. `pytest --snapshot-update` after a wanted change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from syrupy.assertion import SnapshotAssertion
+from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
+
+from cclocal import catalog
+from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
+from cclocal.files import packaged
+from cclocal.plan import make_plan
+from cclocal.settings import Settings
+from cclocal.ui import plan_lines
+from tests.plans.facts import ENVIRON, MACHINES, facts
+
+CATALOG = catalog.load(packaged("models.toml"))
+
+
+class AsText(SingleFileSnapshotExtension):
+    _write_mode = WriteMode.TEXT
+    file_extension = "txt"
+
+
+@pytest.fixture
+def golden(snapshot: SnapshotAssertion) -> SnapshotAssertion:
+    return snapshot.use_extension(AsText)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("model", CATALOG.models)
+def test_dry_run(golden: SnapshotAssertion, model: str, machine: str) -> None:
+    plan = make_plan(CATALOG.models[model], Settings(model=model), facts(MACHINES[machine]))
+    assert "\n".join(plan_lines(plan, ENVIRON)) + "\n" == golden
+
+
+def test_one_context_number_drives_server_and_agent() -> None:
+    for context, out in ((32768, 8192), (65536, 4096), (131072, 8192), (131072, 32000)):
+        plan = make_plan(CATALOG.models["gemma"], Settings(ctx=context, out_tokens=out), facts(MACHINES["mac-24"]))
+        assert plan.server.argv[plan.server.argv.index("--ctx-size") + 1] == str(context)
+        env = plan.session.env
+        window = int(env["CLAUDE_CODE_MAX_CONTEXT_TOKENS"])
+        assert env["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] == str(out)
+        # Claude Code compacts here; the reply, the compaction itself and a margin must still fit
+        compacts_at = window - min(out, 20000) - 13000
+        assert compacts_at == context - out - 2048
+        assert int(env["CLAUDE_CODE_AUTO_COMPACT_WINDOW"]) >= max(100000, window)
+
+
+def test_a_model_at_hand_is_not_fetched_and_its_path_is_in_the_command() -> None:
+    file = Path("/home/ada/.cache/huggingface/hub/x.gguf")
+    variant = CATALOG.models["gemma"].variants[0]
+    there = replace(facts(MACHINES["mac-24"]), cached={(variant.repo or "", variant.files[0]): file})
+    plan = make_plan(CATALOG.models["gemma"], Settings(), there)
+    assert plan.fetch.repo is None
+    assert str(file) in plan.server.argv
+
+
+def test_what_is_missing_is_said_before_anything_happens() -> None:
+    here = facts(MACHINES["mac-24"])
+    model = CATALOG.models["gemma"]
+    with pytest.raises(AgentMissingError):
+        make_plan(model, Settings(), replace(here, agent=None))
+    make_plan(model, Settings(server_only=True), replace(here, agent=None))
+    with pytest.raises(BackendMissingError):
+        make_plan(model, Settings(), replace(here, engines=()))
+    old = replace(here.engines[0], flags=frozenset({"--model"}))
+    with pytest.raises(BackendTooOldError, match="--jinja"):
+        make_plan(model, Settings(), replace(here, engines=(old,)))
+    with pytest.raises(UsageError):
+        make_plan(model, Settings(backend="ollama"), here)
+
+
+def test_a_variant_the_wheel_cannot_serve_is_served_by_a_binary_that_can() -> None:
+    variant = replace(CATALOG.models["review"].variants[0], override_kv=("deepseek2.expert_gating_func=int:2",))
+    model = replace(CATALOG.models["review"], variants=(variant,))
+    here = facts(MACHINES["linux-cpu"])
+    with pytest.raises(BackendTooOldError, match="wheel has no --override-kv"):
+        make_plan(model, Settings(), here)
+    wheel = here.engines[0]
+    binary = replace(wheel, form="binary", command=("/usr/bin/llama-server",), flags=wheel.flags | {"--override-kv"})
+    plan = make_plan(model, Settings(), replace(here, engines=(wheel, binary)))
+    assert plan.engine.form == "binary"
+    assert plan.server.argv[plan.server.argv.index("--override-kv") + 1] == "deepseek2.expert_gating_func=int:2"
+
+
+def test_a_cpu_engine_beside_a_gpu_is_one_line_with_the_cure() -> None:
+    notes = make_plan(CATALOG.models["gemma"], Settings(), facts(MACHINES["linux-4090"])).notes
+    assert notes == (
+        "This engine uses only the CPU and leaves NVIDIA GeForce RTX 4090 idle. To change that: "
+        "pip install xllamacpp --force-reinstall --index-url https://xorbitsai.github.io/xllamacpp/whl/cu128",
+    )
+
+
+def test_the_plan_is_frozen_and_the_same_twice() -> None:
+    one, two = (make_plan(CATALOG.models["gemma"], Settings(), facts(MACHINES["mac-16"])) for _ in range(2))
+    assert one == two

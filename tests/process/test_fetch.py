@@ -1,0 +1,140 @@
+"""A model that is not on disk is fetched from a real local hub server, exactly its files, and then served."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from tests.world import FAKES, World
+
+MODEL = """
+[models.mine]
+name = "Mine"
+note = "from the local hub"
+native_context_tokens = 32768
+context_tokens = 32768
+[[models.mine.variants]]
+backend = "llama-server"
+quant = "Q4"
+repo = "org/m"
+files = ["mine.gguf"]
+"""
+Hub = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def hub(world: World) -> Iterator[Hub]:
+    """Start a hub with switches; returns the environment that points at it."""
+    folder = world.root / "hub"
+    folder.mkdir()
+    (folder / "mine.gguf").write_bytes(b"GGUF" + bytes(30_000_000 - 4))
+    (folder / "other.gguf").write_bytes(b"GGUF" + bytes(5_000_000))
+    (world.home / ".config/cclocal").mkdir(parents=True)
+    (world.home / ".config/cclocal/config.toml").write_text(MODEL)
+    world.fake_server()
+    world.fake_claude(exits=0)
+    servers: list[subprocess.Popen[str]] = []
+
+    def start(*switches: str) -> dict[str, str]:
+        server = subprocess.Popen(
+            [sys.executable, str(FAKES / "hub.py"), str(folder), str(world.record / "hub.log"), *switches],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        servers.append(server)
+        assert server.stdout
+        return {"HF_ENDPOINT": f"http://127.0.0.1:{server.stdout.readline().strip()}"}
+
+    yield start
+    for server in servers:
+        server.kill()
+        server.wait()
+        assert server.stdout
+        server.stdout.close()
+
+
+def asked(world: World) -> list[str]:
+    path = world.record / "hub.log"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_exactly_the_variants_files_are_fetched_then_served_offline(world: World, hub: Hub) -> None:
+    at = hub()
+    done = world.run("--mine", **at)
+    assert done.returncode == 0, done.stderr
+    assert "Downloading Mine" in done.stderr
+    got = [line for line in asked(world) if line.startswith("GET") and "/resolve/" in line]
+    assert len(got) == 1
+    assert "mine.gguf" in got[0]
+    # nobody else is asked about us
+    assert not [line for line in asked(world) if "agent-harnesses" in line]
+    model = Path(world.agent()["env"]["HOME"], ".cache/huggingface/hub/models--org--m/snapshots")
+    assert [p.name for p in model.rglob("*.gguf")] == ["mine.gguf"]
+    before = len(asked(world))
+    again = world.run("--mine", **at)
+    assert again.returncode == 0
+    assert len(asked(world)) == before, "a model on disk needs no network"
+    assert "Downloading" not in again.stderr
+
+
+def test_the_bar_moves(world: World, hub: Hub) -> None:
+    at = hub("--rate", "10000000")
+    child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]
+        world.command[0],
+        [*world.command[1:], "--mine"],
+        env={**world.env, **at},
+        cwd=str(world.project),
+        encoding="utf-8",
+        timeout=30,
+        dimensions=(24, 100),
+    )
+    # some of it, then all of it: a bar that knows the truth
+    child.expect(r"Downloading Mine .*[1-2]\d\.\d/30\.0 MB")
+    child.expect(r"30\.0/30\.0 MB")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+@pytest.mark.parametrize(
+    ("switches", "words"),
+    [
+        (["--status", "500"], "500"),
+        (["--status", "429"], "429"),
+        (["--status", "403", "--gated"], "accept its terms"),
+        (["--status", "401"], "hf auth login"),
+    ],
+    ids=["500", "429", "gated", "401"],
+)
+def test_a_hub_that_refuses(world: World, hub: Hub, switches: list[str], words: str) -> None:
+    done = world.run("--mine", **hub(*switches))
+    assert done.returncode == 23
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_hub_that_is_not_there(world: World, hub: Hub) -> None:
+    hub()
+    done = world.run("--mine", HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 23
+    assert "not reached" in done.stderr
+
+
+def test_a_file_the_repository_does_not_have(world: World, hub: Hub) -> None:
+    at = hub()
+    config = world.home / ".config/cclocal/config.toml"
+    config.write_text(config.read_text().replace("mine.gguf", "none.gguf"))
+    done = world.run("--mine", **at)
+    assert done.returncode == 23
+    assert "org/m has no file none.gguf" in done.stderr
+
+
+def test_offline_says_what_is_missing(world: World, hub: Hub) -> None:
+    done = world.run("--mine", HF_HUB_OFFLINE="1", **hub())
+    assert done.returncode == 22
+    assert "org/m is not on this disk" in done.stderr

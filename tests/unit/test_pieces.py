@@ -1,0 +1,238 @@
+"""Small pieces: environments, placeholders, the tiny model's file, what machines look like."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cclocal import catalog, homes, keeper, machine, tiny, wheel_server
+from cclocal.agents import Home
+from cclocal.agents.claude import least_context_tokens, window_tokens
+from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, KEY, PORT, Command, bind, refusal
+from cclocal.errors import FolderError
+from cclocal.files import packaged, write_private
+from cclocal.hub import cache_folder, cached_files
+from cclocal.ui import quoted
+
+NAMES = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ_", min_size=1, max_size=12)
+
+
+@given(st.dictionaries(NAMES, st.text(min_size=1)))
+def test_nothing_but_what_is_allowed_reaches_a_program(base: dict[str, str]) -> None:
+    command = Command(("x",), {"SET": "1"}, AGENT_NAMES, AGENT_PREFIXES)
+    got = command.environ(base)
+    for name, value in got.items():
+        assert name == "SET" or ((name in AGENT_NAMES or name.startswith("LC_")) and base[name] == value)
+    assert set(got) | set(command.removed(base)) == set(base) | {"SET"}
+    assert not set(got) & set(command.removed(base))
+
+
+def test_a_real_key_is_removed_not_shadowed() -> None:
+    command = Command(("x",), {"ANTHROPIC_AUTH_TOKEN": KEY}, AGENT_NAMES)
+    base = {"ANTHROPIC_API_KEY": "sk-ant-real", "ANTHROPIC_AUTH_TOKEN": "real", "PATH": "/bin"}
+    assert command.environ(base) == {"PATH": "/bin", "ANTHROPIC_AUTH_TOKEN": KEY}
+    assert command.removed(base) == ("ANTHROPIC_API_KEY",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    "ANTHROPIC_API_KEY CLAUDE_CODE_USE_VERTEX CLAUDECODE AWS_PROFILE GOOGLE_APPLICATION_CREDENTIALS HTTPS_PROXY "
+    "http_proxy ALL_PROXY NODE_OPTIONS BUN_OPTIONS OTEL_SERVICE_NAME OPENAI_API_KEY LD_PRELOAD "
+    "DYLD_INSERT_LIBRARIES API_TIMEOUT_MS DISABLE_TELEMETRY".split(),
+)
+def test_what_can_divert_a_session_is_refused(name: str) -> None:
+    assert refusal(name)
+
+
+@pytest.mark.parametrize("name", ["GITHUB_TOKEN", "DATABASE_URL", "SSH_AUTH_SOCK", "my_var", "JAVA_HOME"])
+def test_the_users_own_variables_may_pass_by_name(name: str) -> None:
+    assert refusal(name) is None
+
+
+def test_placeholders_are_filled_everywhere_and_shown_without_quotes() -> None:
+    command = Command(("s", "--port", PORT), {"URL": f"http://127.0.0.1:{PORT}"}).bind({PORT: "8123"})
+    assert command.argv == ("s", "--port", "8123")
+    assert command.env == {"URL": "http://127.0.0.1:8123"}
+    assert bind("a", {}) == "a"
+    assert quoted(f"http://127.0.0.1:{PORT}") == "http://127.0.0.1:<free port>"
+    assert quoted("two words") == "'two words'"
+
+
+def test_the_script_for_another_terminal_holds_no_value_of_the_callers(tmp_path: Path) -> None:
+    probe = tmp_path / "probe"
+    probe.write_text('#!/bin/sh\nenv; echo "ARGS:$*"\n')
+    probe.chmod(0o755)
+    command = Command((str(probe), "--flag", "two words"), {"TOKEN": "it's"}, AGENT_NAMES)
+    script = tmp_path / "agent.sh"
+    script.write_text(command.as_script())
+    env = {"PATH": "/usr/bin:/bin", "HOME": "/home/ada x", "ANTHROPIC_API_KEY": "real"}
+    for shell in ("dash", "bash"):
+        out = subprocess.run(
+            [f"/bin/{shell}", str(script), "-p", "say hi"], env=env, capture_output=True, text=True, check=True
+        ).stdout
+        assert "ARGS:--flag two words -p say hi" in out
+        assert "TOKEN=it's" in out
+        assert "HOME=/home/ada x" in out
+        assert "ANTHROPIC_API_KEY" not in out
+        assert "LANG=" not in out
+
+
+@given(st.integers(16384, 1_000_000), st.integers(256, 64000))
+def test_the_window_leaves_room_for_a_whole_reply(context: int, out: int) -> None:
+    if context < least_context_tokens(out):
+        return
+    compacts_at = window_tokens(context, out) - min(out, 20000) - 13000
+    assert compacts_at > 0
+    assert compacts_at + out < context
+
+
+# -- the tiny model
+
+
+def test_the_tiny_model_is_the_same_bytes_everywhere(tmp_path: Path) -> None:
+    path = tiny.build(tmp_path)
+    data = path.read_bytes()
+    assert len(data) == 5_570_720
+    assert hashlib.sha256(data).hexdigest() == hashlib.sha256(tiny.gguf()).hexdigest()
+    assert tiny.build(tmp_path) == path
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_codes_of_tokens_are_far_apart() -> None:
+    codes = [tiny._code(token) for token in range(200)]
+    for i, one in enumerate(codes):
+        for other in codes[:i]:
+            assert sum(a != b for a, b in zip(one, other, strict=True)) >= 8
+
+
+# -- the catalog
+
+
+def test_the_shipped_catalog_is_right() -> None:
+    shelf = catalog.load(packaged("models.toml"))
+    assert shelf.default in shelf.models
+    assert list(shelf.models) == ["tiny", "gemma-light", "gemma", "review", "coder", "qwen3", "coder7b"]
+    ports = [model.port for model in shelf.models.values()]
+    assert len(set(ports)) == len(ports)
+    for model in shelf.models.values():
+        variant = model.variant("llama-server")
+        assert variant, model.id
+        assert variant.builtin or (variant.repo and variant.files and variant.size_bytes and variant.size_source)
+        assert model.context_tokens <= model.native_context_tokens
+    assert shelf.find("light").id == "gemma-light"
+    assert {id_ for id_, _ in catalog.flags(packaged("models.toml")).items()} == set(shelf.models)
+
+
+def test_a_file_of_the_users_gets_an_id_claude_code_takes_for_a_local_one() -> None:
+    assert catalog.of_gguf(Path("/x/My Model (v2).gguf")).id == "My-Model-v2"
+    assert catalog.of_gguf(Path("/x/claude-opus-distill.gguf")).id == "local-model"
+    assert catalog.of_gguf(Path("/x/---.gguf")).id == "model"
+
+
+# -- files and folders
+
+
+def test_a_private_file_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b"
+    write_private(path, "x")
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("x", 0o600)
+    with pytest.raises(FolderError, match="Cannot"):
+        write_private(Path("/proc/nothing/here"), "x")
+
+
+def test_the_private_home_keeps_what_the_agent_wrote(tmp_path: Path) -> None:
+    mine = tmp_path / "CLAUDE.md"
+    mine.write_text("hello")
+    folder = tmp_path / "claude"
+    home = Home(folder, {".claude.json": {"a": True, "projects": {"/p": {"trust": True}}}}, {"CLAUDE.md": mine})
+    homes.prepare(home)
+    (folder / ".claude.json").write_text('{"a": false, "userID": "x", "projects": {"/q": {}, "/p": {"n": 1}}}')
+    homes.prepare(home)
+    assert json.loads((folder / ".claude.json").read_text()) == {
+        "a": True,
+        "userID": "x",
+        "projects": {"/q": {}, "/p": {"n": 1, "trust": True}},
+    }
+    assert (folder / "CLAUDE.md").read_text() == "hello"
+    homes.prepare(Home(folder, {}, {"CLAUDE.md": None}))
+    assert not (folder / "CLAUDE.md").is_symlink()
+    (folder / ".claude.json").write_text("{broken")
+    homes.prepare(home)
+    assert (folder / ".claude.json.broken").read_text() == "{broken"
+
+
+def test_the_hubs_cache_is_found_as_the_hub_finds_it(tmp_path: Path) -> None:
+    assert cache_folder({"HOME": "/h"}) == Path("/h/.cache/huggingface/hub")
+    assert cache_folder({"HOME": "/h", "XDG_CACHE_HOME": "/x"}) == Path("/x/huggingface/hub")
+    assert cache_folder({"HOME": "/h", "HF_HOME": "/f"}) == Path("/f/hub")
+    assert cache_folder({"HOME": "/h", "HF_HOME": "/f", "HF_HUB_CACHE": "/c"}) == Path("/c")
+    environ = {"HF_HUB_CACHE": str(tmp_path)}
+    assert cached_files("o/m", ("a", "b"), environ) == {}
+    repo = tmp_path / "models--o--m"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("abc")
+    (repo / "snapshots" / "abc").mkdir(parents=True)
+    (repo / "snapshots" / "abc" / "a").write_text("x")
+    # an interrupted link points at a blob that is not there
+    (repo / "snapshots" / "abc" / "b").symlink_to("../../blobs/none")
+    assert set(cached_files("o/m", ("a", "b"), environ)) == {"a"}
+
+
+# -- machines, from recorded files
+
+
+def test_graphics_cards_from_what_their_drivers_show(tmp_path: Path) -> None:
+    nvidia = tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0/information"
+    nvidia.parent.mkdir(parents=True)
+    nvidia.write_text("Model: \t\t NVIDIA GeForce RTX 4090\nIRQ:   \t\t 150\n")
+    amd = tmp_path / "sys/class/drm/card1/device"
+    amd.mkdir(parents=True)
+    (amd / "vendor").write_text("0x1002\n")
+    (amd / "mem_info_vram_total").write_text("536870912\n")
+    intel = tmp_path / "sys/class/drm/card0/device"
+    intel.mkdir(parents=True)
+    (intel / "vendor").write_text("0x8086\n")
+    found = list(machine._linux_gpus(tmp_path))
+    assert [(gpu.vendor, gpu.name) for gpu in found] == [
+        ("nvidia", "NVIDIA GeForce RTX 4090"),
+        ("amd", "an AMD GPU"),
+    ]
+
+
+def test_this_machine_has_a_name_and_memory() -> None:
+    here = machine.machine()
+    assert here.os in ("linux", "macos")
+    assert here.ram_bytes > 2**30
+    assert here.cores >= 1
+    assert "GB" in here.in_words
+
+
+def test_the_wheels_flags_are_llama_servers() -> None:
+    assert {"--jinja", "--api-key-file", "--alias", "--ctx-size", "--cache-ram", "--mmproj"} <= wheel_server.flags()
+    assert "--override-kv" not in wheel_server.flags()
+
+
+# -- the keeper
+
+
+def test_how_a_process_ended_in_words() -> None:
+    assert keeper.how_it_ended(3) == "exit 3"
+    assert keeper.how_it_ended(-11) == "SIGSEGV"
+    assert keeper.how_it_ended(-99) == "signal 99"
+
+
+def test_the_identity_of_a_process() -> None:
+    import os
+
+    assert keeper.start_of(os.getpid()) == keeper.start_of(os.getpid())
+    with subprocess.Popen(["true"]) as child:
+        child.wait()
+        assert keeper.start_of(child.pid) is None
+    assert keeper.boot_id()

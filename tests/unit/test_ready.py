@@ -1,0 +1,218 @@
+"""Every odd answer a server may give before it is ready, and what it is taken for."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import respx
+
+from cclocal.command import Endpoint, Readiness
+from cclocal.errors import NotReadyError, PortError, ServerDiedError
+from cclocal.process import Held
+from cclocal.ready import (
+    NotYet,
+    SignsOfLife,
+    check_message,
+    check_models,
+    check_wrong_key,
+    last_lines,
+    wait_until_ready,
+)
+
+URL = "http://127.0.0.1"
+
+
+def reply(status: int, **content: object) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("GET", f"{URL}/v1/models"), **content)  # type: ignore[arg-type]
+
+
+OURS = {"data": [{"id": "tiny"}]}
+
+
+def test_the_models_answer() -> None:
+    check_models(reply(200, json=OURS), "tiny")
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_loading_server_is_waited_for(status: int) -> None:
+    with pytest.raises(NotYet, match="loading"):
+        check_models(reply(status, json={"error": {"message": "Loading model"}}), "tiny")
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (reply(401, json={}), "refuses the session's own key"),
+        (reply(404, text="not found"), "answered 404"),
+        (reply(200, text="<html>another app</html>"), "no model server"),
+        (reply(200, json={"status": "ok"}), "no model server"),
+        (reply(200, json=[1, 2]), "no model server"),
+        (reply(200, json={"data": [{"name": "x"}]}), "no model server"),
+        (reply(200, json={"data": []}), "no model, not tiny"),
+        (reply(200, json={"data": [{"id": "other"}]}), "has other, not tiny"),
+    ],
+)
+def test_another_apps_answer_is_never_taken_for_ours(answer: httpx.Response, words: str) -> None:
+    with pytest.raises(NotReadyError, match=words):
+        check_models(answer, "tiny")
+
+
+def test_a_wrong_key_must_be_refused() -> None:
+    check_wrong_key(reply(401))
+    check_wrong_key(reply(403))
+    with pytest.raises(NotReadyError, match="lets anybody in"):
+        check_wrong_key(reply(200, json=OURS))
+
+
+def test_a_message_must_be_a_message() -> None:
+    check_message(reply(200, json={"type": "message", "content": []}))
+    with pytest.raises(NotYet):
+        check_message(reply(503, json={}))
+    for bad in (reply(500, json={"error": "x"}), reply(200, text="x"), reply(200, json={"type": "error"}), reply(404)):
+        with pytest.raises(NotReadyError, match="cannot answer a message"):
+            check_message(bad)
+
+
+# -- the whole wait, against a socket that is really this process's and answers that respx gives
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def keepers_end() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The launcher's socket and the keeper's, where the test is the keeper."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.fixture
+def held(tmp_path: Path, keepers_end: tuple[socket.socket, socket.socket]) -> Held:
+    """A server in a keeper's hands; its process is this one."""
+    log = tmp_path / "log"
+    log.write_text("first line\n")
+    return Held("id", tmp_path, log, keepers_end[0], keeper_pid=0, server_pid=os.getpid())
+
+
+class Clock:
+    """A clock that moves only when it is looked at, so that no test sleeps through a stall."""
+
+    def __init__(self, step_s: float) -> None:
+        self.now, self.step_s = 0.0, step_s
+
+    def __call__(self) -> float:
+        self.now += self.step_s
+        return self.now
+
+
+def readiness(port: int, stall_s: float = 240.0) -> Readiness:
+    return Readiness(Endpoint(f"{URL}:{port}", "right", "tiny"), stall_s=stall_s)
+
+
+def by_key(request: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, json=OURS) if request.headers["x-api-key"] == "right" else httpx.Response(401)
+
+
+@respx.mock(assert_all_called=False)
+def test_ready_after_loading(respx_mock: respx.MockRouter, port: int, held: Held) -> None:
+    loading = [httpx.ConnectError("refused"), httpx.Response(503), by_key, by_key]
+    respx_mock.get(f"{URL}:{port}/v1/models").mock(side_effect=lambda r: act(loading.pop(0), r))
+    respx_mock.post(f"{URL}:{port}/v1/messages").respond(json={"type": "message", "content": []})
+    seen: list[str] = []
+    wait_until_ready(held, readiness(port), on_wait=lambda now: seen.append(f"{now.phase}: {now.log_line}"))
+    assert seen == ["starting: first line", "loading the model: first line", "first answer: first line"]
+
+
+def act(step: object, request: httpx.Request) -> httpx.Response:
+    if isinstance(step, Exception):
+        raise step
+    return step if isinstance(step, httpx.Response) else by_key(request)
+
+
+@respx.mock
+def test_a_socket_that_is_not_the_childs(respx_mock: respx.MockRouter, port: int, held: Held) -> None:
+    respx_mock.get(f"{URL}:{port}/v1/models").mock(side_effect=by_key)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        held.server_pid = other.pid
+        with pytest.raises(PortError, match="answered by another program"):
+            wait_until_ready(held, readiness(port))
+        other.communicate(b"\n")
+
+
+@respx.mock
+def test_a_crash_is_a_crash_at_once(
+    respx_mock: respx.MockRouter, port: int, held: Held, keepers_end: tuple[socket.socket, socket.socket]
+) -> None:
+    respx_mock.get(f"{URL}:{port}/v1/models").mock(side_effect=httpx.ConnectError("refused"))
+    held.log.write_text("loading\nstd::runtime_error: out of memory\nbye\n")
+    threading.Timer(0.2, keepers_end[1].send, [b'{"server_exit": -6}\n']).start()
+    with pytest.raises(ServerDiedError, match="SIGABRT") as caught:
+        wait_until_ready(held, readiness(port))
+    assert caught.value.cause == ("std::runtime_error: out of memory", "bye")
+
+
+@respx.mock
+def test_a_server_that_does_nothing_is_given_up_on_after_the_stall_limit(
+    respx_mock: respx.MockRouter, port: int, held: Held
+) -> None:
+    respx_mock.get(f"{URL}:{port}/v1/models").mock(side_effect=httpx.ConnectError("refused"))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as idle:
+        held.server_pid = idle.pid
+        clock = Clock(step_s=30)
+        with pytest.raises(NotReadyError, match="no sign of life for 240 s while starting"):
+            wait_until_ready(held, readiness(port), clock=clock)
+        idle.communicate(b"\n")
+
+
+@respx.mock
+def test_a_message_that_hangs(respx_mock: respx.MockRouter, port: int, held: Held) -> None:
+    respx_mock.get(f"{URL}:{port}/v1/models").mock(side_effect=by_key)
+    respx_mock.post(f"{URL}:{port}/v1/messages").mock(side_effect=httpx.ReadTimeout("slow"))
+    with pytest.raises(NotReadyError, match="1-token message got no answer"):
+        wait_until_ready(held, readiness(port), clock=Clock(step_s=100))
+
+
+def test_a_growing_log_or_a_busy_processor_is_a_sign_of_life(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("x")
+    clock = Clock(step_s=10)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as idle:
+        signs = SignsOfLife(idle.pid, log, clock)
+        signs.idle_s()
+        first = signs.idle_s()
+        assert signs.idle_s() > first
+        log.write_text("xy")
+        assert signs.idle_s() == 10
+        idle.communicate(b"\n")
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        signs = SignsOfLife(busy.pid, log, clock)
+        for _ in range(3):
+            threading.Event().wait(0.1)
+            assert signs.idle_s() == 10
+    finally:
+        busy.kill()
+        busy.wait()
+
+
+def test_the_cause_is_found_in_front_of_the_epilogue(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("start\nerror: failed to load model\ncleaning up\ncleaned\ngoodbye\n")
+    assert last_lines(log) == ("error: failed to load model", "goodbye")
+    log.write_text("a\nb\nc\nd\n")
+    assert last_lines(log) == ("b", "c", "d")
+    assert last_lines(tmp_path / "none") == ()

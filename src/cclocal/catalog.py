@@ -1,20 +1,19 @@
 """The models cclocal knows: models.toml and the user's own file, as frozen data.
 
-Two readings. `flags()` needs only tomllib and is what `-h` uses; `load()` checks every key with pydantic and is
-what every other command uses.
+`load()` checks every key with pydantic; `-h` gets by with `tomlfile.flags()`.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from cclocal.errors import UsageError
+from cclocal.tomlfile import FLAG, UserFile, mistake, nearest
 
 BackendName = Literal["llama-server", "vllm-mlx", "ollama"]
 Tokens = int
@@ -107,7 +106,7 @@ class Catalog:
         for model in self.models.values():
             if name in (model.id, model.name, *model.flags):
                 return model
-        near = _nearest(name, [w for m in self.models.values() for w in (m.id, *m.flags)])
+        near = nearest(name, [w for m in self.models.values() for w in (m.id, *m.flags)])
         known = ", ".join(self.models)
         raise UsageError(
             f"There is no model “{name}”." + (f" Perhaps you meant {near}." if near else ""),
@@ -133,35 +132,8 @@ def of_gguf(path: Path) -> Model:
     )
 
 
-def flags(*sources: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """{model id: (one help line, its flags)}, read without checking. A file that cannot be read adds nothing."""
-    found: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for source in sources:
-        try:
-            models = tomllib.loads(source.read_text("utf-8")).get("models", {})
-            for id_, raw in models.items():
-                old_help, old_names = found.get(id_, ("", ()))
-                names = tuple(dict.fromkeys((id_, *raw["flags"]))) if "flags" in raw else old_names or (id_,)
-                text = f"{raw['name']}: {raw['note']}" if "name" in raw and "note" in raw else old_help
-                found[id_] = (text, tuple(n for n in names if _FLAG.fullmatch(n)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return found
-
-
 #: Claude Code gives its long prompt, or another window, to ids that look like Anthropic's.
 _TAKEN = re.compile(r"claude|sonnet|haiku|opus|\[1m\]", re.IGNORECASE)
-_FLAG = re.compile(r"[a-z][a-z0-9.-]*")
-
-
-@dataclass(frozen=True, slots=True)
-class UserFile:
-    """What the user's config.toml says: lasting defaults, and models added or changed."""
-
-    path: Path
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    models: Mapping[str, Any] = field(default_factory=dict)
-    text: str = ""
 
 
 def load(shipped: Path, user: UserFile | None = None) -> Catalog:
@@ -173,7 +145,7 @@ def load(shipped: Path, user: UserFile | None = None) -> Catalog:
     models: dict[str, Any] = {**raw["models"]}
     for id_, extra in (user.models if user else {}).items():
         if not isinstance(extra, dict):
-            raise _bad(
+            raise mistake(
                 user.path if user else shipped,
                 user.text if user else text,
                 ("models", id_),
@@ -183,9 +155,11 @@ def load(shipped: Path, user: UserFile | None = None) -> Catalog:
     adapter = TypeAdapter(Model)
     checked: dict[str, Model] = {}
     for id_, value in models.items():
-        if _TAKEN.search(id_) or not _FLAG.fullmatch(id_):
+        if _TAKEN.search(id_) or not FLAG.fullmatch(id_):
             path, source = (user.path, user.text) if user and id_ in user.models else (shipped, text)
-            raise _bad(path, source, ("models", id_), "cannot be a model's id (a-z, 0-9, - and ., and no Claude name)")
+            raise mistake(
+                path, source, ("models", id_), "cannot be a model's id (a-z, 0-9, - and ., and no Claude name)"
+            )
         try:
             checked[id_] = adapter.validate_python({**value, "id": id_})
         except ValidationError as error:
@@ -194,46 +168,6 @@ def load(shipped: Path, user: UserFile | None = None) -> Catalog:
             raise _explain(path, source, ("models", id_), error) from None
     _check_flags_once(checked.values())
     return Catalog(models=checked, default=raw["default"])
-
-
-def read_user_file(path: Path, allowed: Mapping[str, Any]) -> UserFile:
-    """Read the user's file; `allowed` maps each default's key to its type. Missing file = no defaults.
-
-    Raises UsageError with file:line for anything unknown or of the wrong type. Never writes it.
-    """
-    try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        return UserFile(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Cannot read {path}: {error}.") from None
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+), column (\d+)", str(error))
-        where = f"{path}:{line[1]}:{line[2]}" if line else f"{path}"
-        raise UsageError(f"{where}: {error}.", hint="cclocal never changes this file") from None
-    for key, value in raw.items():
-        if key not in ("defaults", "models"):
-            raise _bad(path, text, (key,), "is unknown", ("defaults", "models"))
-        if not isinstance(value, dict):
-            raise _bad(path, text, (key,), "must be a table")
-    defaults = raw.get("defaults", {})
-    for key, value in defaults.items():
-        if key not in allowed:
-            raise _bad(path, text, ("defaults", key), "is unknown", allowed)
-        if not _is_a(value, allowed[key]):
-            raise _bad(path, text, ("defaults", key), f"must be {_TYPE_WORDS[allowed[key]]}")
-    return UserFile(path, defaults, raw.get("models", {}), text)
-
-
-_TYPE_WORDS = {int: "a whole number", str: "a text", bool: "true or false", list: "a list of texts"}
-
-
-def _is_a(value: object, wanted: type) -> bool:
-    if wanted is list:
-        return isinstance(value, list) and all(isinstance(v, str) for v in value)
-    return isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
 
 
 def _check_flags_once(models: Iterable[Model]) -> None:
@@ -253,58 +187,7 @@ def _explain(path: Path, text: str, prefix: tuple[str | int, ...], error: Any) -
     loc: tuple[str | int, ...] = (*prefix, *first["loc"])
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         owner: Any = Sampling if "sampling" in str(loc[-2]) else Variant if "variants" in loc else Model
-        return _bad(path, text, loc, "is unknown", [f.name for f in fields(owner)])
+        return mistake(path, text, loc, "is unknown", [f.name for f in fields(owner)])
     if first["type"] in ("missing", "missing_argument"):
-        return _bad(path, text, loc, "is missing")
-    return _bad(path, text, loc, f"is wrong: {first['msg']}")
-
-
-def _bad(path: Path, text: str, loc: tuple[str | int, ...], what: str, known: Iterable[str] = ()) -> UsageError:
-    near = _nearest(str(loc[-1]), known)
-    dotted = ".".join(str(part) for part in loc)
-    return UsageError(
-        f"{path}:{line_of(text, loc)}: {dotted} {what}." + (f" Perhaps you meant {near}." if near else "")
-    )
-
-
-def _nearest(word: str, known: Iterable[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)), None)
-
-
-def line_of(text: str, loc: tuple[str | int, ...]) -> int:
-    """The line of a key in a TOML text, or of the nearest table that encloses it (1 if none)."""
-    lines = dict(_keys(text))
-    while loc:
-        if loc in lines:
-            return lines[loc]
-        loc = loc[:-1]
-    return 1
-
-
-def _keys(text: str) -> Iterator[tuple[tuple[str | int, ...], int]]:
-    """Every table header and key of a TOML text with its line. Inline tables count as their key."""
-    table: tuple[str | int, ...] = ()
-    counts: dict[tuple[str | int, ...], int] = {}
-    latest: dict[tuple[str | int, ...], int] = {}
-
-    def path_of(dotted: str) -> tuple[str | int, ...]:
-        path: tuple[str | int, ...] = ()
-        for part in re.findall(r'"[^"]*"|\'[^\']*\'|[^.\s]+', dotted):
-            path = (*path, part.strip("\"'"))
-            if path in latest:
-                path = (*path, latest[path])
-        return path
-
-    for number, line in enumerate(text.splitlines(), 1):
-        if many := re.match(r"\s*\[\[(.+?)\]\]", line):
-            *head, last = re.findall(r'"[^"]*"|\'[^\']*\'|[^.\s]+', many[1])
-            base = (*path_of(".".join(head)), last.strip("\"'"))
-            counts[base] = counts.get(base, -1) + 1
-            latest[base] = counts[base]
-            table = (*base, counts[base])
-            yield table, number
-        elif one := re.match(r"\s*\[(.+?)\]\s*(#.*)?$", line):
-            table = path_of(one[1])
-            yield table, number
-        elif key := re.match(r'\s*((?:"[^"]*"|[A-Za-z0-9_.-]+))\s*=', line):
-            yield (*table, *(p.strip('"') for p in key[1].split("."))), number
+        return mistake(path, text, loc, "is missing")
+    return mistake(path, text, loc, f"is wrong: {first['msg']}")

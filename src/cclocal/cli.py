@@ -7,38 +7,36 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cclocal import __version__, catalog
+from cclocal import __version__, tomlfile
 from cclocal.errors import CclocalError, InterruptedByUser, UsageError
 from cclocal.files import Folders, folders, packaged
 from cclocal.settings import DEFAULT_TYPES, Settings
 
-EXAMPLES = """
-Everything after the first “--” goes to claude.
+if TYPE_CHECKING:
+    from cclocal.catalog import Catalog, Model
 
-[bold]Examples[/]
+#: (command, what it does); short enough for one line of 80 columns each
+EXAMPLES = (
+    ("cclocal --tiny -- -p 'Create the file a.txt with content: hi'", "no download"),
+    ("cclocal --gemma", "Claude Code on Gemma 4, on this machine"),
+    ("cclocal --gemma -- --continue", "go on with this folder's last conversation"),
+    ("cclocal --coder --out-tokens 16384", "room for larger files in one reply"),
+    ("cclocal --model ./my.gguf", "a model file of your own"),
+    ("cclocal --gemma --dry-run", "what would run, where, and why"),
+    ("cclocal --server --gemma", "only the server"),
+    ("cclocal logs -f", "what the model server says"),
+)
 
-  cclocal --tiny -- -p "Create the file hello.txt with content: hi"    see the whole chain work, offline
 
-  cclocal --gemma                          Claude Code on Gemma 4, on this machine
+def _epilog(user_file: Path) -> str:
+    rows = [f"  [cyan]{command}[/]\n      [dim]{words}[/]" for command, words in EXAMPLES]
+    rest = f"Everything after the first “--” goes to claude.\nLasting defaults: {user_file}"
+    return "\n".join(("[bold]Examples[/]", *rows, "", rest))
 
-  cclocal --gemma -- --continue            go on with the last conversation of this folder
-
-  cclocal --coder --out-tokens 16384       room for larger files in one reply
-
-  cclocal --model ./my.gguf                a model file of your own
-
-  cclocal --gemma --dry-run                what would run, with which environment, and why
-
-  cclocal --server --gemma                 only the server; prints the command for another terminal
-
-  cclocal logs -f                          what the model server says
-
-Lasting defaults: {user_file}
-"""
 
 MODELS = "Models"
 SESSION = "The session"
@@ -53,7 +51,7 @@ app = typer.Typer(
 
 
 def _names_of_models(incomplete: str) -> list[str]:
-    return [name for name in catalog.flags(packaged("models.toml")) if name.startswith(incomplete)]
+    return [name for name in tomlfile.flags(packaged("models.toml")) if name.startswith(incomplete)]
 
 
 def launch(
@@ -73,6 +71,7 @@ def launch(
         bool,
         typer.Option(
             "--server",
+            metavar="",
             rich_help_panel=SESSION,
             help="Start only the server and hold it until Ctrl-C; prints the command for another terminal.",
         ),
@@ -146,20 +145,24 @@ def launch(
         bool,
         typer.Option(
             "--safe",
+            metavar="",
             envvar="CCLOCAL_SAFE",
             rich_help_panel=SESSION,
             help="Show the plan and ask before anything is fetched or started.",
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", rich_help_panel=LOOK, help="Print the plan that would run, and stop.")
+        bool,
+        typer.Option("--dry-run", metavar="", rich_help_panel=LOOK, help="Print the plan that would run, and stop."),
     ] = False,
-    list_models: Annotated[bool, typer.Option("--list-models", rich_help_panel=LOOK, help="The catalog.")] = False,
+    list_models: Annotated[
+        bool, typer.Option("--list-models", metavar="", rich_help_panel=LOOK, help="The catalog.")
+    ] = False,
     as_json: Annotated[
         bool,
-        typer.Option("--json", rich_help_panel=LOOK, help="With --dry-run or --list-models: for scripts."),
+        typer.Option("--json", metavar="", rich_help_panel=LOOK, help="With --dry-run or --list-models: for scripts."),
     ] = False,
-    version: Annotated[bool, typer.Option("--version", rich_help_panel=LOOK, help="The version.")] = False,
+    version: Annotated[bool, typer.Option("--version", metavar="", rich_help_panel=LOOK, help="The version.")] = False,
     **model_flags: bool,
 ) -> None:
     """Claude Code on a model on your own machine: one command, tools that execute, nothing sent anywhere."""
@@ -169,9 +172,9 @@ def launch(
         print(f"cclocal {__version__}")
         return
     started: Start = ctx.obj
-    shelf = catalog.load(packaged("models.toml"), started.user_file)
-    from cclocal import ui
+    from cclocal import catalog, ui
 
+    shelf = catalog.load(packaged("models.toml"), started.user_file)
     if list_models:
         ui.show_models(shelf, as_json=as_json)
         return
@@ -196,9 +199,7 @@ def launch(
     _carry_out(_model(shelf, wanted), settings, started, dry_run=dry_run, as_json=as_json, safe=safe)
 
 
-def _carry_out(
-    model: catalog.Model, settings: Settings, started: Start, *, dry_run: bool, as_json: bool, safe: bool
-) -> None:
+def _carry_out(model: Model, settings: Settings, started: Start, *, dry_run: bool, as_json: bool, safe: bool) -> None:
     from cclocal import ui
     from cclocal.machine import probe
     from cclocal.plan import make_plan
@@ -223,7 +224,7 @@ def _carry_out(
 
 @app.command()
 def logs(
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", metavar="", help="Go on as the log grows.")] = False,
 ) -> None:
     """What the newest model server says."""
     from cclocal import logs as server_logs
@@ -240,9 +241,9 @@ class Start:
         self.environ = environ
         self.agent_args = tuple(agent_args)
         self.folders: Folders = folders(environ)
-        self.user_file = catalog.UserFile(self.folders.user_file)
+        self.user_file = tomlfile.UserFile(self.folders.user_file)
         try:
-            self.user_file = catalog.read_user_file(self.folders.user_file, DEFAULT_TYPES)
+            self.user_file = tomlfile.read_user_file(self.folders.user_file, DEFAULT_TYPES)
         except UsageError:
             # help must work above all when something is wrong
             if not lenient:
@@ -282,7 +283,9 @@ def _wanted(flags: list[str], model: str | None, sources: dict[str, str], starte
     return model
 
 
-def _model(shelf: catalog.Catalog, wanted: str) -> catalog.Model:
+def _model(shelf: Catalog, wanted: str) -> Model:
+    from cclocal import catalog
+
     if wanted.endswith(".gguf") or os.sep in wanted:
         path = Path(wanted).expanduser()
         if not path.is_file():
@@ -303,10 +306,10 @@ def _add_model_flags(sources: Sequence[Path]) -> None:
     signature = inspect.signature(launch, eval_str=True)
     fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     made = []
-    for id_, (text, names) in catalog.flags(*sources).items():
+    for id_, (text, names) in tomlfile.flags(*sources).items():
         name = "".join(c if c.isalnum() else "_" for c in id_)
         _FLAG_IDS[name] = id_
-        option = typer.Option(*(f"--{n}" for n in names), rich_help_panel=MODELS, help=text)
+        option = typer.Option(*(f"--{n}" for n in names), rich_help_panel=MODELS, help=text, metavar="")
         made.append(
             inspect.Parameter(
                 f"model_{name}",
@@ -320,6 +323,10 @@ def _add_model_flags(sources: Sequence[Path]) -> None:
     launch.__annotations__ = {p.name: p.annotation for p in by_panel}
 
 
+def _options() -> Sequence[str]:
+    return [f"model_{name}" for name in _FLAG_IDS]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, the agent's own status, or one of cclocal.errors."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -329,8 +336,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         started = Start(dict(os.environ), theirs, lenient=lenient)
         _add_model_flags((packaged("models.toml"), started.folders.user_file))
-        help_text = EXAMPLES.replace("{user_file}", str(started.folders.user_file))
-        app.callback(invoke_without_command=True, epilog=help_text)(launch)
+        app.callback(invoke_without_command=True, epilog=_epilog(started.folders.user_file))(launch)
         sys.exit(_run(ours, started) or 0)
     except CclocalError as error:
         from cclocal.ui import show_error
@@ -349,6 +355,8 @@ def _run(words: list[str], started: Start) -> int | None:
     try:
         result = app(words, prog_name="cclocal", standalone_mode=False, obj=started, default_map=started.default_map())
     except typer.TyperException as error:
-        hint = "cclocal -h    (what is meant for claude goes after “--”: cclocal --gemma -- …)"
+        model = next((word for word in words if f"model_{word.replace('-', '_')}" in _options()), None)
+        hint = f"cclocal --{model}" if model else "cclocal -h"
+        hint += "    (what is meant for claude goes after “--”: cclocal --gemma -- …)"
         raise UsageError(error.format_message().rstrip(), hint=hint) from None
     return result if isinstance(result, int) else None

@@ -5,6 +5,7 @@
     load_s            seconds between the start and the socket
     ignore_term       TERM is ignored
     worker            "child" or "setsid": a process of its own beside the server
+    daemonise         the one who serves has left for a session of its own
     die_at_start      exit status, after die_log was written
     die_after_s       exits 3 so long after the first real message
     bind              address to listen on
@@ -51,6 +52,11 @@ def main(switches: dict[str, Any]) -> None:
     options = {flag: argv[i + 1] for i, flag in enumerate(argv) if flag.startswith("--") and i + 1 < len(argv)}
     if switches.get("ignore_term"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if switches.get("daemonise") and (child := os.fork()):
+        os.waitpid(child, 0)
+        return
+    if switches.get("daemonise"):
+        os.setsid()
     pids = {"server": os.getpid()}
     if worker := switches.get("worker"):
         pids["worker"] = subprocess.Popen(["sleep", "900"], start_new_session=worker == "setsid").pid
@@ -72,6 +78,7 @@ def main(switches: dict[str, Any]) -> None:
     server.daemon_threads = True
     server.state = State(switches, key, switches.get("model", options["--alias"]))  # type: ignore[attr-defined]
     print("listening", flush=True)
+    server.state.note("listening")  # type: ignore[attr-defined]
     server.serve_forever()
 
 
@@ -81,10 +88,20 @@ class State:
         self.replies = list(switches.get("replies", ()))
         self.lock = threading.Lock()
         self.asked = 0
+        self.times: dict[str, float] = {}
+
+    def note(self, event: str) -> None:
+        """Remember when something happened, for the benches."""
+        self.times[event] = time.time()
+        if record := self.switches.get("record"):
+            with open(f"{record}/times.json", "w") as out:
+                json.dump(self.times, out)
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # one packet per answer: unbuffered, the body would wait 40 ms for the acknowledgement of the headers
+    wbufsize = 65536
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -117,6 +134,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(900)
         if body["max_tokens"] == 1:
             self._json(200, self._message(body, [{"type": "text", "text": "H"}], "max_tokens"))
+            self.state.note("probe_answered")
             return
         if "die_after_s" in self.state.switches:
             threading.Timer(self.state.switches["die_after_s"], self._die).start()

@@ -18,6 +18,7 @@ MATRIX = [
     (["agent"], {"worker": "setsid"}, "KILL"),
     (["agent"], {"ignore_term": True}, "KILL"),
     (["agent"], {"ignore_term": True, "worker": "setsid"}, "KILL"),
+    (["agent"], {"daemonise": True, "ignore_term": True}, "KILL"),
     (["twin", "agent"], {}, "KILL"),
 ]
 KEEPER_DIES = [
@@ -25,6 +26,7 @@ KEEPER_DIES = [
     (["keeper"], {"worker": "child"}),
     (["keeper"], {"worker": "setsid"}),
     (["keeper"], {"ignore_term": True}),
+    (["keeper"], {"daemonise": True, "ignore_term": True}),
     (["agent", "keeper"], {}),
     (["agent", "keeper"], {"worker": "child"}),
 ]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cclocal import catalog, homes, keeper, machine, tiny, wheel_server
+from cclocal import catalog, homes, keeper, machine, tiny, tomlfile, wheel_server
 from cclocal.agents import Home
 from cclocal.agents.claude import least_context_tokens, window_tokens
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, KEY, PORT, Command, bind, refusal
@@ -127,7 +127,7 @@ def test_the_shipped_catalog_is_right() -> None:
         assert variant.builtin or (variant.repo and variant.files and variant.size_bytes and variant.size_source)
         assert model.context_tokens <= model.native_context_tokens
     assert shelf.find("light").id == "gemma-light"
-    assert {id_ for id_, _ in catalog.flags(packaged("models.toml")).items()} == set(shelf.models)
+    assert {id_ for id_, _ in tomlfile.flags(packaged("models.toml")).items()} == set(shelf.models)
 
 
 def test_a_file_of_the_users_gets_an_id_claude_code_takes_for_a_local_one() -> None:

@@ -1,0 +1,139 @@
+"""TOML files that people write: what they say, and where in them a mistake stands.
+
+Only tomllib is needed, so `-h` can read the catalog's flags without checking the catalog.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cclocal.errors import UsageError
+
+#: What may stand behind -- as a model's flag.
+FLAG = re.compile(r"[a-z][a-z0-9.-]*")
+
+
+def flags(*sources: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """{model id: (one help line, its flags)}, read without checking. A file that cannot be read adds nothing."""
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for source in sources:
+        try:
+            models = tomllib.loads(source.read_text("utf-8")).get("models", {})
+            for id_, raw in models.items():
+                old_help, old_names = found.get(id_, ("", ()))
+                names = tuple(dict.fromkeys((id_, *raw["flags"]))) if "flags" in raw else old_names or (id_,)
+                text = f"{raw['name']}: {raw['note']}" if "name" in raw and "note" in raw else old_help
+                found[id_] = (text, tuple(n for n in names if FLAG.fullmatch(n)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class UserFile:
+    """What the user's config.toml says: lasting defaults, and models added or changed."""
+
+    path: Path
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
+
+
+def read_user_file(path: Path, allowed: Mapping[str, Any]) -> UserFile:
+    """Read the user's file; `allowed` maps each default's key to its type. Missing file = no defaults.
+
+    Raises UsageError with file:line for anything unknown or of the wrong type. Never writes it.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return UserFile(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"Cannot read {path}: {error}.") from None
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"line (\d+), column (\d+)", str(error))
+        where = f"{path}:{line[1]}:{line[2]}" if line else f"{path}"
+        raise UsageError(f"{where}: {error}.", hint="cclocal never changes this file") from None
+    for key, value in raw.items():
+        if key not in ("defaults", "models"):
+            raise mistake(path, text, (key,), "is unknown", ("defaults", "models"))
+        if not isinstance(value, dict):
+            raise mistake(path, text, (key,), "must be a table")
+    defaults = raw.get("defaults", {})
+    for key, value in defaults.items():
+        if key not in allowed:
+            raise mistake(path, text, ("defaults", key), "is unknown", allowed)
+        if not _is_a(value, allowed[key]):
+            raise mistake(path, text, ("defaults", key), f"must be {_TYPE_WORDS[allowed[key]]}")
+    return UserFile(path, defaults, raw.get("models", {}), text)
+
+
+_TYPE_WORDS = {int: "a whole number", str: "a text", bool: "true or false", list: "a list of texts"}
+
+
+def _is_a(value: object, wanted: type) -> bool:
+    if wanted is list:
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    return isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+
+
+def mistake(path: Path, text: str, loc: tuple[str | int, ...], what: str, known: Iterable[str] = ()) -> UsageError:
+    """A mistake at a key, with file, line and the nearest right key."""
+    near = nearest(str(loc[-1]), known)
+    dotted = ".".join(str(part) for part in loc)
+    return UsageError(
+        f"{path}:{line_of(text, loc)}: {dotted} {what}." + (f" Perhaps you meant {near}." if near else "")
+    )
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was probably meant."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)), None)
+
+
+def line_of(text: str, loc: tuple[str | int, ...]) -> int:
+    """The line of a key in a TOML text, or of the nearest table that encloses it (1 if none)."""
+    lines = dict(_keys(text))
+    while loc:
+        if loc in lines:
+            return lines[loc]
+        loc = loc[:-1]
+    return 1
+
+
+def _keys(text: str) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    """Every table header and key of a TOML text with its line. Inline tables count as their key."""
+    table: tuple[str | int, ...] = ()
+    counts: dict[tuple[str | int, ...], int] = {}
+    latest: dict[tuple[str | int, ...], int] = {}
+
+    def path_of(dotted: str) -> tuple[str | int, ...]:
+        path: tuple[str | int, ...] = ()
+        for part in re.findall(r'"[^"]*"|\'[^\']*\'|[^.\s]+', dotted):
+            path = (*path, part.strip("\"'"))
+            if path in latest:
+                path = (*path, latest[path])
+        return path
+
+    for number, line in enumerate(text.splitlines(), 1):
+        if many := re.match(r"\s*\[\[(.+?)\]\]", line):
+            *head, last = re.findall(r'"[^"]*"|\'[^\']*\'|[^.\s]+', many[1])
+            base = (*path_of(".".join(head)), last.strip("\"'"))
+            counts[base] = counts.get(base, -1) + 1
+            latest[base] = counts[base]
+            table = (*base, counts[base])
+            yield table, number
+        elif one := re.match(r"\s*\[(.+?)\]\s*(#.*)?$", line):
+            table = path_of(one[1])
+            yield table, number
+        elif key := re.match(r'\s*((?:"[^"]*"|[A-Za-z0-9_.-]+))\s*=', line):
+            yield (*table, *(p.strip('"') for p in key[1].split("."))), number

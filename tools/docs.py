@@ -1,0 +1,112 @@
+"""Write the generated parts of the docs, or check that they are in step: python tools/docs.py [--check]."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FILES = ["README.md", "docs/reference.md", "docs/catalog.md"]
+#: one width, no colours, and a home that is nobody's
+ENVIRON = {"HOME": "/home/you", "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "LANG": "C.UTF-8"}
+
+
+def help_text(*command: str) -> str:
+    """The help of cclocal or of one of its commands, as a code block."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cclocal", *command, "-h"],
+        env={**ENVIRON, "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line.rstrip() for line in done.stdout.strip("\n").splitlines()]
+    return "```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def models_table() -> str:
+    """The catalog as a Markdown table."""
+    from cclocal import catalog
+    from cclocal.files import packaged
+
+    rows = ["| flag | model | download | context | note |", "|---|---|---:|---:|---|"]
+    for model in catalog.load(packaged("models.toml")).models.values():
+        variant = model.variants[0]
+        size = f"{variant.size_bytes / 1e9:.1f} GB" if variant.size_bytes else "none"
+        names = ", ".join(f"`--{flag}`" for flag in (model.id, *model.flags))
+        rows.append(f"| {names} | {model.name} | {size} | {model.native_context_tokens // 1024}k | {model.note} |")
+    return "\n".join(rows) + "\n"
+
+
+def catalog_keys() -> str:
+    """Every key of models.toml with its type."""
+    from dataclasses import fields
+
+    from cclocal.catalog import Model, Sampling, Variant
+
+    parts = []
+    for title, owner in (
+        ("`[models.ID]`", Model),
+        ("`[[models.ID.variants]]`", Variant),
+        ("`sampling` and `think_sampling`", Sampling),
+    ):
+        parts.append(f"### {title}\n")
+        parts.append("| key | type |\n|---|---|")
+        parts += [f"| `{f.name}` | `{str(f.type).replace('|', 'or')}` |" for f in fields(owner) if f.name != "id"]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def settings_table() -> str:
+    """Every lasting default, its option and its variable."""
+    from cclocal.settings import DEFAULT_TYPES
+
+    words = {int: "number", str: "text", bool: "true or false", list: "list of texts"}
+    rows = ["| in `[defaults]` | option | variable | type |", "|---|---|---|---|"]
+    for key, kind in DEFAULT_TYPES.items():
+        rows.append(f"| `{key}` | `--{key.replace('_', '-')}` | `CCLOCAL_{key.upper()}` | {words[kind]} |")
+    return "\n".join(rows) + "\n"
+
+
+def agent_variables() -> str:
+    """Every variable a session of Claude Code is given, with an example's values."""
+    from cclocal.agents.claude import environment
+    from cclocal.command import KEY, PORT, Endpoint
+
+    made = environment(Endpoint(f"http://127.0.0.1:{PORT}", KEY, "gemma"), 65536, 8192)
+    rows = ["| variable | value (for `--gemma`) |", "|---|---|"]
+    return "\n".join((*rows, *(f"| `{name}` | `{value}` |" for name, value in made.items()))) + "\n"
+
+
+def kept_variables() -> str:
+    """The names of the caller's variables that reach the agent."""
+    from cclocal.command import AGENT_NAMES
+
+    return "`" + "` `".join(sorted(AGENT_NAMES)) + "` and `LC_*`.\n"
+
+
+def exit_codes() -> str:
+    """Every exit status of cclocal's own, from the docstring that defines them."""
+    import inspect
+
+    from cclocal import errors
+
+    text = inspect.getdoc(errors) or ""
+    lines = [line for line in text.splitlines() if line[:4].strip().isdigit() or line.startswith("    ")]
+    return "```text\n" + "\n".join(line.strip() for line in lines) + "\n```\n"
+
+
+def main() -> int:
+    from cogapp import Cog
+
+    mode = ["--check", "--diff"] if "--check" in sys.argv else ["-r"]
+    code = 0
+    for name in FILES:
+        code = max(code, Cog().main(["cog", *mode, "-I", str(ROOT / "tools"), str(ROOT / name)]))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

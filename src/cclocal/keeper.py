@@ -179,6 +179,9 @@ class Keeper:
             self._start()
             self._watch()
             self._tell_terminal()
+        except OSError as error:
+            # no folder, no space, no process: the launcher says it in words
+            self._tell({"failure": f"{error.strerror or error} ({error.filename or 'keeper'})"})
         finally:
             self._end_server()
             self._clean_up()
@@ -410,7 +413,7 @@ def _spawn(argv: list[str], env: dict[str, str], stdin: int, first: Callable[[],
         return pid
     try:
         os.setsid()
-        for number in (*_SHIELDED, signal.SIGTERM):
+        for number in (*_SHIELDED, signal.SIGTERM, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         if first:
             first()

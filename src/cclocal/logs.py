@@ -30,11 +30,19 @@ def _forget_old(folders: Folders) -> None:
     from cclocal.state import sessions
 
     in_use = {str(session.facts.get("log")) for session in sessions(folders)}
-    logs = sorted(folders.logs.glob("server-*.log"), key=lambda log: log.stat().st_mtime, reverse=True)
+    logs = sorted(folders.logs.glob("server-*.log"), key=_age_key, reverse=True)
     for log in logs[KEPT:]:
         if str(log) not in in_use:
             with contextlib.suppress(OSError):
                 log.unlink()
+
+
+def _age_key(log: Path) -> float:
+    try:
+        return log.stat().st_mtime
+    except OSError:
+        # another launch has just removed it
+        return 0.0
 
 
 def read(folders: Folders, *, follow: bool = False, poll_s: float = 0.2) -> Iterator[str]:

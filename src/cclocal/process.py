@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +34,7 @@ class Held:
     keeper_pid: int
     server_pid: int = 0
     server_exit: int | None = None
+    failure: str | None = None
     _buffer: bytes = field(default=b"", repr=False)
     _ended: bool = False
 
@@ -73,13 +75,14 @@ class Held:
             news = json.loads(line)
             self.server_pid = news.get("server", self.server_pid)
             self.server_exit = news.get("server_exit", self.server_exit)
+            self.failure = news.get("failure", self.failure)
 
     def wait_for_start(self) -> None:
         """Return when the server's process exists. Raises ServerDiedError if the keeper cannot start it."""
         while not self.server_pid and not self._ended:
             self._read()
         if not self.server_pid:
-            raise ServerDiedError("The server's keeper could not start.", log=str(self.log))
+            raise ServerDiedError(f"The server could not be started: {self.failure or 'its keeper was killed'}.")
 
 
 def new_session_id() -> str:
@@ -154,6 +157,9 @@ def become(command: Command, environ: Mapping[str, str], held: Held) -> None:
     """Replace this process by the agent: signals, exit status, job control and terminal are then its own."""
     sys.stdout.flush()
     sys.stderr.flush()
+    # Python ignores these, and an ignored signal stays ignored through exec
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
     held.control.send(b"exec\n")
     os.execve(command.argv[0], list(command.argv), command.environ(environ))
 

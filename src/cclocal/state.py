@@ -65,6 +65,11 @@ def reclaim(folders: Folders) -> list[SessionState]:
             _end(session)
         shutil.rmtree(session.folder, ignore_errors=True)
         done.append(session)
+    for folder in folders.sessions.glob("*"):
+        # a keeper killed before it could write its state file; a minute, so that one at work is left alone
+        with contextlib.suppress(OSError):
+            if not (folder / "session.json").exists() and time.time() - folder.stat().st_mtime > 60:
+                shutil.rmtree(folder, ignore_errors=True)
     return done
 
 

@@ -95,6 +95,31 @@ def test_a_chosen_port_is_the_servers(world: World) -> None:
     launcher.wait()
 
 
+def test_the_agent_gets_default_signals_and_no_descriptor_of_ours(world: World) -> None:
+    world.fake_server()
+    agent = world.bin / "claude"
+    agent.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && { echo "2.1.329 (Claude Code)"; exit; }\n'
+        "grep -E 'SigIgn|SigBlk' /proc/$$/status\nls /proc/$$/fd\n"
+    )
+    agent.chmod(0o755)
+    out = world.run("--tiny").stdout.split()
+    assert out[:4] == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+    # its three, and the script itself that the shell reads
+    assert set(out[4:]) <= {"0", "1", "2", "10", "255"}
+
+
+def test_a_session_folder_that_cannot_be_made_is_said_in_words(world: World) -> None:
+    world.fake_server()
+    world.fake_claude()
+    world.sessions.parent.mkdir(parents=True)
+    world.sessions.write_text("in the way")
+    done = world.run("--tiny")
+    assert done.returncode == 24
+    assert "Cannot make the folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_no_agent_is_said_before_anything_else_happens(world: World) -> None:
     world.fake_server()
     done = world.run("--tiny")

@@ -1,0 +1,45 @@
+"""What is installed from a wheel is whole: the catalog and the MCP configuration are in it, and the command runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from tests.world import World
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_wheel_is_whole(world: World, tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)], check=True
+    )
+    wheel = next(tmp_path.glob("cclocal-*.whl"))
+    names = zipfile.ZipFile(wheel).namelist()
+    for name in ("data/models.toml", "data/mcp-local.json", "tiny/merges.txt", "tiny/template.jinja", "py.typed"):
+        assert f"cclocal/{name}" in names
+    target = tmp_path / "site"
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "cclocal", "--list-models", "--json"],
+        env={**world.env, "PYTHONPATH": str(target)},
+        cwd=world.project,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)[0]["id"] == "tiny"
+    where = "import cclocal, cclocal.files as f; print(cclocal.__file__, f.packaged('models.toml'))"
+    found = subprocess.run(
+        [sys.executable, "-c", where],
+        env={**world.env, "PYTHONPATH": str(target)},
+        cwd=world.project,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert found.count(str(target)) == 2

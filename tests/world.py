@@ -137,7 +137,11 @@ class World:
 
     def agent(self) -> dict[str, Any]:
         """What the fake agent was given."""
-        wait_for((self.record / "agent.json").exists, "the agent")
+        try:
+            wait_for((self.record / "agent.json").exists, "the agent")
+        except AssertionError as error:
+            said = (self.record / "err").read_text() if (self.record / "err").exists() else ""
+            raise AssertionError(f"{error}; cclocal said: {said}; left: {self.leftovers()}") from None
         return dict(json.loads((self.record / "agent.json").read_text()))
 
     def server_pids(self) -> dict[str, int]:

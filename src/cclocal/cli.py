@@ -323,12 +323,22 @@ def _add_model_flags(sources: Sequence[Path]) -> None:
     launch.__annotations__ = {p.name: p.annotation for p in by_panel}
 
 
+def _open_standard_streams() -> None:
+    """Give closed standard streams somewhere to go: a file opened later must not become one of them."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
 def _options() -> Sequence[str]:
     return [f"model_{name}" for name in _FLAG_IDS]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, the agent's own status, or one of cclocal.errors."""
+    _open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index("--") if "--" in words else len(words)
     ours, theirs = words[:cut], words[cut + 1 :]

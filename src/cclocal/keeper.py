@@ -29,9 +29,9 @@ LINUX = sys.platform == "linux"
 MARKER = "CCLOCAL_SESSION"
 #: How often the log's size is looked at.
 TICK_S = 5.0
-#: What Claude Code may leave switched on when it is killed: mouse, focus and theme reports, a hidden cursor, the
-#: kitty keyboard protocol.
-TERMINAL_RESET = b"\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2031l\x1b[<u\x1b[?25h"
+#: What Claude Code may leave switched on when it is killed: mouse, focus and theme reports, a hidden cursor.
+TERMINAL_RESET = b"\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2031l\x1b[?25h"
+SHOW_CURSOR = b"\x1b[?25h"
 _SHIELDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGPIPE, signal.SIGTTOU)
 
 # $0 = the server's process group, $1 = seconds of grace, $2 = the session's marker. Written for dash and bash:
@@ -56,12 +56,20 @@ def start_of(pid: int) -> str | None:
     """When a process started, in the system's own units: with the pid and the boot, its identity. None = gone."""
     if LINUX:
         try:
-            with open(f"/proc/{pid}/stat") as stat:
-                state, *rest = stat.read().rsplit(")", 1)[1].split()
+            # bytes: a name may be cut in the middle of a character
+            with open(f"/proc/{pid}/stat", "rb") as stat:
+                state, *rest = stat.read().rsplit(b")", 1)[1].decode().split()
         except OSError:
             return None
         return None if state in "ZX" else rest[18]
-    done = subprocess.run(["/bin/ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["/bin/ps", "-o", "lstart=", "-p", str(pid)],
+        # the same words whoever asks, from wherever
+        env={"LC_ALL": "C", "TZ": "UTC"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.stdout.strip() or None
 
 
@@ -175,16 +183,18 @@ class Keeper:
         if LINUX:
             _prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._on_term()
+        report = b""
         try:
-            self._start()
+            self._start_or_say_why()
             self._watch()
-            self._tell_terminal()
-        except OSError as error:
-            # no folder, no space, no process: the launcher says it in words
-            self._tell({"failure": f"{error.strerror or error} ({error.filename or 'keeper'})"})
+            self._reset_terminal()
+            report = self._report()
         finally:
             self._end_server()
             self._clean_up()
+            # last, because whoever should read it may not
+            with contextlib.suppress(OSError):
+                os.write(2, report)
 
     def _on_term(self) -> None:
         # A pipe, because a signal that arrives between two waits must not be lost.
@@ -192,6 +202,14 @@ class Keeper:
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.set_wakeup_fd(self._wake_end)
         self.events.add_fd(self.wake)
+
+    def _start_or_say_why(self) -> None:
+        try:
+            self._start()
+        except OSError as error:
+            # no folder, no space, no process: the launcher says it in words
+            self._tell({"failure": f"{error.strerror or error} ({error.filename or 'keeper'})"})
+            raise SystemExit(1) from None
 
     # -- start --------------------------------------------------------------------------------------------------
 
@@ -262,18 +280,24 @@ class Keeper:
                     self.events.drop_fd(self.control)
             if self.watched in ended or self.wake in ready:
                 return
-            self._cap_log()
+            if self.server_exit is not None:
+                self._let_go_of_group()
+            with contextlib.suppress(OSError):
+                self._cap_log()
 
     def _server_ended(self) -> None:
-        self._reap()
-        if self.server_exit is None:
-            return
-        # A number that is free again may soon be somebody else's: from now on neither we nor the twin use it.
-        if not self._signal_group(0):
-            self._release_twin()
+        with contextlib.suppress(ChildProcessError):
+            # blocking: the news of the end may come before the status does
+            self.server_exit = os.waitstatus_to_exitcode(os.waitpid(self.server, 0)[1])
+        self._let_go_of_group()
         self._tell({"server_exit": self.server_exit})
         with contextlib.suppress(OSError):
             self._write("session.json", json.dumps({**self.state, "server_exit": self.server_exit}, indent=1))
+
+    def _let_go_of_group(self) -> None:
+        """A number that is free again may soon be somebody else's: from then on neither we nor the twin use it."""
+        if not self._signal_group(0):
+            self._release_twin()
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -300,32 +324,31 @@ class Keeper:
         os.ftruncate(1, 0)
         os.write(1, b"[keeper] the log was too long; what follows is its end\n" + tail)
 
-    # -- end ----------------------------------------------------------------------------------------------------
+    def _reset_terminal(self) -> None:
+        """First thing after the agent, or after a launcher that was killed under its live line: a sane terminal."""
+        if self.session["tty"]:
+            with contextlib.suppress(OSError):
+                # O_NOCTTY and a session of our own: writing never stops us. O_NONBLOCK: nor does Ctrl-S.
+                fd = os.open(self.session["tty"], os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+                os.write(fd, TERMINAL_RESET if self.agent_runs else SHOW_CURSOR)
+                os.close(fd)
+        if not (self.agent_runs and self.server_exit is not None):
+            # Whoever reads the agent's stderr to its end need not wait for the server's.
+            os.dup2(1, 2)
 
-    def _tell_terminal(self) -> None:
-        """First thing after the agent: a sane terminal, and the truth about a server that died under it."""
-        if self.agent_runs:
-            if self.session["tty"]:
-                with contextlib.suppress(OSError):
-                    # O_NOCTTY and a session of our own: writing never stops us
-                    fd = os.open(self.session["tty"], os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
-                    os.write(fd, TERMINAL_RESET)
-                    os.close(fd)
-            if self.server_exit is not None:
-                with contextlib.suppress(OSError):
-                    os.write(2, self._report().encode("utf-8", "replace"))
-        # Whoever reads the agent's stderr to its end need not wait for the server's.
-        os.dup2(1, 2)
-
-    def _report(self) -> str:
+    def _report(self) -> bytes:
+        """The truth about a server that died under the agent."""
+        if not self.agent_runs or self.server_exit is None:
+            return b""
+        lines = []
         with contextlib.suppress(OSError), open(self.session["log"], "rb") as log:
-            log.seek(0, os.SEEK_END)
-            log.seek(max(0, log.tell() - 4096))
-            lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
-            last = "".join(f"    {line}\n" for line in lines[-3:])
-            text: str = self.session["report"]
-            return text.replace("{how}", how_it_ended(self.server_exit or 0)).replace("{last}", last)
-        return ""
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
+            lines = [printable(line) for line in log.read().decode("utf-8", "replace").splitlines()]
+        last = "".join(f"    {line}\n" for line in [line for line in lines if line][-3:])
+        text: str = self.session["report"]
+        return text.replace("{how}", how_it_ended(self.server_exit)).replace("{last}", last).encode("utf-8", "replace")
+
+    # -- end ----------------------------------------------------------------------------------------------------
 
     def _end_server(self) -> None:
         for name, grace_s in self.session["stop"]:
@@ -354,8 +377,13 @@ class Keeper:
             os.killpg(self.server, number)
         except (ProcessLookupError, PermissionError):
             # macOS answers PermissionError for a group of zombies
-            self.group_is_gone = True
-        return not self.group_is_gone
+            if self.server_exit is not None:
+                self.group_is_gone = True
+                return False
+            # started this very moment: no group yet
+            with contextlib.suppress(OSError):
+                os.kill(self.server, number)
+        return True
 
     def _release_twin(self) -> None:
         if self.twin_pipe >= 0:
@@ -366,12 +394,15 @@ class Keeper:
 
     def _clean_up(self) -> None:
         self._release_twin()
-        for name in (*self.session["files"], "session.json"):
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(self.folder, name))
-        with contextlib.suppress(OSError):
-            os.rmdir(self.folder)
+        import shutil
+
+        shutil.rmtree(self.folder, ignore_errors=True)
         self._tell({"ended": True})
+
+
+def printable(line: str) -> str:
+    """A line of a log without what could steer a terminal."""
+    return "".join(c for c in line.replace("\t", " ") if c.isprintable()).strip()
 
 
 def how_it_ended(code: int) -> str:

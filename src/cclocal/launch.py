@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 from collections.abc import Mapping
 from dataclasses import replace
 
 from cclocal import homes, hub, logs, tiny, ui
 from cclocal.command import KEY, PORT, SESSION, SessionFile
-from cclocal.errors import AgentMissingError, PortError, ServerDiedError
+from cclocal.errors import CclocalError, FolderError, PortError, ServerDiedError
 from cclocal.files import Folders, make_folder
 from cclocal.keeper import how_it_ended
 from cclocal.plan import Plan, model_file_values
@@ -25,9 +26,9 @@ def run(plan: Plan, folders: Folders, environ: Mapping[str, str]) -> None:
     plan, held = serve(plan, folders, environ)
     try:
         become(plan.session, environ, held)
-    except OSError as error:
+    except CclocalError:
         held.end()
-        raise AgentMissingError(f"{plan.session.argv[0]} does not run: {error.strerror}.") from None
+        raise
 
 
 def run_server(plan: Plan, folders: Folders, environ: Mapping[str, str]) -> None:
@@ -35,7 +36,7 @@ def run_server(plan: Plan, folders: Folders, environ: Mapping[str, str]) -> None
     plan, held = serve(plan, folders, environ, server_only=True)
     endpoint = plan.readiness.endpoint
     ui.say(f"{plan.model.name} answers on {endpoint.url}. In another terminal:\n")
-    print(f"sh {held.folder / 'agent.sh'}", flush=True)
+    print(f"sh {shlex.quote(str(held.folder / 'agent.sh'))}", flush=True)
     ui.say("\nArguments after it go to claude. Ctrl-C here ends the server.")
     try:
         while held.poll(timeout_s=3600) is None:
@@ -51,6 +52,14 @@ def run_server(plan: Plan, folders: Folders, environ: Mapping[str, str]) -> None
 
 def serve(plan: Plan, folders: Folders, environ: Mapping[str, str], *, server_only: bool = False) -> tuple[Plan, Held]:
     """Fetch, start, and wait until the server has proved itself. Whatever fails, nothing stays behind."""
+    try:
+        return _serve(plan, folders, environ, server_only=server_only)
+    except OSError as error:
+        where = error.filename or folders.state
+        raise FolderError(f"Something is in the way at {where}: {error.strerror or error}.") from None
+
+
+def _serve(plan: Plan, folders: Folders, environ: Mapping[str, str], *, server_only: bool) -> tuple[Plan, Held]:
     for session in reclaim(folders):
         ui.say(
             f"Cleaned up after a session whose keeper was killed ({session.model}, port {session.port}).",

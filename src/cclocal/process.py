@@ -18,7 +18,7 @@ from typing import Any
 
 from cclocal import keeper
 from cclocal.command import Command, SessionFile, Stop
-from cclocal.errors import ServerDiedError
+from cclocal.errors import AgentMissingError, ServerDiedError
 
 LOG_CAP_BYTES = 16 * 2**20
 
@@ -39,18 +39,18 @@ class Held:
     _ended: bool = False
 
     def poll(self, timeout_s: float = 0.0) -> int | None:
-        """The server's exit status if it ended, after waiting at most `timeout_s` for news of it."""
-        while self.server_exit is None and not self._ended:
+        """The server's exit status if it ended, after waiting at most `timeout_s` for news of it.
+
+        Raises ServerDiedError if the keeper was killed, which takes the server with it.
+        """
+        while self.server_exit is None:
+            if self._ended:
+                raise ServerDiedError("The server's keeper was killed, and took the server with it.", log=str(self.log))
             if not select.select([self.control], [], [], timeout_s)[0]:
                 break
             self._read()
             timeout_s = 0.0
         return self.server_exit
-
-    @property
-    def keeper_is_gone(self) -> bool:
-        """Whether the keeper ended without having been asked to: killed, since it ends by itself only after us."""
-        return self._ended
 
     def end(self) -> None:
         """Have the server ended, and return when it is gone."""
@@ -143,7 +143,12 @@ def hold(
             stdin=subprocess.DEVNULL,
             stdout=out,
             cwd="/",
-            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "HOME": environ.get("HOME", "/")},
+            env={
+                "PATH": os.defpath,
+                "LC_ALL": "C.UTF-8",
+                # some Pythons do not start without it
+                **{name: environ[name] for name in ("HOME", "LD_LIBRARY_PATH") if name in environ},
+            },
         )
     # the keeper outlives us as we are; whoever we become inherits it
     process.returncode = 0
@@ -154,14 +159,24 @@ def hold(
 
 
 def become(command: Command, environ: Mapping[str, str], held: Held) -> None:
-    """Replace this process by the agent: signals, exit status, job control and terminal are then its own."""
+    """Replace this process by the agent: signals, exit status, job control and terminal are then its own.
+
+    Raises ServerDiedError if the keeper was killed in this very moment, AgentMissingError if the agent cannot run.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
+    try:
+        held.control.send(b"exec\n")
+    except OSError:
+        held.poll()
     # Python ignores these, and an ignored signal stays ignored through exec
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
-    held.control.send(b"exec\n")
-    os.execve(command.argv[0], list(command.argv), command.environ(environ))
+    try:
+        os.execve(command.argv[0], list(command.argv), command.environ(environ))
+    except OSError as error:
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        raise AgentMissingError(f"{command.argv[0]} does not run: {error.strerror}.") from None
 
 
 def _terminal() -> str | None:

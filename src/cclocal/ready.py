@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cclocal.command import Readiness
 from cclocal.errors import NotReadyError, PortError, ServerDiedError
-from cclocal.keeper import how_it_ended
+from cclocal.keeper import how_it_ended, printable
 from cclocal.process import Held
 
 if TYPE_CHECKING:
@@ -94,55 +98,60 @@ def wait_until_ready(
     endpoint = readiness.endpoint
     ours = {"x-api-key": endpoint.key, "authorization": f"Bearer {endpoint.key}"}
     wrong = {"x-api-key": "wrong", "authorization": "Bearer wrong"}
+    phase = "starting"
+
+    def look() -> None:
+        """One look at how things are, between two questions to the server."""
+        _check_alive(held)
+        on_wait(Waiting(phase, clock() - started, last_line(held.log)))
+        if signs.idle_s() > readiness.stall_s:
+            raise NotReadyError(
+                f"The server gave no sign of life for {readiness.stall_s:.0f} s while {phase}.",
+                cause=last_lines(held.log),
+                log=str(held.log),
+            )
+
     # trust_env=False: a proxy or a .netrc of the user's has no business here
-    with httpx.Client(base_url=endpoint.url, trust_env=False, timeout=httpx.Timeout(5.0, read=None)) as client:
-        models = httpx.Request("GET", endpoint.url + readiness.models_path, headers=ours)
-        phase, models_ok = "starting", False
+    with httpx.Client(base_url=endpoint.url, trust_env=False, timeout=2.0) as client:
         while True:
-            _check_alive(held)
             try:
-                if not models_ok:
-                    check_models(client.send(models), endpoint.model)
-                    _check_socket(held.server_pid, endpoint.port)
-                    if readiness.checks_key:
-                        check_wrong_key(client.get(readiness.models_path, headers=wrong))
-                    models_ok, phase = True, "first answer"
-                on_wait(Waiting(phase, clock() - started, last_line(held.log)))
-                check_message(_one_token(client, held, endpoint.model, ours, signs, readiness.stall_s))
+                # before any key is sent anywhere
+                check_socket(held.server_pid, endpoint.port)
+                check_models(client.get(readiness.models_path, headers=ours), endpoint.model)
+                if readiness.checks_key:
+                    check_wrong_key(client.get(readiness.models_path, headers=wrong))
+                phase = "waiting for the first token"
+                check_message(_first_token(client, endpoint.model, ours, look))
                 return clock() - started
             except NotYet as news:
                 phase = str(news)
             except httpx.TransportError:
-                # refused: not listening yet; cut off: it is dying, which the next look tells
+                # refused: not listening yet; slow: ask again; cut off: it is dying, which the next look tells
                 pass
-            on_wait(Waiting(phase, clock() - started, last_line(held.log)))
-            if signs.idle_s() > readiness.stall_s:
-                raise NotReadyError(
-                    f"The server gave no sign of life for {readiness.stall_s:.0f} s while {phase}.",
-                    cause=last_lines(held.log),
-                    log=str(held.log),
-                )
+            look()
             held.poll(POLL_S)
 
 
-def _one_token(
-    client: httpx.Client, held: Held, model: str, headers: dict[str, str], signs: SignsOfLife, stall_s: float
-) -> httpx.Response:
-    """Ask for one token. A server that computes may take its time; one that hangs may not."""
-    import httpx
-
+def _first_token(client: httpx.Client, model: str, headers: dict[str, str], look: Callable[[], None]) -> httpx.Response:
+    """Ask for one token, once: a server that computes may take its time, one that hangs is told by `look`."""
     body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
-    while True:
+    answers: queue.SimpleQueue[httpx.Response | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
         try:
-            return client.post("/v1/messages", json=body, headers=headers, timeout=httpx.Timeout(5.0, read=2.0))
-        except httpx.ReadTimeout:
-            _check_alive(held)
-            if signs.idle_s() > stall_s:
-                raise NotReadyError(
-                    f"The server is up, but a 1-token message got no answer for {stall_s:.0f} s.",
-                    cause=last_lines(held.log),
-                    log=str(held.log),
-                ) from None
+            answers.put(client.post("/v1/messages", json=body, headers=headers, timeout=None))
+        except Exception as error:
+            # also what happens to a request whose client was closed because nobody waits any more
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    while True:
+        with contextlib.suppress(queue.Empty):
+            answer = answers.get(timeout=POLL_S)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        look()
 
 
 class SignsOfLife:
@@ -182,39 +191,48 @@ def _cpu_s(pid: int) -> float:
 def _check_alive(held: Held) -> None:
     code = held.poll()
     if code is None:
-        if held.keeper_is_gone:
-            raise ServerDiedError("The server's keeper was killed, and took the server with it.", log=str(held.log))
         return
     raise ServerDiedError(
-        f"The server stopped while starting ({how_it_ended(code)}).",
-        cause=last_lines(held.log),
-        log=str(held.log),
+        f"The server stopped while starting ({how_it_ended(code)}).", cause=last_lines(held.log), log=str(held.log)
     )
 
 
-def _check_socket(pid: int, port: int) -> None:
-    """The port must be listened on by our child, on this machine only. Raises PortError."""
+def check_socket(pid: int, port: int) -> None:
+    """The port must be listened on by our child, on this machine only. Raises NotYet or PortError."""
     import psutil
 
     try:
-        process = psutil.Process(pid)
-        family = (process, *process.children(recursive=True))
-        listening = [
-            c.laddr.ip
-            for one in family
-            for c in one.net_connections("tcp")
-            if c.status == psutil.CONN_LISTEN and c.laddr.port == port
-        ]
+        addresses = _listening(pid, port)
+        if not addresses:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) != 0:
+                    raise NotYet("starting")
+            # somebody listens; ours may have begun to since the first look
+            addresses = _listening(pid, port)
     except psutil.AccessDenied:
         # a hardened system hides even our own child's sockets; the key check has to do
         return
     except psutil.Error:
         # gone between two looks: the next one says so
         raise NotYet("starting") from None
-    if not listening:
+    if not addresses:
         raise PortError(f"Port {port} is answered by another program, not by the server that was started.")
-    if outside := [ip for ip in listening if ip not in _LOOPBACK]:
+    if outside := [address for address in addresses if address not in _LOOPBACK]:
         raise PortError(f"The server listens on {outside[0]}, open to other machines; it may only listen on 127.0.0.1.")
+
+
+def _listening(pid: int, port: int) -> list[str]:
+    """The addresses on which a process or one of its children listens on a port."""
+    import psutil
+
+    process = psutil.Process(pid)
+    return [
+        c.laddr.ip
+        for one in (process, *process.children(recursive=True))
+        if one.status() != psutil.STATUS_ZOMBIE
+        for c in one.net_connections("tcp")
+        if c.status == psutil.CONN_LISTEN and c.laddr.port == port
+    ]
 
 
 def last_lines(log: Path, count: int = 3) -> tuple[str, ...]:
@@ -236,7 +254,7 @@ def _tail(log: Path, size_bytes: int = 8192) -> list[str]:
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - size_bytes))
-            return [line.strip() for line in file.read().decode("utf-8", "replace").splitlines()]
+            return [printable(line) for line in file.read().decode("utf-8", "replace").splitlines()]
     except OSError:
         return []
 

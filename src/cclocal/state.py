@@ -16,6 +16,9 @@ from typing import Any
 from cclocal.files import Folders
 from cclocal.keeper import boot_id, start_of, strays
 
+#: A folder younger than this may belong to a keeper that has just started.
+YOUNG_S = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class SessionState:
@@ -29,24 +32,26 @@ class SessionState:
         return str(self.facts.get("model", "?"))
 
     @property
-    def port(self) -> int:
-        return int(self.facts.get("port", 0))
+    def port(self) -> str:
+        return str(self.facts.get("port", "?"))
 
     def is_alive(self, party: str) -> bool:
         """Whether a party (keeper, server, twin, watched) is still the process it was: pid AND start time."""
-        start = self.facts.get(f"{party}_start")
-        return bool(start) and start_of(int(self.facts.get(party, 0))) == start
+        start, pid = self.facts.get(f"{party}_start"), self.facts.get(party)
+        return isinstance(pid, int) and pid > 0 and bool(start) and start_of(pid) == start
 
 
 def sessions(folders: Folders) -> list[SessionState]:
-    """Every session that has a state file, running or left behind."""
-    found = []
-    for path in sorted(folders.sessions.glob("*/session.json")):
-        with contextlib.suppress(OSError, ValueError):
-            facts = json.loads(path.read_text("utf-8"))
-            if isinstance(facts, dict):
-                found.append(SessionState(path.parent, facts))
-    return found
+    """Every session's folder, running or left behind; one without a state file that can be read has no facts."""
+    return [SessionState(folder, _read(folder / "session.json")) for folder in sorted(folders.sessions.glob("*"))]
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def reclaim(folders: Folders) -> list[SessionState]:
@@ -58,6 +63,12 @@ def reclaim(folders: Folders) -> list[SessionState]:
     boot = boot_id()
     done = []
     for session in sessions(folders):
+        if not session.facts:
+            # its keeper is at work on it, or was killed at it: a minute tells
+            with contextlib.suppress(OSError):
+                if time.time() - session.folder.stat().st_mtime > YOUNG_S:
+                    shutil.rmtree(session.folder, ignore_errors=True)
+            continue
         same_boot = session.facts.get("boot") == boot
         if same_boot and session.is_alive("keeper"):
             continue
@@ -65,23 +76,18 @@ def reclaim(folders: Folders) -> list[SessionState]:
             _end(session)
         shutil.rmtree(session.folder, ignore_errors=True)
         done.append(session)
-    for folder in folders.sessions.glob("*"):
-        # a keeper killed before it could write its state file; a minute, so that one at work is left alone
-        with contextlib.suppress(OSError):
-            if not (folder / "session.json").exists() and time.time() - folder.stat().st_mtime > 60:
-                shutil.rmtree(folder, ignore_errors=True)
     return done
 
 
 def _end(session: SessionState) -> None:
-    server = int(session.facts.get("server", 0))
-    if session.is_alive("server"):
-        for number, grace_s in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server, number)
-            deadline = time.monotonic() + grace_s
-            while session.is_alive("server") and time.monotonic() < deadline:
-                time.sleep(0.02)
+    for number, grace_s in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
+        if not session.is_alive("server"):
+            break
+        with contextlib.suppress(OSError):
+            os.killpg(session.facts["server"], number)
+        deadline = time.monotonic() + grace_s
+        while session.is_alive("server") and time.monotonic() < deadline:
+            time.sleep(0.02)
     for pid in strays(str(session.facts.get("id", ""))):
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)

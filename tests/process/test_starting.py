@@ -100,7 +100,9 @@ def test_the_agent_gets_default_signals_and_no_descriptor_of_ours(world: World) 
     agent = world.bin / "claude"
     agent.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && { echo "2.1.329 (Claude Code)"; exit; }\n'
-        "grep -E 'SigIgn|SigBlk' /proc/$$/status\nls /proc/$$/fd\n"
+        # the shell itself reads: while it forks, every signal is blocked for a moment
+        "while read -r name value; do case $name in SigBlk:|SigIgn:) echo $name $value;; esac; done </proc/self/status\n"
+        "ls /proc/$$/fd\n"
     )
     agent.chmod(0o755)
     out = world.run("--tiny").stdout.split()
@@ -169,6 +171,72 @@ def test_a_server_that_dies_during_the_session_is_told_after_it(world: World) ->
     assert "listening" in err
     assert "cclocal --model tiny -- --continue" in err
     assert "Log:" in err
+
+
+def test_a_server_whose_keeper_is_killed_ends_the_command(world: World) -> None:
+    world.fake_server()
+    server = world.start("--server", "--tiny", "--port", str(_free()))
+    wait_for(lambda: (world.record / "out").read_text(), "the command")
+    os.kill(world.state()["keeper"], signal.SIGKILL)
+    assert server.wait(20) == 32
+    assert "keeper was killed" in (world.record / "err").read_text()
+    wait_for(lambda: not alive(world.server_pids()["server"]), "the server's end")
+    world.fake_claude(exits=0)
+    (world.record / "pids.json").unlink()
+    assert world.run("--tiny").returncode == 0
+
+
+def test_a_damaged_state_file_is_no_obstacle(world: World) -> None:
+    world.fake_server()
+    world.fake_claude(exits=0)
+    for name, text in (("a", ""), ("b", "[1]"), ("c", '{"boot": "x", "server": "y", "keeper": null}')):
+        folder = world.sessions / name
+        folder.mkdir(parents=True)
+        (folder / "session.json").write_text(text)
+        os.utime(folder, (1, 1))
+    done = world.run("--tiny")
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+def test_closed_standard_streams_are_no_obstacle(world: World) -> None:
+    import subprocess
+
+    world.fake_server()
+    world.fake_claude(exits=5)
+    line = " ".join([*world.command, "--tiny"])
+    for closed in (">&-", "2>&-", "<&-", "<&- >&- 2>&-"):
+        done = subprocess.run(f"{line} {closed}", shell=True, env=world.env, cwd=world.project, check=False)
+        assert done.returncode == 5, closed
+
+
+def test_something_in_the_way_is_said_in_words(world: World) -> None:
+    world.fake_server()
+    world.fake_claude()
+    (world.home / ".local/share/cclocal/claude/.cclocal.lock").mkdir(parents=True)
+    done = world.run("--tiny")
+    assert done.returncode == 24
+    assert ".cclocal.lock" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_log_that_grows_for_weeks_is_cut_and_one_that_is_gone_ends_nothing(world: World) -> None:
+    world.fake_server()
+    world.fake_claude()
+    launcher = world.start("--tiny")
+    world.agent()
+    log = world.log.resolve()
+    with log.open("a") as out:
+        out.write("x" * 17 * 2**20 + "\nthe end\n")
+    wait_for(lambda: 0 < log.stat().st_size < 5 * 2**20, "the keeper's scissors")
+    wait_for(lambda: log.read_text().endswith("the end\n"), "the end of the log, kept")
+    log.write_text("y" * 17 * 2**20)
+    log.unlink()
+    time.sleep(6)
+    assert alive(launcher.pid)
+    assert alive(world.server_pids()["server"])
+    launcher.kill()
+    launcher.wait()
 
 
 def test_logs_are_private_five_and_the_newest_has_a_name_that_stays(world: World) -> None:

@@ -30,13 +30,15 @@ def models_table() -> str:
     """The catalog as a Markdown table."""
     from cclocal import catalog
     from cclocal.files import packaged
+    from cclocal.ui import human_size
 
     rows = ["| flag | model | download | context | note |", "|---|---|---:|---:|---|"]
     for model in catalog.load(packaged("models.toml")).models.values():
         variant = model.variants[0]
-        size = f"{variant.size_bytes / 1e9:.1f} GB" if variant.size_bytes else "none"
+        size = "none" if variant.builtin else human_size(variant.size_bytes)
+        window = f"{model.served_context_tokens // 1024}k of {model.native_context_tokens // 1024}k"
         names = ", ".join(f"`--{flag}`" for flag in (model.id, *model.flags))
-        rows.append(f"| {names} | {model.name} | {size} | {model.native_context_tokens // 1024}k | {model.note} |")
+        rows.append(f"| {names} | {model.name} | {size} | {window} | {model.note} |")
     return "\n".join(rows) + "\n"
 
 
@@ -61,12 +63,11 @@ def catalog_keys() -> str:
 
 def settings_table() -> str:
     """Every lasting default, its option and its variable."""
-    from cclocal.settings import DEFAULT_TYPES
+    from cclocal.settings import DEFAULTS
 
-    words = {int: "number", str: "text", bool: "true or false", list: "list of texts"}
     rows = ["| in `[defaults]` | option | variable | type |", "|---|---|---|---|"]
-    for key, kind in DEFAULT_TYPES.items():
-        rows.append(f"| `{key}` | `--{key.replace('_', '-')}` | `CCLOCAL_{key.upper()}` | {words[kind]} |")
+    for key, kind in DEFAULTS.items():
+        rows.append(f"| `{key}` | `--{key.replace('_', '-')}` | `CCLOCAL_{key.upper()}` | {kind.in_words} |")
     return "\n".join(rows) + "\n"
 
 

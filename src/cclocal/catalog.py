@@ -5,19 +5,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Le
 
 from cclocal.errors import UsageError
-from cclocal.tomlfile import FLAG, UserFile, mistake, nearest
+from cclocal.tomlfile import FLAG, RESERVED, UserFile, mistake, nearest
 
 BackendName = Literal["llama-server", "vllm-mlx", "ollama"]
-Tokens = int
-_STRICT: dict[str, Any] = {"extra": "forbid", "strict": False}
+Tokens = Annotated[int, Ge(256)]
+Count = Annotated[int, Ge(0)]
+Port = Annotated[int, Ge(1), Le(65535)]
+_STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +51,14 @@ class Variant:
     tag: str | None = None
     builtin: Literal["tiny"] | None = None
     path: str | None = None
-    size_bytes: int | None = None
+    size_bytes: Count | None = None
     size_source: str | None = None
     #: what the server is told
     context_tokens: Tokens | None = None
-    batch_tokens: Tokens | None = None
-    ubatch_tokens: Tokens | None = None
-    slots: int = 1
-    cache_ram_mib: int = 0
+    batch_tokens: Annotated[int, Ge(1)] | None = None
+    ubatch_tokens: Annotated[int, Ge(1)] | None = None
+    slots: Annotated[int, Ge(1)] = 1
+    cache_ram_mib: Count = 0
     mmproj: str | None = None
     chat_template_file: str | None = None
     template_kwargs: Mapping[str, bool | str | int] = field(default_factory=dict)
@@ -84,9 +89,15 @@ class Model:
     context_tokens: Tokens = 65536
     out_tokens: Tokens = 8192
     #: the default port of --server
-    port: int = 8000
+    port: Port = 8000
     #: said each time the model is launched
     warning: str | None = None
+
+    @property
+    def served_context_tokens(self) -> int:
+        """The window served as long as the memory plan does not compute it: at most what the model was made for."""
+        wanted = self.variants[0].context_tokens or self.context_tokens
+        return min(wanted, self.native_context_tokens)
 
     def variant(self, backend: str, quant: str | None = None) -> Variant | None:
         """The variant for a backend: the one asked for, else its default, else its first."""
@@ -104,9 +115,9 @@ class Catalog:
     def find(self, name: str) -> Model:
         """The model of that id, flag or name. Raises UsageError with the nearest ones."""
         for model in self.models.values():
-            if name in (model.id, model.name, *model.flags):
+            if name.lower() in (model.id, model.name.lower(), *model.flags):
                 return model
-        near = nearest(name, [w for m in self.models.values() for w in (m.id, *m.flags)])
+        near = nearest(name.lower(), [w for m in self.models.values() for w in (m.id, *m.flags)])
         known = ", ".join(self.models)
         raise UsageError(
             f"There is no model “{name}”." + (f" Perhaps you meant {near}." if near else ""),
@@ -136,47 +147,92 @@ def of_gguf(path: Path) -> Model:
 _TAKEN = re.compile(r"claude|sonnet|haiku|opus|\[1m\]", re.IGNORECASE)
 
 
+#: A hub repository's id: it becomes a path in the cache, so nothing else may stand there.
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
 def load(shipped: Path, user: UserFile | None = None) -> Catalog:
     """Read and check the catalog. Raises UsageError naming file, line and the nearest right key."""
     from pydantic import TypeAdapter, ValidationError
 
     text = shipped.read_text("utf-8")
     raw = tomllib.loads(text)
-    models: dict[str, Any] = {**raw["models"]}
-    for id_, extra in (user.models if user else {}).items():
-        if not isinstance(extra, dict):
-            raise mistake(
-                user.path if user else shipped,
-                user.text if user else text,
-                ("models", id_),
-                "must be a table",
-            )
-        models[id_] = {**models.get(id_, {}), **extra}
+    theirs = user.models if user else {}
     adapter = TypeAdapter(Model)
     checked: dict[str, Model] = {}
-    for id_, value in models.items():
-        if _TAKEN.search(id_) or not FLAG.fullmatch(id_):
-            path, source = (user.path, user.text) if user and id_ in user.models else (shipped, text)
-            raise mistake(
-                path, source, ("models", id_), "cannot be a model's id (a-z, 0-9, - and ., and no Claude name)"
-            )
+    flags: dict[str, str] = {}
+    for id_ in dict.fromkeys((*raw["models"], *theirs)):
+        path, source = (user.path, user.text) if user and id_ in theirs else (shipped, text)
+        if not isinstance(theirs.get(id_, {}), dict):
+            raise mistake(path, source, ("models", id_), "must be a table")
         try:
-            checked[id_] = adapter.validate_python({**value, "id": id_})
+            # as JSON, because strict Python would refuse TOML's arrays for tuples
+            value = {**raw["models"].get(id_, {}), **theirs.get(id_, {}), "id": id_}
+            model = checked[id_] = adapter.validate_json(json.dumps(value, default=str))
         except ValidationError as error:
-            theirs = user is not None and id_ in user.models
-            path, source = (user.path, user.text) if theirs and user else (shipped, text)
             raise _explain(path, source, ("models", id_), error) from None
-    _check_flags_once(checked.values())
+        for loc, what in (*_unfit_flags(model, flags), *_unfit_variants(model)):
+            raise mistake(path, source, ("models", id_, *loc), what)
     return Catalog(models=checked, default=raw["default"])
 
 
-def _check_flags_once(models: Iterable[Model]) -> None:
-    seen: dict[str, str] = {}
-    for model in models:
-        for flag in dict.fromkeys((model.id, *model.flags)):
-            if other := seen.get(flag):
-                raise UsageError(f"--{flag} is claimed by two models: {other} and {model.id}.")
-            seen[flag] = model.id
+def _unfit_flags(model: Model, taken: dict[str, str]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """What is wrong with the names of a model; `taken` (flag → model) grows by the right ones."""
+    for flag in dict.fromkeys((model.id, *model.flags)):
+        loc = () if flag == model.id else ("flags",)
+        # options become names of parameters, where - and . are _
+        other = taken.setdefault(re.sub(r"[-.]", "_", flag), model.id)
+        if _TAKEN.search(flag) or not FLAG.fullmatch(flag):
+            yield loc, f"cannot have the flag --{flag}: a-z, 0-9, - and . only, and no Claude model's name"
+        elif flag in RESERVED:
+            yield loc, f"cannot have the flag --{flag}, which is cclocal's own"
+        elif other != model.id:
+            yield loc, f"wants --{flag}, which is claimed by two models: {other} is the other"
+
+
+def _unfit_variants(model: Model) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """What no single key is wrong with: where the variants come from."""
+    if not model.variants:
+        yield ("variants",), "must hold at least one variant"
+    for number, variant in enumerate(model.variants):
+        here = ("variants", number)
+        sources = [bool(variant.repo), bool(variant.tag), bool(variant.builtin), bool(variant.path)]
+        if sum(sources) != 1:
+            yield here, "must say where it comes from: exactly one of repo, path and tag"
+        elif variant.repo and not _REPO.fullmatch(variant.repo):
+            yield (*here, "repo"), "must look like owner/name"
+        elif variant.repo and not variant.files:
+            yield here, "needs files: the first is the model"
+        elif any(Path(file).is_absolute() or ".." in Path(file).parts for file in variant.files):
+            yield (*here, "files"), "must name files inside the repository"
+        elif variant.tag and variant.backend != "ollama":
+            yield (*here, "tag"), "is for the backend ollama"
+
+
+def with_local_files(model: Model, base: Path) -> Model:
+    """The model with paths of the user's own files made absolute (relative ones start at `base`, ~ is home).
+
+    Raises UsageError if one is not there, or a model is no GGUF file.
+    """
+
+    def found(name: str | None) -> str | None:
+        if name is None:
+            return None
+        path = base / Path(name).expanduser()
+        if not path.is_file():
+            raise UsageError(f"There is no file {path}.")
+        return str(path)
+
+    def local(variant: Variant) -> Variant:
+        path = found(variant.path)
+        if path:
+            with Path(path).open("rb") as file:
+                if file.read(4) != b"GGUF":
+                    raise UsageError(f"{path} is no GGUF file.")
+        mmproj = found(variant.mmproj) if path else variant.mmproj
+        return replace(variant, path=path, mmproj=mmproj, chat_template_file=found(variant.chat_template_file))
+
+    return replace(model, variants=tuple(local(variant) for variant in model.variants))
 
 
 def _explain(path: Path, text: str, prefix: tuple[str | int, ...], error: Any) -> UsageError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ import typer
 from cclocal import __version__, tomlfile
 from cclocal.errors import CclocalError, InterruptedByUser, UsageError
 from cclocal.files import Folders, folders, packaged
-from cclocal.settings import DEFAULT_TYPES, Settings
+from cclocal.settings import DEFAULTS, Settings
 
 if TYPE_CHECKING:
     from cclocal.catalog import Catalog, Model
@@ -73,7 +75,7 @@ def launch(
             "--server",
             metavar="",
             rich_help_panel=SESSION,
-            help="Start only the server and hold it until Ctrl-C; prints the command for another terminal.",
+            help="Only the server, until Ctrl-C; cclocal attach PORT joins it from another terminal.",
         ),
     ] = False,
     ctx_tokens: Annotated[
@@ -117,7 +119,8 @@ def launch(
             metavar="NAME",
             envvar="CCLOCAL_PASS_ENV",
             rich_help_panel=SESSION,
-            help="Hand this variable of yours to the agent too; may be given several times.",
+            help="Hand this variable of yours to the agent too; may be given several times. "
+            "[dim]In CCLOCAL_PASS_ENV spaces separate the names.[/]",
         ),
     ] = None,
     backend: Annotated[
@@ -144,7 +147,7 @@ def launch(
     safe: Annotated[
         bool,
         typer.Option(
-            "--safe",
+            "--safe/--no-safe",
             metavar="",
             envvar="CCLOCAL_SAFE",
             rich_help_panel=SESSION,
@@ -178,6 +181,8 @@ def launch(
     if list_models:
         ui.show_models(shelf, as_json=as_json)
         return
+    if as_json and not dry_run:
+        raise UsageError("--json goes with --dry-run or --list-models.")
     flags = [name.removeprefix("model_") for name, on in model_flags.items() if on]
     sources = _sources(ctx, started)
     wanted = _wanted(flags, model, sources, started)
@@ -201,18 +206,21 @@ def launch(
 
 def _carry_out(model: Model, settings: Settings, started: Start, *, dry_run: bool, as_json: bool, safe: bool) -> None:
     from cclocal import ui
+    from cclocal.catalog import with_local_files
     from cclocal.machine import probe
     from cclocal.plan import make_plan
 
-    plan = make_plan(model, settings, probe(settings, model, started.folders, started.environ, Path.cwd()))
+    model = with_local_files(model, started.folders.config)
+    plan = make_plan(model, settings, probe(settings, model, started.folders, started.environ))
     if dry_run and as_json:
         import json
 
         print(json.dumps(plan.as_json(started.environ), indent=2, ensure_ascii=False))
         return
-    if dry_run or safe:
+    if dry_run:
         ui.show_plan(plan, started.environ)
-    if dry_run or (safe and not ui.confirm("Start it?")):
+        return
+    if safe and not ui.confirm("Start it?", lambda: ui.show_plan(plan, started.environ)):
         return
     from cclocal import launch as story
 
@@ -234,6 +242,21 @@ def logs(
         sys.stdout.flush()
 
 
+@app.command()
+def attach(
+    ctx: typer.Context,
+    port: Annotated[int, typer.Argument(help="The port that --server printed.", show_default=False)],
+) -> None:
+    """Claude Code on a server that --server holds in another terminal."""
+    from cclocal.launch import attach as story
+
+    started: Start = ctx.obj
+    try:
+        story(port, started.folders, started.environ, started.agent_args)
+    except KeyboardInterrupt:
+        raise InterruptedByUser("Interrupted.") from None
+
+
 class Start:
     """What main() found before the options were read."""
 
@@ -243,7 +266,7 @@ class Start:
         self.folders: Folders = folders(environ)
         self.user_file = tomlfile.UserFile(self.folders.user_file)
         try:
-            self.user_file = tomlfile.read_user_file(self.folders.user_file, DEFAULT_TYPES)
+            self.user_file = tomlfile.read_user_file(self.folders.user_file, DEFAULTS)
         except UsageError:
             # help must work above all when something is wrong
             if not lenient:
@@ -261,12 +284,13 @@ _SOURCE_WORDS = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment", "D
 def _sources(ctx: typer.Context, started: Start) -> dict[str, str]:
     """Where each setting came from, as far as it was said at all."""
     found = {}
-    for key in DEFAULT_TYPES:
+    for key in DEFAULTS:
         source = ctx.get_parameter_source(_PARAMETERS.get(key, key))
         if source and source.name in _SOURCE_WORDS:
             found[key] = _SOURCE_WORDS[source.name]
             if source.name == "DEFAULT_MAP":
-                found[key] += f" {started.user_file.path}"
+                line = tomlfile.line_of(started.user_file.text, ("defaults", key))
+                found[key] += f" {started.user_file.path}:{line}"
     return found
 
 
@@ -288,11 +312,11 @@ def _model(shelf: Catalog, wanted: str) -> Model:
 
     if wanted.endswith(".gguf") or os.sep in wanted:
         path = Path(wanted).expanduser()
-        if not path.is_file():
-            raise UsageError(f"There is no file {path}.")
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise UsageError(f"{path} is no GGUF file.")
+        if not wanted.endswith(".gguf") and not path.exists():
+            raise UsageError(
+                f"There is no file {wanted}; and models are not fetched from the hub by their id yet.",
+                hint="give it a name in your config.toml: docs/catalog.md shows how",
+            )
         return catalog.of_gguf(path.absolute())
     return shelf.find(wanted)
 
@@ -308,6 +332,9 @@ def _add_model_flags(sources: Sequence[Path]) -> None:
     made = []
     for id_, (text, names) in tomlfile.flags(*sources).items():
         name = "".join(c if c.isalnum() else "_" for c in id_)
+        if name in _FLAG_IDS or not names:
+            # two ids that differ in a dash: said when the catalog is checked
+            continue
         _FLAG_IDS[name] = id_
         option = typer.Option(*(f"--{n}" for n in names), rich_help_panel=MODELS, help=text, metavar="")
         made.append(
@@ -323,6 +350,17 @@ def _add_model_flags(sources: Sequence[Path]) -> None:
     launch.__annotations__ = {p.name: p.annotation for p in by_panel}
 
 
+def _correction(words: Sequence[str], complaint: str) -> str:
+    """The line that was probably meant, for a complaint about a word that is not ours."""
+    if not complaint.startswith("No such"):
+        return "cclocal -h"
+    at = next((i for i, word in enumerate(words) if word.split("=")[0] in complaint.split("(")[0]), len(words))
+    if words[at : at + 1] and "".join(c if c.isalnum() else "_" for c in words[at]) in _FLAG_IDS:
+        return shlex.join(("cclocal", *words[:at], f"--{words[at]}", *words[at + 1 :]))
+    meant = shlex.join(("cclocal", *words[:at], "--", *words[at:]))
+    return f"{meant}    if that is for claude; else cclocal -h"
+
+
 def _open_standard_streams() -> None:
     """Give closed standard streams somewhere to go: a file opened later must not become one of them."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -330,10 +368,10 @@ def _open_standard_streams() -> None:
     os.close(fd)
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(2, "w")
-
-
-def _options() -> Sequence[str]:
-    return [f"model_{name}" for name in _FLAG_IDS]
+    for stream in (sys.stdout, sys.stderr):
+        # an old locale prints ? for what it does not have
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -365,8 +403,5 @@ def _run(words: list[str], started: Start) -> int | None:
     try:
         result = app(words, prog_name="cclocal", standalone_mode=False, obj=started, default_map=started.default_map())
     except typer.TyperException as error:
-        model = next((word for word in words if f"model_{word.replace('-', '_')}" in _options()), None)
-        hint = f"cclocal --{model}" if model else "cclocal -h"
-        hint += "    (what is meant for claude goes after “--”: cclocal --gemma -- …)"
-        raise UsageError(error.format_message().rstrip(), hint=hint) from None
+        raise UsageError(error.format_message().rstrip(), hint=_correction(words, error.format_message())) from None
     return result if isinstance(result, int) else None

@@ -7,7 +7,6 @@ folder) stand as placeholders, so that `--dry-run` can print the very plan that 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -24,8 +23,8 @@ BASE_NAMES = frozenset(
     XDG_CACHE_HOME XDG_STATE_HOME""".split()
 )
 
-#: What an agent's shell commands need besides: editors, displays, and where toolchains live. No secrets, nothing
-#: that loads code into another program, nothing that redirects traffic.
+#: What an agent's shell commands need besides: editors, displays, and where toolchains and libraries live. No
+#: secrets, nothing that redirects traffic.
 AGENT_NAMES = BASE_NAMES | frozenset(
     """EDITOR VISUAL PAGER LESS DISPLAY WAYLAND_DISPLAY XAUTHORITY TMUX STY SSH_TTY MANPATH INFOPATH
     VIRTUAL_ENV CONDA_PREFIX CONDA_DEFAULT_ENV CONDA_EXE MAMBA_ROOT_PREFIX PYENV_ROOT PYENV_VERSION UV_CACHE_DIR
@@ -61,7 +60,8 @@ SERVER_PREFIXES = (
 _REFUSED = re.compile(
     r"(ANTHROPIC|CLAUDE|CLAUDECODE|AWS|AZURE|GOOGLE|GCP|GCLOUD|VERTEX|CLOUD_ML|OPENAI|OPENROUTER|GEMINI|MISTRAL"
     r"|GROQ|DEEPSEEK|XAI|TOGETHER|COHERE|OTEL|BUN|DISABLE|CCLOCAL)(_.*)?|API_(TIMEOUT_MS|FORCE_IDLE_TIMEOUT)"
-    r"|(HTTPS?|ALL|FTP|NO)_PROXY|NODE_OPTIONS|NODE_EXTRA_CA_CERTS|LD_PRELOAD|LD_AUDIT|DYLD_.*",
+    r"|(HTTPS?|ALL|FTP|NO)_PROXY|NODE_(OPTIONS|EXTRA_CA_CERTS|TLS_REJECT_UNAUTHORIZED)|LD_PRELOAD|LD_AUDIT|DYLD_.*"
+    r"|.*_API_(KEY|TOKEN)|HF_TOKEN|CLOUDSDK_.*|BASH_ENV|ENV|USE_STAGING_OAUTH|MAX_THINKING_TOKENS",
     re.IGNORECASE,
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -113,16 +113,6 @@ class Command:
             argv=tuple(bind(a, values) for a in self.argv),
             env={name: bind(value, values) for name, value in self.env.items()},
         )
-
-    def as_script(self) -> str:
-        """A shell script that runs the same command from another terminal, with that terminal's arguments added.
-
-        Variables are handed on by name, so the script holds no value of the caller's.
-        """
-        kept = [f'${{{name}+"{name}=${name}"}}' for name in sorted(self.keep)]
-        sets = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
-        words = ["exec env -i", *kept, *sets, shlex.join(self.argv), '"$@"']
-        return "#!/bin/sh\n" + " \\\n  ".join(words) + "\n"
 
 
 def bind(text: str, values: Mapping[str, str]) -> str:

@@ -77,6 +77,8 @@ class Facts:
     engines: tuple[Engine, ...] = ()
     agent: AgentFound | None = None
     cached: Mapping[tuple[str, str], Path] = field(default_factory=dict)
+    #: how a package is added to the environment cclocal itself runs in
+    pip: str = "pip install"
     git_root: Path | None = None
     #: the user's own CLAUDE.md, which reaches a session although their settings files do not
     user_claude_md: Path | None = None

@@ -128,7 +128,9 @@ def _in_words(repo: str) -> Iterator[None]:
         ) from None
     except errors.LocalEntryNotFoundError as error:
         raise HubError(
-            f"The model hub was not reached, and {repo} is not on this disk.", cause=[_first_line(error)]
+            f"The model hub was not reached, and {repo} is not on this disk.",
+            cause=[_first_line(error)],
+            hint="check the network, and HF_ENDPOINT if you set it",
         ) from None
     except errors.HfHubHTTPError as error:
         status = int(getattr(error.response, "status_code", 0))
@@ -142,7 +144,11 @@ def _in_words(repo: str) -> Iterator[None]:
         # the hub's HTTP library has its own hierarchy, which it does not export
         if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2"):
             raise
-        raise HubError(f"The model hub was not reached for {repo}.", cause=[_first_line(error)]) from None
+        raise HubError(
+            f"The model hub was not reached for {repo}.",
+            cause=[_first_line(error)],
+            hint="check the network, and HF_ENDPOINT if you set it",
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:

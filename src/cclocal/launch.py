@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import shlex
+import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cclocal import homes, hub, logs, tiny, ui
-from cclocal.command import KEY, PORT, SESSION, SessionFile
-from cclocal.errors import CclocalError, FolderError, PortError, ServerDiedError
+from cclocal.agents import AGENTS, Session
+from cclocal.command import KEY, PORT, SESSION, Endpoint, SessionFile
+from cclocal.errors import CclocalError, FolderError, PortError, ServerDiedError, UsageError
 from cclocal.files import Folders, make_folder
 from cclocal.keeper import how_it_ended
-from cclocal.plan import Plan, model_file_values
+from cclocal.machine import look_around
+from cclocal.plan import Plan, check_agent, model_file_values
 from cclocal.process import Held, become, free_port, hold, new_key, new_session_id
 from cclocal.ready import holder_of, last_lines, wait_until_ready
-from cclocal.state import reclaim
+from cclocal.state import reclaim, sessions
 
 #: A random port may be taken between looking and listening; so often another one is tried.
 PORT_TRIES = 3
+#: The session's file that tells `cclocal attach` where the model answers.
+ENDPOINT = "endpoint.json"
 
 
 def run(plan: Plan, folders: Folders, environ: Mapping[str, str]) -> None:
@@ -35,9 +39,9 @@ def run_server(plan: Plan, folders: Folders, environ: Mapping[str, str]) -> None
     """Serve until Ctrl-C. Raises ServerDiedError if the server ends first."""
     plan, held = serve(plan, folders, environ, server_only=True)
     endpoint = plan.readiness.endpoint
-    ui.say(f"{plan.model.name} answers on {endpoint.url}. In another terminal:\n")
-    print(f"sh {shlex.quote(str(held.folder / 'agent.sh'))}", flush=True)
-    ui.say("\nArguments after it go to claude. Ctrl-C here ends the server.")
+    ui.say(f"{plan.model.name} answers on {endpoint.url}. In another terminal, in the folder to work in:\n")
+    print(f"cclocal attach {endpoint.port}", flush=True)
+    ui.say("\nArguments for claude go after “--”. Ctrl-C here ends the server.")
     try:
         while held.poll(timeout_s=3600) is None:
             pass
@@ -48,6 +52,33 @@ def run_server(plan: Plan, folders: Folders, environ: Mapping[str, str]) -> None
     code, cause = held.server_exit, last_lines(held.log)
     held.end()
     raise ServerDiedError(f"The server stopped ({how_it_ended(code or 0)}).", cause=cause, log=str(held.log))
+
+
+def attach(port: int, folders: Folders, environ: Mapping[str, str], arguments: Sequence[str]) -> None:
+    """Become the agent on a server that `--server` holds in another terminal. Returns only by raising."""
+    running = [session for session in sessions(folders) if session.is_alive("keeper")]
+    held = {session.port: session for session in running if (session.folder / ENDPOINT).exists()}
+    session = held.get(str(port))
+    if session is None:
+        there = f" There is one on {', '.join(held)}." if held else ""
+        raise UsageError(f"No “cclocal --server” of yours holds port {port}.{there}", hint="cclocal --server")
+    told = json.loads((session.folder / ENDPOINT).read_text("utf-8"))
+    agent = AGENTS["claude"]
+    facts = look_around(folders, environ)
+    check_agent(agent, facts)
+    wanted = Session(
+        Endpoint(told["url"], told["key"], told["model"]),
+        told["context_tokens"],
+        told["out_tokens"],
+        tuple(told["passed"]),
+        tuple(arguments),
+    )
+    for note in agent.notes(facts, wanted):
+        ui.say(note, "yellow")
+    homes.prepare(agent.home(facts))
+    # the server's session holds the same overlay
+    command, _ = agent.command(facts, wanted)
+    become(command.bind({SESSION: str(session.folder)}), environ)
 
 
 def serve(plan: Plan, folders: Folders, environ: Mapping[str, str], *, server_only: bool = False) -> tuple[Plan, Held]:
@@ -68,7 +99,7 @@ def _serve(plan: Plan, folders: Folders, environ: Mapping[str, str], *, server_o
     for note in plan.notes:
         ui.say(note, "yellow")
     if plan.port:
-        _check_port(plan.port)
+        _check_port(plan.port, folders)
     model = fetch(plan, folders, environ)
     homes.prepare(plan.home)
     for attempt in range(1, PORT_TRIES + 1):
@@ -101,9 +132,16 @@ def bind(plan: Plan, folders: Folders, session_id: str, model: Mapping[str, str]
         PORT: str(plan.port or free_port()),
     }
     if server_only:
-        # the scrubbed environment is too long to paste: a script in the session's folder holds it, and the key
-        script = SessionFile("agent.sh", plan.session.as_script())
-        plan = replace(plan, files=(*plan.files, script))
+        # what `cclocal attach` needs; a key does not belong into a line to paste
+        told = {
+            "url": plan.readiness.endpoint.url,
+            "key": KEY,
+            "model": plan.readiness.endpoint.model,
+            "context_tokens": plan.context_tokens,
+            "out_tokens": plan.out_tokens,
+            "passed": plan.passed,
+        }
+        plan = replace(plan, files=(*plan.files, SessionFile(ENDPOINT, json.dumps(told))))
     return plan.bind(values)
 
 
@@ -128,6 +166,7 @@ def _start(bound: Plan, folders: Folders, session_id: str, environ: Mapping[str,
             f"\n✗ The model server stopped during the session ({{how}}).\n{{last}}"
             f"  Try:  cclocal --model {name} -- --continue\n  Log:  {log}\n"
         ),
+        draws=bound.draws,
         environ=environ,
     )
     line = ui.WaitLine(bound.model.name)
@@ -140,11 +179,16 @@ def _start(bound: Plan, folders: Folders, session_id: str, environ: Mapping[str,
     return held
 
 
-def _check_port(port: int) -> None:
-    if _is_taken(port):
-        raise PortError(
-            f"Port {port} is in use by {holder_of(port)}.", hint="another --port, or none to take a free one"
-        )
+def _check_port(port: int, folders: Folders) -> None:
+    if not _is_taken(port):
+        return
+    for session in sessions(folders):
+        if session.port == str(port) and session.is_alive("keeper"):
+            raise PortError(
+                f"Port {port} is in use by your own session of {session.model}.",
+                hint=f"cclocal attach {port}    or another --port",
+            )
+    raise PortError(f"Port {port} is in use by {holder_of(port)}.", hint="another --port")
 
 
 def _is_taken(port: int) -> bool:

@@ -15,12 +15,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cclocal.catalog import Model
 from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Command
-from cclocal.errors import AgentMissingError, BackendMissingError
+from cclocal.errors import AgentMissingError, BackendMissingError, FolderError
 from cclocal.facts import AgentFound, Engine, Facts, Gpu, Machine
 from cclocal.files import Folders, packaged, write_private
 from cclocal.hub import cached_files
@@ -29,24 +30,16 @@ from cclocal.settings import Settings
 PROBE_LIMIT_S = 20.0
 
 
-def probe(settings: Settings, model: Model, folders: Folders, environ: Mapping[str, str], cwd: Path) -> Facts:
+def probe(settings: Settings, model: Model, folders: Folders, environ: Mapping[str, str]) -> Facts:
     """Everything the plan may look at. Starts small programs (`--version`, `--help`) and remembers their answers.
 
     Raises AgentMissingError or BackendMissingError if a program was found but does not run.
     """
-    here = machine()
-    memory = _Remembered(folders.cache / "probes.json")
-    real = Path(os.path.realpath(cwd))
-    root = next((p for p in (real, *real.parents) if (p / ".git").exists()), None)
-    # --server works without an agent; everything else says so before anything else happens
-    agent = None if settings.server_only and not shutil.which("claude") else find_agent(environ, memory)
-    facts = Facts(
-        machine=here,
-        folders=folders,
-        cwd=real,
-        environ=environ,
-        engines=tuple(find_engines(settings.llama_server, environ, here, memory)),
-        agent=agent,
+    memory = Remembered(folders.cache / "probes.json")
+    facts = look_around(folders, environ, memory, want_agent=not settings.server_only)
+    found = replace(
+        facts,
+        engines=tuple(find_engines(settings.llama_server, environ, facts.machine, memory)),
         cached={
             (variant.repo, file): path
             for variant in model.variants
@@ -55,13 +48,45 @@ def probe(settings: Settings, model: Model, folders: Folders, environ: Mapping[s
                 variant.repo, (*variant.files, *((variant.mmproj,) if variant.mmproj else ())), environ
             ).items()
         },
+    )
+    memory.save()
+    return found
+
+
+def look_around(
+    folders: Folders, environ: Mapping[str, str], memory: Remembered | None = None, *, want_agent: bool = True
+) -> Facts:
+    """The machine, the agent, and the folder we are in; no engines and no models.
+
+    Raises FolderError if that folder is gone.
+    """
+    memory = memory or Remembered(folders.cache / "probes.json")
+    try:
+        cwd = Path(os.path.realpath(Path.cwd()))
+    except FileNotFoundError:
+        raise FolderError("The folder you are in is no longer there.", hint="cd to one that is") from None
+    root = next((p for p in (cwd, *cwd.parents) if (p / ".git").exists()), None)
+    facts = Facts(
+        machine=machine(),
+        folders=folders,
+        cwd=cwd,
+        environ=environ,
+        agent=find_agent(environ, memory) if want_agent else None,
+        pip=_pip(),
         git_root=root,
         user_claude_md=_user_claude_md(environ),
-        parent_claude_mds=tuple(_parent_claude_mds(real, root)),
+        parent_claude_mds=tuple(_parent_claude_mds(cwd, root)),
         mcp_config=packaged("mcp-local.json"),
     )
     memory.save()
     return facts
+
+
+def _pip() -> str:
+    """How a package is added to our own environment: uv's tool environments have no pip of their own."""
+    if importlib.util.find_spec("pip"):
+        return f"{sys.executable} -m pip install"
+    return f"uv pip install --python {sys.executable}"
 
 
 def _user_claude_md(environ: Mapping[str, str]) -> Path | None:
@@ -135,7 +160,7 @@ def _linux_gpus(root: Path) -> Iterator[Gpu]:
 # -- programs ---------------------------------------------------------------------------------------------------
 
 
-class _Remembered:
+class Remembered:
     """Answers of programs that cost time to ask, kept as long as the file they came from is the same."""
 
     def __init__(self, path: Path) -> None:
@@ -159,11 +184,12 @@ class _Remembered:
 
     def save(self) -> None:
         if self.fresh:
+            self.fresh = False
             latest = dict(list(self.known.items())[-20:])
             write_private(self.path, json.dumps(latest))
 
 
-def find_agent(environ: Mapping[str, str], memory: _Remembered) -> AgentFound | None:
+def find_agent(environ: Mapping[str, str], memory: Remembered) -> AgentFound | None:
     """Claude Code on PATH, and its version."""
     found = shutil.which("claude", path=environ.get("PATH", os.defpath))
     if not found:
@@ -187,7 +213,7 @@ def find_agent(environ: Mapping[str, str], memory: _Remembered) -> AgentFound | 
     return AgentFound(path, version)
 
 
-def find_engines(wish: str | None, environ: Mapping[str, str], here: Machine, memory: _Remembered) -> Iterator[Engine]:
+def find_engines(wish: str | None, environ: Mapping[str, str], here: Machine, memory: Remembered) -> Iterator[Engine]:
     """llama.cpp's server, best first: the one wished for, else a llama-server on PATH, then the wheel's."""
     if wish == "wheel":
         yield from _wheel(environ, here, memory)
@@ -228,7 +254,7 @@ def _context_of(here: Machine) -> str:
     return f"{boot_id()}|{','.join(gpu.name for gpu in here.gpus)}"
 
 
-def _binary(path: Path, environ: Mapping[str, str], here: Machine, memory: _Remembered) -> Engine:
+def _binary(path: Path, environ: Mapping[str, str], here: Machine, memory: Remembered) -> Engine:
     key = memory.key(path, "llama-server", _context_of(here))
     known = memory.get(key)
     if known is None:
@@ -258,7 +284,7 @@ print(json.dumps({"version": version("xllamacpp"), "devices": [d["name"] + ": " 
 """
 
 
-def _wheel(environ: Mapping[str, str], here: Machine, memory: _Remembered) -> Iterator[Engine]:
+def _wheel(environ: Mapping[str, str], here: Machine, memory: Remembered) -> Iterator[Engine]:
     spec = importlib.util.find_spec("xllamacpp")
     if not spec or not spec.origin:
         return

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cclocal.agents import AGENTS, Home, Session
+from cclocal.agents import AGENTS, Agent, Home, Session
 from cclocal.agents.claude import least_context_tokens
 from cclocal.backends import BACKENDS, Backend, Serving
 from cclocal.catalog import Model, Variant
@@ -64,6 +64,10 @@ class Plan:
     memory: str
     notes: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+    #: whether the agent takes over the terminal
+    draws: bool = True
+    #: the variables handed on by name
+    passed: tuple[str, ...] = ()
 
     def bind(self, values: Mapping[str, str]) -> Plan:
         """The same plan with the session's port, key, folder and model file filled in."""
@@ -116,8 +120,8 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
     anything has happened.
     """
     agent = AGENTS["claude"]
-    if facts.agent is None and not settings.server_only:
-        raise AgentMissingError(f"{agent.PROGRAM} was not found on PATH.", hint=agent.INSTALL)
+    if not settings.server_only:
+        check_agent(agent, facts)
     name, variant = _variant(model, settings)
     backend = BACKENDS[name]
     engine = _engine(backend, model, variant, facts)
@@ -128,7 +132,7 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
     port = _port(model, settings, sources)
     for variable in settings.pass_env:
         if why := refusal(variable):
-            raise UsageError(f"--pass-env: {why}.")
+            raise UsageError(f"--pass-env: {why}.{settings.origin('pass_env')}")
 
     endpoint = Endpoint(f"http://127.0.0.1:{port or PORT}", KEY, model.id)
     files = tuple(_on_disk(variant, file, facts) for file in variant.files)
@@ -136,7 +140,7 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
         model=model,
         variant=variant,
         model_file=variant.path or (files[0] if files else MODEL_FILE),
-        mmproj_file=_on_disk(variant, variant.mmproj, facts) if variant.mmproj else None,
+        mmproj_file=variant.mmproj if variant.path or not variant.mmproj else _on_disk(variant, variant.mmproj, facts),
         context_tokens=context,
         endpoint=endpoint,
         port=str(port or PORT),
@@ -167,14 +171,26 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
             *agent.notes(facts, session),
         ),
         sources=sources,
+        draws=agent.draws(settings.agent_args),
+        passed=settings.pass_env,
     )
+
+
+def check_agent(agent: Agent, facts: Facts) -> None:
+    """Raises AgentMissingError (35) if the agent is not there or too old."""
+    if facts.agent is None:
+        raise AgentMissingError(f"{agent.PROGRAM} was not found on PATH.", hint=agent.INSTALL)
+    if reason := agent.unusable(facts.agent.version):
+        raise AgentMissingError(f"{reason}.", hint=agent.INSTALL)
 
 
 def _variant(model: Model, settings: Settings) -> tuple[str, Variant]:
     wanted = settings.backend
     for name in (wanted,) if wanted else BACKENDS:
         if name not in BACKENDS:
-            raise UsageError(f"There is no backend “{name}”.", hint=f"--backend {' | '.join(BACKENDS)}")
+            raise UsageError(
+                f"There is no backend “{name}”.{settings.origin('backend')}", hint=f"--backend {' | '.join(BACKENDS)}"
+            )
         if variant := model.variant(name):
             return name, variant
     raise UsageError(f"{model.name} has no variant for {wanted or ', '.join(BACKENDS)}.")
@@ -201,6 +217,7 @@ def _context(model: Model, variant: Variant, settings: Settings, sources: dict[s
     if settings.ctx > model.native_context_tokens:
         raise UsageError(
             f"{model.name} was made for {model.native_context_tokens:,} tokens; {settings.ctx:,} is beyond that."
+            f"{settings.origin('ctx')}"
         )
     return settings.ctx // CONTEXT_STEP_TOKENS * CONTEXT_STEP_TOKENS
 
@@ -211,8 +228,8 @@ def _out(model: Model, settings: Settings, context: int, sources: dict[str, str]
     out = settings.out_tokens or model.out_tokens
     if context < least_context_tokens(out):
         raise UsageError(
-            f"A context of {context:,} tokens is too small for replies of {out:,}: the agent needs "
-            f"{least_context_tokens(out):,} at least.",
+            f"A context of {settings.ctx or context:,} tokens is too small for replies of {out:,}: the agent needs "
+            f"{least_context_tokens(out):,} at least.{settings.origin('ctx')}{settings.origin('out_tokens')}",
             hint="a larger --ctx or a smaller --out-tokens",
         )
     return out

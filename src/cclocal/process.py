@@ -111,12 +111,13 @@ def hold(
     log: Path,
     about: Mapping[str, Any],
     report: str,
+    draws: bool,
     environ: Mapping[str, str],
 ) -> Held:
     """Start a server in the hands of a keeper that ends it when this process ends, whatever this process becomes.
 
-    `report` is what the keeper says if the server died under the agent; {how} and {last} stand for the exit status
-    and the log's last lines.
+    `draws`: the agent will take over the terminal, which must be sane after it. `report` is what the keeper says if
+    the server died under the agent; {how} and {last} stand for the exit status and the log's last lines.
     """
     ours, theirs = socket.socketpair()
     session = {
@@ -131,7 +132,7 @@ def hold(
         "stop": [list(step) for step in stop.steps],
         "shell": environ.get("CCLOCAL_TEST_SHELL", "/bin/sh"),
         "pdeathsig": environ.get("CCLOCAL_TEST_PDEATHSIG") != "0",
-        "tty": _terminal(),
+        "tty": _terminal() if draws and environ.get("TERM") != "dumb" else None,
         "about": dict(about),
         "report": report,
     }
@@ -158,17 +159,18 @@ def hold(
     return held
 
 
-def become(command: Command, environ: Mapping[str, str], held: Held) -> None:
+def become(command: Command, environ: Mapping[str, str], held: Held | None = None) -> None:
     """Replace this process by the agent: signals, exit status, job control and terminal are then its own.
 
     Raises ServerDiedError if the keeper was killed in this very moment, AgentMissingError if the agent cannot run.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    try:
-        held.control.send(b"exec\n")
-    except OSError:
-        held.poll()
+    if held:
+        try:
+            held.control.send(b"exec\n")
+        except OSError:
+            held.poll()
     # Python ignores these, and an ignored signal stays ignored through exec
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)

@@ -238,10 +238,11 @@ def _listening(pid: int, port: int) -> list[str]:
 def last_lines(log: Path, count: int = 3) -> tuple[str, ...]:
     """The last lines of a log that say something, the cause of a crash before whatever follows it."""
     lines = [line for line in _tail(log) if line]
-    for words in ("error", "exception", "failed", "abort", "cannot", "unable"):
-        causes = [line for line in lines[-12:] if words in line.lower()]
-        if causes:
-            return tuple(dict.fromkeys((*causes[-2:], lines[-1])))
+    words = ("error", "exception", "failed", "abort", "cannot", "unable")
+    causes = [line for line in lines[-12:] if any(word in line.lower() for word in words)]
+    if causes:
+        # the first complaint is nearest to the cause, the last to the end
+        return tuple(dict.fromkeys((causes[0], causes[-1], lines[-1])))
     return tuple(lines[-count:])
 
 

@@ -5,16 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-#: Every lasting default that config.toml may hold under [defaults], with its type.
-DEFAULT_TYPES: Mapping[str, type] = {
-    "model": str,
-    "backend": str,
-    "llama_server": str,
-    "ctx": int,
-    "out_tokens": int,
-    "port": int,
-    "pass_env": list,
-    "safe": bool,
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a setting may be: its type, and the range of a number."""
+
+    type: type
+    at_least: int | None = None
+    at_most: int | None = None
+
+    @property
+    def in_words(self) -> str:
+        words = {int: "a whole number", str: "a text", bool: "true or false", list: "a list of texts"}[self.type]
+        if self.at_least is None:
+            return words
+        return f"{words}, {self.at_least} " + ("or more" if self.at_most is None else f"to {self.at_most}")
+
+    def accepts(self, value: object) -> bool:
+        if self.type is list:
+            return isinstance(value, list) and all(isinstance(v, str) for v in value)
+        if not isinstance(value, self.type) or (self.type is not bool and isinstance(value, bool)):
+            return False
+        return not isinstance(value, int) or (
+            (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+        )
+
+
+#: Every lasting default that config.toml may hold under [defaults].
+DEFAULTS: Mapping[str, Kind] = {
+    "model": Kind(str),
+    "backend": Kind(str),
+    "llama_server": Kind(str),
+    "ctx": Kind(int, 1),
+    "out_tokens": Kind(int, 256),
+    "port": Kind(int, 1, 65535),
+    "pass_env": Kind(list),
+    "safe": Kind(bool),
 }
 
 
@@ -23,7 +49,7 @@ class Settings:
     """The wishes of one launch. None means: not said, so the catalog or the plan decides.
 
     `llama_server` is a path to a llama-server binary, or "wheel" for the engine inside the xllamacpp package.
-    `sources` says where each one came from: "command line", "environment", "user file" or "default".
+    `sources` says where each one came from: "command line", "environment", "user file PATH:LINE" or "default".
     """
 
     model: str | None = None
@@ -36,3 +62,8 @@ class Settings:
     server_only: bool = False
     agent_args: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+
+    def origin(self, key: str) -> str:
+        """Where a setting was made, as the end of a sentence about it; nothing if it stands on the command line."""
+        source = self.sources.get(key, "")
+        return f" It was set in the {source}." if source.startswith(("user file", "environment")) else ""

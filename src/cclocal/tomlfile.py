@@ -13,9 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from cclocal.errors import UsageError
+from cclocal.settings import Kind
 
 #: What may stand behind -- as a model's flag.
 FLAG = re.compile(r"[a-z][a-z0-9.-]*")
+#: Our own options and commands, which no model may take. (A test holds this against the real ones.)
+RESERVED = frozenset(
+    """backend ctx dry-run help install-completion json list-models llama-server logs model no-safe out-tokens pass-env
+    port safe server show-completion version attach check fetch list plan prompt rm clean url yes""".split()
+)
 
 
 def flags(*sources: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -28,7 +34,7 @@ def flags(*sources: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
                 old_help, old_names = found.get(id_, ("", ()))
                 names = tuple(dict.fromkeys((id_, *raw["flags"]))) if "flags" in raw else old_names or (id_,)
                 text = f"{raw['name']}: {raw['note']}" if "name" in raw and "note" in raw else old_help
-                found[id_] = (text, tuple(n for n in names if FLAG.fullmatch(n)))
+                found[id_] = (text, tuple(n for n in names if FLAG.fullmatch(n) and n not in RESERVED))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return found
@@ -44,23 +50,23 @@ class UserFile:
     text: str = ""
 
 
-def read_user_file(path: Path, allowed: Mapping[str, Any]) -> UserFile:
-    """Read the user's file; `allowed` maps each default's key to its type. Missing file = no defaults.
+def read_user_file(path: Path, allowed: Mapping[str, Kind]) -> UserFile:
+    """Read the user's file; `allowed` says what each default may be. Missing file = no defaults.
 
     Raises UsageError with file:line for anything unknown or of the wrong type. Never writes it.
     """
     try:
         text = path.read_text("utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return UserFile(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"Cannot read {path}: {error}.") from None
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+), column (\d+)", str(error))
+        line = re.search(r" \(at line (\d+), column (\d+)\)", str(error))
         where = f"{path}:{line[1]}:{line[2]}" if line else f"{path}"
-        raise UsageError(f"{where}: {error}.", hint="cclocal never changes this file") from None
+        raise UsageError(f"{where}: {str(error).replace(line[0] if line else '', '')}.") from None
     for key, value in raw.items():
         if key not in ("defaults", "models"):
             raise mistake(path, text, (key,), "is unknown", ("defaults", "models"))
@@ -70,18 +76,9 @@ def read_user_file(path: Path, allowed: Mapping[str, Any]) -> UserFile:
     for key, value in defaults.items():
         if key not in allowed:
             raise mistake(path, text, ("defaults", key), "is unknown", allowed)
-        if not _is_a(value, allowed[key]):
-            raise mistake(path, text, ("defaults", key), f"must be {_TYPE_WORDS[allowed[key]]}")
+        if not allowed[key].accepts(value):
+            raise mistake(path, text, ("defaults", key), f"must be {allowed[key].in_words}")
     return UserFile(path, defaults, raw.get("models", {}), text)
-
-
-_TYPE_WORDS = {int: "a whole number", str: "a text", bool: "true or false", list: "a list of texts"}
-
-
-def _is_a(value: object, wanted: type) -> bool:
-    if wanted is list:
-        return isinstance(value, list) and all(isinstance(v, str) for v in value)
-    return isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
 
 
 def mistake(path: Path, text: str, loc: tuple[str | int, ...], what: str, known: Iterable[str] = ()) -> UsageError:

@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -134,7 +134,10 @@ def show_models(catalog: Catalog, *, as_json: bool) -> None:
                 "flags": [f"--{flag}" for flag in (m.id, *m.flags)],
                 "name": m.name,
                 "note": m.note,
+                "context_tokens": m.served_context_tokens,
                 "native_context_tokens": m.native_context_tokens,
+                "out_tokens": m.out_tokens,
+                "port": m.port,
                 "default": m.id == catalog.default,
                 "variants": [
                     {"backend": v.backend, "quant": v.quant, "repo": v.repo, "size_bytes": v.size_bytes}
@@ -154,16 +157,23 @@ def _models_table(catalog: Catalog, *, numbered: bool = False) -> Table:
         table.add_column(name, justify="right" if name in ("#", "size", "context") else "left", no_wrap=name != "note")
     for number, model in enumerate(catalog.models.values(), 1):
         variant = model.variants[0]
-        size = f"{variant.size_bytes / 1e9:.1f} GB" if variant.size_bytes else "5.6 MB" if variant.builtin else "?"
+        size = human_size(variant.size_bytes)
         table.add_row(
             *((str(number),) if numbered else ()),
             f"--{model.id}",
             model.name,
             size,
-            f"{model.native_context_tokens // 1024}k",
+            f"{model.served_context_tokens // 1024}k of {model.native_context_tokens // 1024}k",
             escape(model.note),
         )
     return table
+
+
+def human_size(size_bytes: int | None) -> str:
+    """A size as people say it: decimal units, as hubs and disks count."""
+    if size_bytes is None:
+        return "?"
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
 
 
 def pick(catalog: Catalog) -> str:
@@ -177,7 +187,11 @@ def pick(catalog: Catalog) -> str:
     screen.print(_models_table(catalog, numbered=True))
     names = list(catalog.models)
     while True:
-        answer = screen.input(f"Which one? [1-{len(names)}, q = quit] ").strip()
+        answer = screen.input(
+            f"Which one? [1-{len(names)}, Enter = {catalog.default}, q = quit] ", markup=False
+        ).strip()
+        if not answer:
+            return catalog.default
         if answer in ("q", "Q"):
             raise KeyboardInterrupt
         if answer.isdigit() and 1 <= int(answer) <= len(names):
@@ -188,11 +202,12 @@ def pick(catalog: Catalog) -> str:
             screen.print(escape(error.message), style="yellow")
 
 
-def confirm(question: str) -> bool:
-    """Yes or no, Enter = yes. Off a terminal: yes, since nobody is there to be surprised."""
+def confirm(question: str, show: Callable[[], None]) -> bool:
+    """Show what it is about, then ask yes or no, Enter = yes. Raises UsageError off a terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return True
-    return console().input(f"{escape(question)} [Y/n] ").strip().lower() in ("", "y", "yes")
+        raise UsageError("--safe asks first, and there is no terminal to ask on.", hint="--no-safe")
+    show()
+    return console().input(f"{question} [Y/n] ", markup=False).strip().lower() in ("", "y", "yes")
 
 
 # -- progress ---------------------------------------------------------------------------------------------------

@@ -207,37 +207,45 @@ def test_a_write_outside_the_project_is_refused(scripted: World) -> None:
 @pytest.mark.skipif(not CI, reason="traces system calls: CI=true runs it")
 @pytest.mark.parametrize("tui", [False, True], ids=["print", "tui"])
 def test_every_connect_of_the_process_tree_goes_to_this_machine(scripted: World, tui: bool) -> None:
-    strace = shutil.which("strace")
-    assert strace, "CI needs strace"
-    trace = scripted.record / "trace"
-    argv = [
-        strace,
-        "-f",
-        "-qq",
-        "-e",
-        "trace=connect,sendto,sendmsg",
-        "-o",
-        str(trace),
-        *scripted.command,
-        "--tiny",
-        "--",
-    ]
-    child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]
-        argv[0],
-        [*argv[1:], *([PROMPT] if tui else ["-p", PROMPT])],
-        env=scripted.env,
-        cwd=str(scripted.project),
-        encoding="utf-8",
-        timeout=90,
-        dimensions=(40, 120),
-    )
+    child = traced(scripted, *([PROMPT] if tui else ["-p", PROMPT]))
     child.expect("done")
     if tui:
         child.expect(pexpect.TIMEOUT, timeout=5)
         child.send("\x03\x03")
     child.expect(pexpect.EOF)
     child.close()
-    lines = [line for line in trace.read_text().splitlines() if "AF_INET" in line]
+    assert_only_this_machine(scripted)
+
+
+@pytest.mark.skipif(not CI, reason="traces system calls: CI=true runs it")
+def test_every_connect_with_a_real_engine_goes_to_this_machine(real: World) -> None:
+    child = traced(real, "-p", PROMPT)
+    child.expect("Done")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert (real.project / "hello.txt").read_text() == "hi"
+    assert_only_this_machine(real)
+
+
+def traced(world: World, *args: str) -> pexpect.spawn:  # type: ignore[type-arg]
+    """cclocal on a terminal, with every connection of its process tree written down."""
+    strace = shutil.which("strace")
+    assert strace, "CI needs strace"
+    trace = ["-f", "-qq", "-e", "trace=connect,sendto,sendmsg", "-o", str(world.record / "trace")]
+    child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]
+        strace,
+        [*trace, *world.command, "--tiny", "--", *args],
+        env=world.env,
+        cwd=str(world.project),
+        encoding="utf-8",
+        timeout=120,
+        dimensions=(40, 120),
+    )
+    return child
+
+
+def assert_only_this_machine(world: World) -> None:
+    lines = [line for line in (world.record / "trace").read_text().splitlines() if "AF_INET" in line]
     assert any('inet_addr("127.0.0.1")' in line for line in lines)
     elsewhere = [line for line in lines if "127.0.0.1" not in line and "AF_UNSPEC" not in line]
     assert not elsewhere, elsewhere

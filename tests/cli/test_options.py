@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,11 +57,18 @@ def test_version(world: World) -> None:
     [
         (["--gema"], "--gemma"),
         (["--model", "gema"], "Perhaps you meant gemma"),
-        (["--model", "none.gguf"], "There is no file none.gguf"),
+        (["--model", "none.gguf"], "There is no file "),
         (["--tiny", "--gemma"], "One model at a time"),
         (["--tiny", "--model", "gemma"], "One model at a time"),
-        (["--tiny", "-p", "hi"], "goes after “--”"),
-        (["--tiny", "fix it"], "goes after “--”"),
+        (["--tiny", "-p", "hi"], "cclocal --tiny -- -p hi"),
+        (["--tiny", "fix it"], "cclocal --tiny -- 'fix it'"),
+        (["--tiny", "--resume", "abc"], "cclocal --tiny -- --resume abc"),
+        (["gemma"], "cclocal --gemma"),
+        (["--json"], "--json goes with --dry-run"),
+        (["--tiny", "--safe"], "--no-safe"),
+        (["--model", "unsloth/gemma-4-E4B-it-GGUF"], "not fetched from the hub by their id yet"),
+        (["--tiny", "--pass-env", "CEREBRAS_API_KEY"], "never reaches the agent"),
+        (["attach", "1"], "No “cclocal --server” of yours"),
         (["--tiny", "--port", "x"], "--port"),
         (["--tiny", "--port", "99999"], "--port"),
         (["--tiny", "--ctx", "8192"], "too small"),
@@ -109,6 +117,32 @@ def test_a_home_that_cannot_be_written(world: World) -> None:
     assert "Cannot" in done.stderr
 
 
+def test_a_folder_that_is_gone(world: World) -> None:
+    world.fake_claude()
+    world.fake_server()
+    done = subprocess.run(
+        f"mkdir gone && cd gone && rmdir ../gone && {' '.join(world.command)} --tiny",
+        shell=True,
+        env=world.env,
+        cwd=world.project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 24
+    assert "no longer there" in done.stderr
+
+
+def test_no_model_can_take_an_option_of_ours() -> None:
+    import re
+
+    from cclocal.tomlfile import RESERVED
+
+    text = (Path(__file__).parents[2] / "src/cclocal/cli.py").read_text()
+    ours = {name for names in re.findall(r'"--([a-z-]+(?:/--[a-z-]+)?)"', text) for name in names.split("/--")}
+    assert ours <= RESERVED | {"follow"}
+
+
 def test_the_plan_for_scripts(world: World) -> None:
     world.fake_claude()
     world.fake_server()
@@ -139,6 +173,7 @@ def test_the_catalog_for_scripts(world: World) -> None:
     rows = json.loads(world.run("--list-models", "--json").stdout)
     assert [row["id"] for row in rows if row["default"]] == ["gemma-light"]
     assert rows[1]["flags"] == ["--gemma-light", "--light"]
+    assert (rows[1]["context_tokens"], rows[1]["native_context_tokens"]) == (65536, 131072)
 
 
 def test_colours_only_where_wanted(world: World) -> None:
@@ -150,6 +185,7 @@ def test_the_c_locale_is_no_obstacle(world: World) -> None:
     done = world.run("--gema", LANG="C", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert done.returncode == 2
     assert "UnicodeEncodeError" not in done.stderr
+    assert world.run("-h", LANG="C", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0").returncode == 0
     assert world.run("--list-models", LANG="C", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0").returncode == 0
 
 

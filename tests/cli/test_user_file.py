@@ -86,6 +86,16 @@ context_tokens = 32768
     assert (changed["context_tokens"], changed["model"]["name"]) == (32768, "Gemma 4 26B-A4B")
 
 
+X = """[models.x]
+name = 'X'
+note = 'x'
+native_context_tokens = 65536
+[[models.x.variants]]
+backend = 'llama-server'
+quant = 'q'
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -94,8 +104,8 @@ context_tokens = 32768
             "config.toml:3: defaults.out_token is unknown. Perhaps you meant out_tokens.",
         ),
         ("[default]\n", "config.toml:1: default is unknown. Perhaps you meant defaults."),
-        ("[defaults]\nport = 'x'\n", "config.toml:2: defaults.port must be a whole number."),
-        ("[defaults]\nport = true\n", "config.toml:2: defaults.port must be a whole number."),
+        ("[defaults]\nport = 'x'\n", "config.toml:2: defaults.port must be a whole number"),
+        ("[defaults]\nport = true\n", "config.toml:2: defaults.port must be a whole number"),
         ("[defaults]\npass_env = 'A'\n", "config.toml:2: defaults.pass_env must be a list of texts."),
         ("defaults = 5\n", "config.toml:1: defaults must be a table."),
         ("[defaults\n", "config.toml:1:10"),
@@ -109,7 +119,31 @@ context_tokens = 32768
             "[models.gemma]\n[[models.gemma.variants]]\nbackend='llama-server'\nquant='x'\nsampling = {tmp = 1}\n",
             "config.toml:5: models.gemma.variants.0.sampling.tmp is unknown. Perhaps you meant temp.",
         ),
-        ("[models.gemma]\nflags = ['tiny']\n", "--tiny is claimed by two models"),
+        ("[models.gemma]\nflags = ['tiny']\n", "--tiny, which is claimed by two models: tiny is the other"),
+        ("[models.gemma]\nflags = ['port']\n", "config.toml:2: models.gemma.flags cannot have the flag --port"),
+        ("[models.help]\nname = 'X'\n", "config.toml:1: models.help"),
+        ("[models.gemma]\ncontext_tokens = '65536'\n", "config.toml:2: models.gemma.context_tokens is wrong"),
+        ("[models.gemma]\ncontext_tokens = -5\n", "config.toml:2: models.gemma.context_tokens is wrong"),
+        ("[models.gemma]\nport = 700000\n", "config.toml:2: models.gemma.port is wrong"),
+        ("[defaults]\nport = 99999999\n", "config.toml:2: defaults.port must be a whole number, 1 to 65535."),
+        ("[defaults]\nbackend = 'nope'\n", "config.toml:2"),
+        ("[defaults]\npass_env = ['AWS_X']\n", "config.toml:2"),
+        (
+            X + "",
+            "config.toml:5: models.x.variants.0 must say where it comes from",
+        ),
+        (
+            X + "repo='../../x'\nfiles=['a']\n",
+            "config.toml:8: models.x.variants.0.repo must look like owner/name",
+        ),
+        (
+            X + "repo='a/b'\nfiles=['../../etc/passwd']\n",
+            "files must name files inside",
+        ),
+        (
+            X + "tag='x:1b'\n",
+            "tag is for the backend ollama",
+        ),
     ],
 )
 def test_a_mistake_in_it_is_shown_with_its_line(ready: World, text: str, words: str) -> None:
@@ -121,6 +155,39 @@ def test_a_mistake_in_it_is_shown_with_its_line(ready: World, text: str, words: 
     assert ready.run("-h").returncode == 0
     # and the file is never written
     assert (ready.home / ".config/cclocal/config.toml").read_text() == text
+
+
+def test_two_ids_that_differ_in_a_dash_are_refused_in_words(ready: World) -> None:
+    own = X + "repo = 'a/b'\nfiles = ['c']\n"
+    write(ready, own.replace("models.x", "models.a-b") + own.replace("models.x", "models.'a.b'"))
+    done = ready.run("--gemma", "--dry-run")
+    assert done.returncode == 2
+    assert "claimed by two models" in done.stderr
+    assert ready.run("-h").returncode == 0
+
+
+def test_a_model_file_of_the_users_own_by_path(ready: World) -> None:
+    text = MINE.replace("repo = 'me/mine'\nfiles = ['mine.gguf']", "path = '~/models/own.gguf'")
+    write(ready, text)
+    missing = ready.run("--mine", "--dry-run")
+    assert missing.returncode == 2
+    assert f"There is no file {ready.home}/models/own.gguf" in missing.stderr
+    (ready.home / "models").mkdir()
+    (ready.home / "models/own.gguf").write_bytes(b"GGUF")
+    assert f"{ready.home}/models/own.gguf" in plan(ready, "--mine")["server"]["argv"]
+
+
+MINE = """
+[models.mine]
+name = "Mine"
+note = "my own"
+native_context_tokens = 65536
+[[models.mine.variants]]
+backend = "llama-server"
+quant = "Q4"
+repo = 'me/mine'
+files = ['mine.gguf']
+"""
 
 
 def test_a_file_in_the_project_is_never_read(ready: World) -> None:

@@ -20,6 +20,7 @@ MATRIX = [
     (["agent"], {"ignore_term": True, "worker": "setsid"}, "KILL"),
     (["agent"], {"daemonise": True, "ignore_term": True}, "KILL"),
     (["twin", "agent"], {}, "KILL"),
+    (["server", "agent"], {}, "KILL"),
 ]
 KEEPER_DIES = [
     (["keeper"], {}),
@@ -130,6 +131,15 @@ def test_a_recycled_pid_is_never_signalled(world: World) -> None:
 
 
 @pytest.mark.parametrize("signal_name", ["KILL", "TERM", "INT", "HUP"])
+def test_a_killed_twin_changes_nothing(world: World) -> None:
+    who = started(world, {}, "0")
+    os.kill(who["twin"], signal.SIGKILL)
+    wait_for(lambda: not alive(who["twin"]), "the twin's end")
+    assert alive(who["server"])
+    assert alive(who["agent"])
+    os.kill(who["agent"], signal.SIGKILL)
+
+
 def test_the_launcher_killed_while_the_server_loads(world: World, signal_name: str, pdeathsig: str) -> None:
     world.fake_server(load_s=60)
     world.fake_claude()

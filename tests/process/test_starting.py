@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -101,7 +102,8 @@ def test_the_agent_gets_default_signals_and_no_descriptor_of_ours(world: World) 
     agent.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && { echo "2.1.329 (Claude Code)"; exit; }\n'
         # the shell itself reads: while it forks, every signal is blocked for a moment
-        "while read -r name value; do case $name in SigBlk:|SigIgn:) echo $name $value;; esac; done </proc/self/status\n"
+        "while read -r name value; do case $name in SigBlk:|SigIgn:) echo $name $value;; esac\n"
+        "done </proc/self/status\n"
         "ls /proc/$$/fd\n"
     )
     agent.chmod(0o755)
@@ -130,6 +132,16 @@ def test_no_agent_is_said_before_anything_else_happens(world: World) -> None:
     assert "npm install -g @anthropic-ai/claude-code" in done.stderr
     assert not (world.record / "pids.json").exists()
     assert not list(world.home.rglob("*.gguf"))
+
+
+def test_an_agent_too_old_to_be_trusted_is_refused(world: World) -> None:
+    world.fake_server()
+    claude = world.bin / "claude"
+    claude.write_text("#!/bin/sh\necho '2.1.196 (Claude Code)'\n")
+    claude.chmod(0o755)
+    done = world.run("--tiny")
+    assert done.returncode == 35
+    assert "older than 2.1.197" in done.stderr
 
 
 def test_an_agent_that_does_not_run_is_said_too(world: World) -> None:
@@ -297,18 +309,28 @@ def test_the_server_holds_until_ctrl_c_and_prints_a_command_that_works(world: Wo
     world.fake_server()
     world.fake_claude(exits=7)
     server = world.start("--server", "--model", "tiny", "--port", str(_free()))
-    line = wait_for(lambda: (world.record / "out").read_text(), "the command")
-    assert line.startswith("sh ")
-    import subprocess
-
-    done = subprocess.run(
-        f"{line.strip()} -p 'say hi'", shell=True, env={**world.env, "AWS_SECRET_ACCESS_KEY": "x"}, check=False
-    )
-    assert done.returncode == 7
+    line = wait_for(lambda: (world.record / "out").read_text(), "the command").strip()
+    assert line.startswith("cclocal attach ")
+    elsewhere = world.root / "elsewhere"
+    elsewhere.mkdir()
+    world.project = elsewhere
+    done = world.run(*line.split()[1:], "--", "-p", "say hi", AWS_SECRET_ACCESS_KEY="x", LC_TIME="C.UTF-8")
+    assert done.returncode == 7, done.stderr
     agent = world.agent()
     assert agent["argv"][-2:] == ["-p", "say hi"]
+    assert agent["cwd"] == str(elsewhere)
     assert agent["env"]["ANTHROPIC_AUTH_TOKEN"].startswith("cclocal-")
+    assert agent["env"]["LC_TIME"] == "C.UTF-8"
     assert "AWS_SECRET_ACCESS_KEY" not in agent["env"]
+    # no dialog there either: the folder is trusted in the private home
+    seeded = json.loads((world.home / ".local/share/cclocal/claude/.claude.json").read_text())
+    assert seeded["projects"][str(elsewhere)]["hasTrustDialogAccepted"] is True
+    wrong = world.run("attach", "1")
+    assert wrong.returncode == 2
+    assert f"There is one on {line.split()[-1]}" in wrong.stderr
+    again = world.run("--server", "--tiny", "--port", line.split()[-1])
+    assert again.returncode == 34
+    assert "your own session of tiny" in again.stderr
     server.send_signal(signal.SIGINT)
     assert server.wait() == 0
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 
 import pexpect
@@ -67,6 +69,19 @@ def test_keys_and_job_control_reach_the_agent_and_not_the_server(
     wait_for(lambda: not alive(server), "the server's end")
 
 
+def test_an_agent_that_is_terminated_has_the_shells_status(
+    world: World,
+    shell: pexpect.spawn,  # type: ignore[type-arg]
+) -> None:
+    world.fake_server()
+    world.fake_claude()
+    start(shell, world)
+    shell.expect(r"AGENT \d+")
+    os.kill(world.agent()["pid"], signal.SIGTERM)
+    shell.expect("Terminated")
+    assert status(shell) == 143
+
+
 def test_an_agent_that_crashes_leaves_a_sane_terminal(world: World, shell: pexpect.spawn) -> None:  # type: ignore[type-arg]
     world.fake_server()
     world.fake_claude()
@@ -105,9 +120,6 @@ def test_a_dead_server_is_told_on_the_terminal_after_the_session(world: World, s
     world.fake_claude()
     start(shell, world)
     shell.expect(r"AGENT \d+")
-    import os
-    import signal
-
     os.kill(world.server_pids()["server"], signal.SIGKILL)
     wait_for(lambda: "server_exit" in world.state(), "the keeper's note")
     shell.sendline("quit 0")
@@ -128,7 +140,7 @@ def test_the_picker_asks_by_number(world: World, env: dict[str, str]) -> None:
         timeout=20,
     )
     child.expect("Gemma 4 E4B")
-    child.expect(r"Which one\? \[1-7, q = quit\] ")
+    child.expect(r"Which one\? \[1-7, Enter = gemma-light, q = quit\] ")
     child.sendline("gema")
     child.expect("Perhaps you meant gemma")
     child.sendline("1")

@@ -230,7 +230,7 @@ def test_a_growing_log_or_a_busy_processor_is_a_sign_of_life(tmp_path: Path) -> 
     try:
         signs = SignsOfLife(busy.pid, log, clock)
         for _ in range(3):
-            threading.Event().wait(0.1)
+            threading.Event().wait(0.5)
             assert signs.idle_s() == 10
     finally:
         busy.kill()
@@ -241,6 +241,8 @@ def test_the_cause_is_found_in_front_of_the_epilogue(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("start\nerror: failed to load model\ncleaning up\ncleaned\ngoodbye\n")
     assert last_lines(log) == ("error: failed to load model", "goodbye")
+    log.write_text("start\n\x1b[31mE cannot open x.gguf\x1b[0m\nfailed to load\nfailed to init, check params\n")
+    assert last_lines(log) == ("[31mE cannot open x.gguf[0m", "failed to init, check params")
     log.write_text("a\nb\nc\nd\n")
     assert last_lines(log) == ("b", "c", "d")
     assert last_lines(tmp_path / "none") == ()

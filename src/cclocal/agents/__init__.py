@@ -5,7 +5,7 @@ A new agent is one module with these names and one row in AGENTS.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -53,6 +53,12 @@ class Agent(Protocol):
 
     def command(self, facts: Facts, session: Session) -> tuple[Command, tuple[SessionFile, ...]]:
         """The agent's command, and the files it reads."""
+
+    def unusable(self, version: str) -> str | None:
+        """Why a version is not launched, or None if it may be."""
+
+    def draws(self, arguments: Sequence[str]) -> bool:
+        """Whether the agent takes over the terminal, rather than printing an answer."""
 
     def home(self, facts: Facts) -> Home:
         """Its private configuration folder."""

@@ -6,6 +6,7 @@ Sources: runs of the real binaries against a scripted server that logged every r
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from cclocal.command import (
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 NAME = "claude"
 PROGRAM = "claude"
-INSTALL = "npm install -g @anthropic-ai/claude-code"
+INSTALL = "npm install -g @anthropic-ai/claude-code@2.1.329"
 WIRE: Literal["anthropic", "responses"] = "anthropic"
 
 #: WebSearch asks Anthropic's servers, and on a local model hands its own words back as results; WebFetch asks
@@ -46,18 +47,28 @@ LEAST_PROMPT_TOKENS = 10240
 LEAST_AUTO_COMPACT_TOKENS = 100000
 TIMEOUT_MS = 1_800_000
 
-_OURS = {
-    "--settings": "the settings that keep the session on this machine",
-    "--setting-sources": "the settings that keep the session on this machine",
-    "--model": "the only model that is loaded",
-    "--mcp-config": "the MCP configuration",
-    "--tools": "the tool set",
-    "--allowedTools": "what is pre-approved",
-    "--allowed-tools": "what is pre-approved",
-    "--permission-mode": "the permission mode",
-    "--dangerously-skip-permissions": "the permission mode",
-    "--fallback-model": "the only model that is loaded",
-    "--bare": "the whole launch profile",
+#: The oldest version whose isolation was verified; what an older one reads and sends is unknown.
+OLDEST = (2, 1, 197)
+
+#: Arguments after "--" that change what the profile guarantees, and how.
+_UNDOES = {
+    "--settings": "replaces the settings that keep the session on this machine",
+    "--setting-sources": "replaces the settings that keep the session on this machine",
+    "--model": "asks for another model than the only one that is loaded",
+    "--fallback-model": "asks for another model than the only one that is loaded",
+    "--mcp-config": "adds MCP servers, whose tools every request then carries",
+    "--tools": "replaces the tool set",
+    "--allowedTools": "replaces what is pre-approved",
+    "--allowed-tools": "replaces what is pre-approved",
+    "--permission-mode": "replaces the permission mode",
+    "--dangerously-skip-permissions": "lets every tool do anything without asking",
+    "--append-system-prompt": "replaces the hint to write large files in parts",
+    "--system-prompt": "replaces the system prompt",
+    "--add-dir": "lets the agent write in that folder too",
+    "--plugin-dir": "adds plugins to the session",
+    "--agents": "adds agents, whose descriptions every request then carries",
+    "--chrome": "adds the browser's tools to every request",
+    "--bare": "replaces the whole launch profile",
 }
 
 
@@ -188,6 +199,19 @@ def notes(facts: Facts, session: Session) -> tuple[str, ...]:
     ]
     for argument in session.arguments:
         flag = argument.split("=", 1)[0]
-        if flag in _OURS:
-            found.append(f"{flag} after “--” replaces {_OURS[flag]}.")
+        if flag in _UNDOES:
+            found.append(f"{flag} after “--” {_UNDOES[flag]}.")
     return tuple(dict.fromkeys(found))
+
+
+def unusable(version: str) -> str | None:
+    """Why a version of Claude Code is not launched, or None if it may be."""
+    if tuple(int(part) for part in version.split(".")[:3]) >= OLDEST:
+        return None
+    oldest = ".".join(map(str, OLDEST))
+    return f"Claude Code {version} is older than {oldest}, the oldest whose isolation was verified"
+
+
+def draws(arguments: Sequence[str]) -> bool:
+    """Whether the agent takes over the terminal, rather than printing an answer."""
+    return not {"-p", "--print", "--version", "-v", "--help", "-h"} & set(arguments)

@@ -7,6 +7,7 @@ flags). Facts: llama.cpp's tools/server/README.md, and runs of both forms in the
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 from cclocal.catalog import Variant
@@ -40,12 +41,27 @@ def engines(facts: Facts) -> tuple[Engine, ...]:
 
 
 def unsupported(engine: Engine, variant: Variant) -> str | None:
+    if too_old := _too_old(engine, variant):
+        return too_old
     missing = [flag for flag in (*NEEDED, *_variant_flags(variant)) if not engine.has(flag)]
     if not missing:
         return None
     if engine.form == "wheel":
         return f"the engine in the xllamacpp wheel has no {', '.join(missing)}; a llama-server on PATH has"
     return f"{engine.command[0]} (version {engine.version}) has no {', '.join(missing)}; a newer llama.cpp has"
+
+
+def _too_old(engine: Engine, variant: Variant) -> str | None:
+    """`requires` names the oldest "xllamacpp" and the oldest build of "llama-server" that run the variant."""
+    name = "xllamacpp" if engine.form == "wheel" else "llama-server"
+    wanted = variant.requires.get(name)
+    numbers = re.findall(r"\d+", engine.version)
+    # a build from source may not know its number; then only the flags tell
+    if not wanted or not numbers or engine.version.startswith("unknown"):
+        return None
+    if [int(n) for n in numbers] >= [int(n) for n in re.findall(r"\d+", wanted)]:
+        return None
+    return f"it needs {name} {wanted} or newer, and this is {engine.version}"
 
 
 def _variant_flags(variant: Variant) -> list[str]:
@@ -72,13 +88,13 @@ def notes(engine: Engine, facts: Facts) -> tuple[str, ...]:
     if not gpus:
         return ("No GPU was found: the model runs on the CPU, which is slow for anything but the smallest.",)
     vendor = gpus[0].vendor
-    if engine.form == "wheel" and vendor in ("nvidia", "amd"):
-        index = "cu128" if vendor == "nvidia" else "rocm-6.4.1"
-        cure = f"pip install xllamacpp --force-reinstall --index-url https://xorbitsai.github.io/xllamacpp/whl/{index}"
-    elif vendor == "apple":
+    if vendor == "apple":
         cure = "brew install llama.cpp"
     else:
-        cure = f"build llama.cpp with {'-DGGML_CUDA=ON' if vendor == 'nvidia' else '-DGGML_HIP=ON'}"
+        index = "cu128" if vendor == "nvidia" else "rocm-6.4.1"
+        cure = f"{facts.pip} xllamacpp --force-reinstall --index-url https://xorbitsai.github.io/xllamacpp/whl/{index}"
+        if engine.form == "binary":
+            cure += "    and then --llama-server wheel"
     return (f"This engine uses only the CPU and leaves {names} idle. To change that: {cure}",)
 
 

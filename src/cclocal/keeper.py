@@ -169,6 +169,7 @@ class Keeper:
         self.server_exit: int | None = None
         self.group_is_gone = False
         self.agent_runs = False
+        self.watched_ended = False
         self.twin_pipe = -1
         self.wake, self._wake_end = os.pipe()
 
@@ -278,7 +279,8 @@ class Keeper:
                 if not message:
                     # closed by exec, or by the launcher's own end, which is told of below
                     self.events.drop_fd(self.control)
-            if self.watched in ended or self.wake in ready:
+            self.watched_ended = self.watched in ended
+            if self.watched_ended or self.wake in ready:
                 return
             if self.server_exit is not None:
                 self._let_go_of_group()
@@ -326,7 +328,7 @@ class Keeper:
 
     def _reset_terminal(self) -> None:
         """First thing after the agent, or after a launcher that was killed under its live line: a sane terminal."""
-        if self.session["tty"]:
+        if self.session["tty"] and self.watched_ended:
             with contextlib.suppress(OSError):
                 # O_NOCTTY and a session of our own: writing never stops us. O_NONBLOCK: nor does Ctrl-S.
                 fd = os.open(self.session["tty"], os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)

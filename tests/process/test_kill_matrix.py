@@ -130,7 +130,6 @@ def test_a_recycled_pid_is_never_signalled(world: World) -> None:
     os.kill(agent, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("signal_name", ["KILL", "TERM", "INT", "HUP"])
 def test_a_killed_twin_changes_nothing(world: World) -> None:
     who = started(world, {}, "0")
     os.kill(who["twin"], signal.SIGKILL)
@@ -140,6 +139,7 @@ def test_a_killed_twin_changes_nothing(world: World) -> None:
     os.kill(who["agent"], signal.SIGKILL)
 
 
+@pytest.mark.parametrize("signal_name", ["KILL", "TERM", "INT", "HUP"])
 def test_the_launcher_killed_while_the_server_loads(world: World, signal_name: str, pdeathsig: str) -> None:
     world.fake_server(load_s=60)
     world.fake_claude()

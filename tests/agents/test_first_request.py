@@ -193,7 +193,7 @@ def test_no_background_session_outlives_the_command(scripted: World) -> None:
 
 def test_a_user_who_undoes_the_profile_is_told(scripted: World) -> None:
     done = scripted.run("--tiny", "--", "--model", "opus", "-p", "hi")
-    assert "--model after “--” replaces the only model that is loaded" in done.stderr
+    assert "--model after “--” asks for another model" in done.stderr
 
 
 def test_a_write_outside_the_project_is_refused(scripted: World) -> None:

@@ -147,7 +147,9 @@ def test_the_launcher_killed_while_the_server_loads(world: World, signal_name: s
     who = world.server_pids()
     os.kill(launcher.pid, signal.Signals[f"SIG{signal_name}"])
     wait_for(lambda: not alive(who["server"]), "the server's end")
-    assert launcher.wait() == (130 if signal_name == "INT" else -signal.Signals[f"SIG{signal_name}"])
+    # a shell shows both as 130: CPython ends itself by SIGINT if that came in the middle of an exec() of its own
+    wanted = {130, -signal.SIGINT} if signal_name == "INT" else {-signal.Signals[f"SIG{signal_name}"]}
+    assert launcher.wait() in wanted
 
 
 def test_the_keeper_killed_while_the_server_loads(world: World) -> None:

@@ -1,0 +1,160 @@
+"""What a GGUF header means for memory: which layers keep what for each token, and which weights go where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cclocal.memory.gguf import BadHeaderError, Header, Value
+
+LayerKind = Literal["full", "sliding", "recurrent", "none"]
+
+#: Architectures whose layers were compared with llama.cpp's own allocation; any other gets the upper bound, which is
+#: every layer with full attention.
+KNOWN = frozenset(
+    """llama qwen2 qwen3 qwen3moe qwen3vlmoe gemma4 gpt-oss deepseek2 qwen35 qwen3next nemotron_h_moe""".split()
+)
+#: Layers slide unless (i mod period) is the last of the period, where the file has no pattern of its own.
+#: Source: llama.cpp's src/llama-model.cpp (set_swa_pattern).
+_DEFAULT_PERIOD = {"gpt-oss": 2}
+#: A hybrid's layer has full attention if (i + 1) is a multiple of this, unless the file says another number.
+_DEFAULT_INTERVAL = 4
+_GATED_DELTA = ("qwen3next", "qwen35")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one layer keeps: the elements of K and V per token, or a state of fixed size per conversation."""
+
+    kind: LayerKind
+    key_elements: int = 0
+    value_elements: int = 0
+    state_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model as memory sees it.
+
+    device_weights_bytes: what a GPU must hold; the token embedding stays in host memory unless it is the output too,
+    per-layer embeddings always do. bound: the architecture is not known, so this is an upper bound.
+    """
+
+    architecture: str
+    native_context_tokens: int
+    layers: tuple[Layer, ...]
+    window_tokens: int
+    query_heads: int
+    weights_bytes: int
+    device_weights_bytes: int
+    bound: bool = False
+
+
+def shape_of(header: Header) -> Shape:
+    """Read a shape from a header. Raises BadHeaderError if a needed number is missing or absurd."""
+    numbers = _Numbers(header)
+    count = numbers.one("block_count") - numbers.one("nextn_predict_layers", 0)
+    if not 0 < count <= 10_000:
+        raise BadHeaderError(f"it claims {count:,} layers")
+    layers = _layers(header, numbers, count)
+    names = {tensor.name for tensor in header.tensors}
+    weights = sum(tensor.size_bytes for tensor in header.tensors)
+    on_host = {"per_layer_token_embd.weight"} | ({"token_embd.weight"} if "output.weight" in names else set())
+    return Shape(
+        architecture=header.architecture,
+        native_context_tokens=numbers.one("context_length", 0),
+        layers=layers,
+        window_tokens=numbers.one("attention.sliding_window", 0),
+        query_heads=max(numbers.each("attention.head_count", count)),
+        weights_bytes=weights,
+        device_weights_bytes=weights - sum(t.size_bytes for t in header.tensors if t.name in on_host),
+        bound=header.architecture not in KNOWN,
+    )
+
+
+class _Numbers:
+    """The numbers of a header, checked to be numbers."""
+
+    def __init__(self, header: Header) -> None:
+        self.header = header
+
+    def one(self, key: str, default: int | None = None) -> int:
+        value = self.header.get(key)
+        if isinstance(value, list):
+            value = max((int(item) for item in value if isinstance(item, int)), default=None)
+        return self._checked(key, default if value is None else value)
+
+    def each(self, key: str, count: int, default: int | None = None) -> list[int]:
+        """One number per layer, whether the file has one for all or a list."""
+        value = self.header.get(key)
+        if not isinstance(value, list):
+            return [self.one(key, default)] * count
+        if len(value) < count:
+            raise BadHeaderError(f"its {key} has {len(value)} numbers for {count} layers")
+        return [self._checked(key, item) for item in value[:count]]
+
+    def _checked(self, key: str, value: Value) -> int:
+        if value is None:
+            raise BadHeaderError(f"it has no {self.header.architecture}.{key}")
+        if not isinstance(value, int) or not 0 <= value < 2**32:
+            raise BadHeaderError(f"its {self.header.architecture}.{key} is {value!r}")
+        return int(value)
+
+
+def _layers(header: Header, numbers: _Numbers, count: int) -> tuple[Layer, ...]:
+    architecture = header.architecture
+    heads = numbers.each("attention.head_count", count)
+    kv_heads = numbers.each("attention.head_count_kv", count, default=max(heads))
+    default = numbers.one("embedding_length") // max(1, *heads)
+    key, value = (numbers.one(f"attention.{part}_length", default) for part in ("key", "value"))
+    sliding = _sliding(header, numbers, count)
+    key_swa, value_swa = (
+        numbers.one(f"attention.{part}_length_swa", whole) for part, whole in (("key", key), ("value", value))
+    )
+    # multi-head latent attention caches one latent vector, and no V
+    if header.get("attention.key_length_mla") is not None:
+        kv_heads, value = [1] * count, 0
+    recurrent = _recurrent(header, numbers, kv_heads, count)
+    state = _state_bytes(numbers) if any(recurrent) else 0
+    # the last layers of some models read the caches of earlier ones
+    owners = count - numbers.one("attention.shared_kv_layers", 0)
+    found = []
+    for i in range(count):
+        if recurrent[i]:
+            found.append(Layer("recurrent", state_bytes=state))
+        elif i >= owners or not kv_heads[i]:
+            found.append(Layer("none"))
+        elif sliding[i] and architecture in KNOWN:
+            found.append(Layer("sliding", kv_heads[i] * key_swa, kv_heads[i] * value_swa))
+        else:
+            found.append(Layer("full", kv_heads[i] * key, kv_heads[i] * value))
+    return tuple(found)
+
+
+def _sliding(header: Header, numbers: _Numbers, count: int) -> list[bool]:
+    if not numbers.one("attention.sliding_window", 0):
+        return [False] * count
+    pattern = header.get("attention.sliding_window_pattern")
+    if isinstance(pattern, list) and len(pattern) >= count:
+        return [bool(slides) for slides in pattern[:count]]
+    period = pattern if isinstance(pattern, int) else _DEFAULT_PERIOD.get(header.architecture, 1)
+    return [period > 1 and i % period != period - 1 for i in range(count)]
+
+
+def _recurrent(header: Header, numbers: _Numbers, kv_heads: list[int], count: int) -> list[bool]:
+    if header.architecture in _GATED_DELTA:
+        interval = numbers.one("full_attention_interval", _DEFAULT_INTERVAL) or 1
+        return [(i + 1) % interval != 0 for i in range(count)]
+    if header.architecture.startswith("nemotron_h"):
+        dense = numbers.each("feed_forward_length", count)
+        return [kv == 0 and width == 0 for kv, width in zip(kv_heads, dense, strict=True)]
+    return [False] * count
+
+
+def _state_bytes(numbers: _Numbers) -> int:
+    """The state of one recurrent layer for one conversation, in f32: the convolution's tail and the memory.
+
+    Source: llama.cpp's n_embd_r() and n_embd_s() in src/llama-hparams.cpp.
+    """
+    inner, state, groups = (numbers.one(f"ssm.{part}") for part in ("inner_size", "state_size", "group_count"))
+    return ((numbers.one("ssm.conv_kernel") - 1) * (inner + 2 * groups * state) + state * inner) * 4

@@ -125,8 +125,8 @@ class Catalog:
         )
 
 
-def of_gguf(path: Path) -> Model:
-    """A model made of a GGUF file the user named: nothing is known of it but the file."""
+def of_gguf(path: Path, native_context_tokens: int) -> Model:
+    """A model made of a GGUF file the user named: nothing is known of it but the file and its header's context."""
     # the id ends up in argv and in the agent's requests
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "model"
     if _TAKEN.search(name):
@@ -135,9 +135,7 @@ def of_gguf(path: Path) -> Model:
         id=name,
         name=path.name,
         note="your own file; untested",
-        # shorter than most models' own, until the file's header is read by the memory plan
-        native_context_tokens=32768,
-        context_tokens=32768,
+        native_context_tokens=native_context_tokens,
         variants=(Variant(backend="llama-server", quant="file", default=True, path=str(path)),),
         warning="This file is not in the catalog: its tool use is untested.",
     )
@@ -212,7 +210,7 @@ def _unfit_variants(model: Model) -> Iterator[tuple[tuple[str | int, ...], str]]
 def with_local_files(model: Model, base: Path) -> Model:
     """The model with paths of the user's own files made absolute (relative ones start at `base`, ~ is home).
 
-    Raises UsageError if one is not there, or a model is no GGUF file.
+    Raises UsageError if one is not there.
     """
 
     def found(name: str | None) -> str | None:
@@ -225,10 +223,6 @@ def with_local_files(model: Model, base: Path) -> Model:
 
     def local(variant: Variant) -> Variant:
         path = found(variant.path)
-        if path:
-            with Path(path).open("rb") as file:
-                if file.read(4) != b"GGUF":
-                    raise UsageError(f"{path} is no GGUF file.")
         mmproj = found(variant.mmproj) if path else variant.mmproj
         return replace(variant, path=path, mmproj=mmproj, chat_template_file=found(variant.chat_template_file))
 

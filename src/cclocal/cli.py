@@ -20,6 +20,7 @@ from cclocal.settings import DEFAULTS, Settings
 
 if TYPE_CHECKING:
     from cclocal.catalog import Catalog, Model
+    from cclocal.memory.fit import Fit
 
 #: (command, what it does); short enough for one line of 80 columns each
 EXAMPLES = (
@@ -257,6 +258,51 @@ def attach(
         raise InterruptedByUser("Interrupted.") from None
 
 
+@app.command()
+def plan(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL|FILE.gguf]", show_default=False, autocompletion=_names_of_models)
+    ] = None,
+    ctx_tokens: Annotated[int | None, typer.Option("--ctx", metavar="TOKENS", min=256, help="Context window.")] = None,
+    kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="KV cache type: f16, q8_0, q5_1, q4_0.")] = "f16",
+    slots: Annotated[int, typer.Option("--slots", metavar="N", min=1, help="Conversations at once.")] = 1,
+    ubatch: Annotated[int, typer.Option("--ubatch", metavar="TOKENS", min=1, help="Micro-batch.")] = 512,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="For scripts.")] = False,
+) -> None:
+    """What a model on disk needs in memory, and how much context fits. Starts nothing."""
+    from dataclasses import replace
+
+    from cclocal import catalog, ui
+    from cclocal.machine import probe
+    from cclocal.memory.footprint import KV_TYPES
+    from cclocal.plan import memory_serving, plan_memory
+
+    if kv not in KV_TYPES:
+        raise UsageError(f"There is no KV cache type “{kv}”.", hint=f"--kv {' | '.join(KV_TYPES)}")
+    started: Start = ctx.obj
+    shelf = catalog.load(packaged("models.toml"), started.user_file)
+    wanted = [_model(shelf, model)] if model else list(shelf.models.values())
+    rows: list[tuple[Model, Fit | None]] = []
+    for one in wanted:
+        facts = probe(
+            Settings(server_only=True),
+            catalog.with_local_files(one, started.folders.config),
+            started.folders,
+            started.environ,
+        )
+        shape = next(iter(facts.shapes.values()), None)
+        if shape is None:
+            rows.append((one, None))
+            continue
+        serving = memory_serving(one.variants[0], ctx_tokens or one.served_context_tokens)
+        serving = replace(serving, kv_type=kv, slots=slots, ubatch_tokens=ubatch)
+        rows.append((one, plan_memory(shape, serving, facts.engines[0] if facts.engines else None, facts.machine)))
+    if model and rows[0][1] is None:
+        raise UsageError(f"{rows[0][0].name} is not on disk yet: its header would say what it needs.")
+    ui.show_fits(rows, as_json=as_json, alone=bool(model))
+
+
 class Start:
     """What main() found before the options were read."""
 
@@ -317,7 +363,11 @@ def _model(shelf: Catalog, wanted: str) -> Model:
                 f"There is no file {wanted}; and models are not fetched from the hub by their id yet.",
                 hint="give it a name in your config.toml: docs/catalog.md shows how",
             )
-        return catalog.of_gguf(path.absolute())
+        from cclocal.machine import read_shape
+
+        # a file without a context of its own is served at what most models can do
+        native = read_shape(path).native_context_tokens if path.is_file() else 0
+        return catalog.of_gguf(path.absolute(), native or 32768)
     return shelf.find(wanted)
 
 

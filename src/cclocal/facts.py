@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cclocal.files import Folders
+from cclocal.memory.shape import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,10 @@ class Machine:
     cores: int
     ram_bytes: int
     gpus: tuple[Gpu, ...] = ()
+    #: free now, or left under a container's limit if that is less
+    available_bytes: int = 0
+    #: what a Mac's GPU may wire, if somebody set it (0 = the system's own share)
+    wired_limit_mib: int = 0
 
     @property
     def in_words(self) -> str:
@@ -85,3 +90,5 @@ class Facts:
     #: CLAUDE.md of the folders between cwd and the repository's root, which do not
     parent_claude_mds: tuple[Path, ...] = ()
     mcp_config: Path = Path("mcp-local.json")
+    #: what the headers of model files on disk mean for memory, by path
+    shapes: Mapping[str, Shape] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import mmap
 import os
 import platform
 import re
@@ -19,12 +20,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cclocal import tiny
 from cclocal.catalog import Model
-from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Command
-from cclocal.errors import AgentMissingError, BackendMissingError, FolderError
+from cclocal.command import MODEL_FILE, SERVER_NAMES, SERVER_PREFIXES, Command
+from cclocal.errors import AgentMissingError, BackendMissingError, FolderError, UsageError
 from cclocal.facts import AgentFound, Engine, Facts, Gpu, Machine
 from cclocal.files import Folders, packaged, write_private
 from cclocal.hub import cached_files
+from cclocal.memory.gguf import read_header
+from cclocal.memory.shape import Shape, shape_of
 from cclocal.settings import Settings
 
 PROBE_LIMIT_S = 20.0
@@ -37,17 +41,19 @@ def probe(settings: Settings, model: Model, folders: Folders, environ: Mapping[s
     """
     memory = Remembered(folders.cache / "probes.json")
     facts = look_around(folders, environ, memory, want_agent=not settings.server_only)
+    cached = {
+        (variant.repo, file): path
+        for variant in model.variants
+        if variant.repo
+        for file, path in cached_files(
+            variant.repo, (*variant.files, *((variant.mmproj,) if variant.mmproj else ())), environ
+        ).items()
+    }
     found = replace(
         facts,
         engines=tuple(find_engines(settings.llama_server, environ, facts.machine, memory)),
-        cached={
-            (variant.repo, file): path
-            for variant in model.variants
-            if variant.repo
-            for file, path in cached_files(
-                variant.repo, (*variant.files, *((variant.mmproj,) if variant.mmproj else ())), environ
-            ).items()
-        },
+        cached=cached,
+        shapes=dict(_shapes(model, cached, folders)),
     )
     memory.save()
     return found
@@ -120,8 +126,42 @@ def machine() -> Machine:
         cpu=cpu or arch,
         cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
         ram_bytes=psutil.virtual_memory().total,
+        available_bytes=available_bytes(psutil.virtual_memory().available, Path("/sys/fs/cgroup")),
+        wired_limit_mib=int(_sysctl("iogpu.wired_limit_mb") or 0) if mac else 0,
         gpus=tuple(_apple_gpu(arch, cpu) if mac else _linux_gpus(Path("/"))),
     )
+
+
+def available_bytes(free_bytes: int, cgroup: Path) -> int:
+    """What is free, or left under the container's limit (cgroup v2) if that is less."""
+    with contextlib.suppress(OSError, ValueError):
+        # "max" is no number, and no limit
+        limit = int((cgroup / "memory.max").read_text())
+        return min(free_bytes, max(0, limit - int((cgroup / "memory.current").read_text())))
+    return free_bytes
+
+
+def read_shape(path: Path) -> Shape:
+    """What a GGUF file's header means for memory. Raises UsageError if it is damaged."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return shape_of(read_header(data))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be used: {error}.") from None
+
+
+def _shapes(model: Model, found: Mapping[tuple[str, str], Path], folders: Folders) -> Iterator[tuple[str, Shape]]:
+    """The shapes of a model's files that are on disk."""
+    for variant in model.variants:
+        if variant.backend != "llama-server":
+            continue
+        first = found.get((variant.repo or "", variant.files[0])) if variant.files else None
+        if path := Path(variant.path) if variant.path else first:
+            yield str(path), read_shape(path)
+        elif variant.builtin:
+            # looking writes nothing: a model not built yet is read from its recipe
+            built = tiny.path_in(folders.cache)
+            yield MODEL_FILE, read_shape(built) if built.exists() else shape_of(read_header(tiny.gguf()))
 
 
 def _sysctl(name: str) -> str:
@@ -291,7 +331,8 @@ def _wheel(environ: Mapping[str, str], here: Machine, memory: Remembered) -> Ite
     from cclocal.wheel_server import flags
 
     libraries = sorted(Path(spec.origin).parent.glob("xllamacpp*.so")) or [Path(spec.origin)]
-    key = memory.key(libraries[0], "wheel", _context_of(here))
+    # the question belongs to the key: another version of cclocal may ask another one
+    key = memory.key(libraries[0], _WHEEL_PROBE, _context_of(here))
     known = memory.get(key)
     if known is None:
         done = _ask([sys.executable, "-P", "-c", _WHEEL_PROBE], environ)

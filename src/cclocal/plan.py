@@ -16,7 +16,12 @@ from cclocal.backends import BACKENDS, Backend, Serving
 from cclocal.catalog import Model, Variant
 from cclocal.command import KEY, MODEL_FILE, PORT, Command, Endpoint, Readiness, SessionFile, Stop, refusal
 from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
-from cclocal.facts import Engine, Facts
+from cclocal.facts import Engine, Facts, Machine
+from cclocal.memory.budget import Budget, apple_budget, host_budget
+from cclocal.memory.fit import Fit
+from cclocal.memory.fit import fit as fit_memory
+from cclocal.memory.footprint import Serving as MemoryServing
+from cclocal.memory.shape import Shape
 from cclocal.settings import Settings
 
 #: llama.cpp rounds a context up to this.
@@ -61,13 +66,20 @@ class Plan:
     session: Command
     home: Home
     files: tuple[SessionFile, ...]
-    memory: str
+    fit: Fit | None
     notes: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     #: whether the agent takes over the terminal
     draws: bool = True
     #: the variables handed on by name
     passed: tuple[str, ...] = ()
+
+    @property
+    def memory(self) -> str:
+        """The memory plan in one line."""
+        if self.fit:
+            return self.fit.in_words
+        return "not known until the model is on disk: its header says what it needs"
 
     def bind(self, values: Mapping[str, str]) -> Plan:
         """The same plan with the session's port, key, folder and model file filled in."""
@@ -98,7 +110,7 @@ class Plan:
             },
             "context_tokens": self.context_tokens,
             "out_tokens": self.out_tokens,
-            "memory": self.memory,
+            "memory": self.fit.as_json() if self.fit else None,
             "server": {"argv": list(self.server.argv), "env": dict(self.server.env)},
             "agent": {
                 "name": self.agent,
@@ -145,6 +157,8 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
         endpoint=endpoint,
         port=str(port or PORT),
     )
+    shape = facts.shapes.get(serving.model_file)
+    fit = plan_memory(shape, memory_serving(variant, context), engine, facts.machine) if shape else None
     server, server_files = backend.command(engine, serving)
     session = Session(endpoint, context, out, tuple(settings.pass_env), tuple(settings.agent_args))
     command, session_files = agent.command(facts, session)
@@ -164,9 +178,10 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
         session=command,
         home=agent.home(facts),
         files=(*server_files, *session_files),
-        memory="not yet planned: cclocal does not check yet whether the model fits this machine",
+        fit=fit,
         notes=(
             *((model.warning,) if model.warning else ()),
+            *((f"It will hardly fit: {model.name} {fit.in_words}.",) if fit and fit.verdict == "too_big" else ()),
             *backend.notes(engine, facts),
             *agent.notes(facts, session),
         ),
@@ -194,6 +209,27 @@ def _variant(model: Model, settings: Settings) -> tuple[str, Variant]:
         if variant := model.variant(name):
             return name, variant
     raise UsageError(f"{model.name} has no variant for {wanted or ', '.join(BACKENDS)}.")
+
+
+def memory_serving(variant: Variant, context_tokens: int) -> MemoryServing:
+    """How a variant is served, as far as memory goes."""
+    return MemoryServing(
+        context_tokens,
+        slots=variant.slots,
+        ubatch_tokens=variant.ubatch_tokens or 512,
+        cache_ram_bytes=variant.cache_ram_mib * 2**20,
+    )
+
+
+def plan_memory(shape: Shape, serving: MemoryServing, engine: Engine | None, machine: Machine) -> Fit:
+    """What serving a shape on this machine needs, against what the engine can use."""
+    on_gpu = bool(engine and engine.devices)
+    budget: Budget | None = None
+    if not on_gpu:
+        budget = host_budget(machine.available_bytes) if machine.available_bytes else None
+    elif machine.os == "macos":
+        budget = apple_budget(machine.ram_bytes, machine.os_version, machine.wired_limit_mib)
+    return fit_memory(shape, serving, budget, on_gpu=on_gpu)
 
 
 def _engine(backend: Backend, model: Model, variant: Variant, facts: Facts) -> Engine:

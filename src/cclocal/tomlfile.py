@@ -20,7 +20,8 @@ FLAG = re.compile(r"[a-z][a-z0-9.-]*")
 #: Our own options and commands, which no model may take. (A test holds this against the real ones.)
 RESERVED = frozenset(
     """backend ctx dry-run help install-completion json list-models llama-server logs model no-safe out-tokens pass-env
-    port safe server show-completion version attach check fetch list plan prompt rm clean url yes""".split()
+    port safe server show-completion version attach check fetch list plan prompt rm clean url yes kv
+    slots ubatch""".split()
 )
 
 

@@ -98,7 +98,7 @@ def test_a_file_that_is_no_gguf(world: World) -> None:
     (world.project / "x.gguf").write_text("hello")
     done = world.run("--model", "x.gguf")
     assert done.returncode == 2
-    assert "no GGUF file" in done.stderr
+    assert "does not begin with GGUF" in done.stderr
 
 
 def test_no_home(world: World) -> None:
@@ -197,3 +197,33 @@ def test_completion_knows_the_models(world: World) -> None:
         _TYPER_COMPLETE_ARGS="cclocal --gem",
     )
     assert "--gemma-light" in done.stdout.split()
+
+
+def test_the_memory_of_a_file_without_starting_anything(world: World) -> None:
+    from cclocal import tiny
+
+    world.fake_server()
+    built = tiny.build(world.project)
+    done = world.run("plan", str(built), "--ctx", "32768", "--kv", "f16", "--slots", "1", "--ubatch", "512", "--json")
+    told = json.loads(done.stdout)
+    assert told["kv_bytes"] == 32768 * 5 * 512 * 2
+    assert told["state_bytes"] == 0
+    assert told["need_bytes"] == sum(told[f"{p}_bytes"] for p in ("weights", "kv", "state", "compute", "other"))
+    assert told["need_bytes"] < told["budget_bytes"]
+    assert (told["verdict"], told["max_context_tokens"], told["bound"]) == ("roomy", 131072, False)
+    assert not (world.record / "pids.json").exists()
+    half = json.loads(world.run("plan", str(built), "--ctx", "32768", "--kv", "q8_0", "--json").stdout)
+    assert half["kv_bytes"] == told["kv_bytes"] * 34 // 64
+
+
+def test_the_memory_of_the_catalog(world: World) -> None:
+    world.fake_server()
+    rows = json.loads(world.run("plan", "--json").stdout)
+    assert {row["model"]: row["verdict"] for row in rows} | {"tiny": "roomy"} == {
+        row["model"]: "roomy" if row["model"] == "tiny" else "not on disk" for row in rows
+    }
+    assert "largest context" in world.run("plan").stdout
+    missing = world.run("plan", "gemma")
+    assert missing.returncode == 2
+    assert "not on disk yet" in missing.stderr
+    assert world.run("plan", "tiny", "--kv", "q9").returncode == 2

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cclocal import tiny
 from tests.world import World
 
 
@@ -173,7 +174,7 @@ def test_a_model_file_of_the_users_own_by_path(ready: World) -> None:
     assert missing.returncode == 2
     assert f"There is no file {ready.home}/models/own.gguf" in missing.stderr
     (ready.home / "models").mkdir()
-    (ready.home / "models/own.gguf").write_bytes(b"GGUF")
+    (ready.home / "models/own.gguf").write_bytes(tiny.gguf())
     assert f"{ready.home}/models/own.gguf" in plan(ready, "--mine")["server"]["argv"]
 
 

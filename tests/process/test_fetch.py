@@ -10,6 +10,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from cclocal import tiny
 from tests.world import FAKES, World
 
 MODEL = """
@@ -32,7 +33,8 @@ def hub(world: World) -> Iterator[Hub]:
     """Start a hub with switches; returns the environment that points at it."""
     folder = world.root / "hub"
     folder.mkdir()
-    (folder / "mine.gguf").write_bytes(b"GGUF" + bytes(30_000_000 - 4))
+    model = tiny.gguf()
+    (folder / "mine.gguf").write_bytes(model + bytes(30_000_000 - len(model)))
     (folder / "other.gguf").write_bytes(b"GGUF" + bytes(5_000_000))
     (world.home / ".config/cclocal").mkdir(parents=True)
     (world.home / ".config/cclocal/config.toml").write_text(MODEL)

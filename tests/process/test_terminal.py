@@ -164,7 +164,7 @@ def test_safe_shows_the_plan_and_asks_first(world: World) -> None:
         encoding="utf-8",
         timeout=20,
     )
-    child.expect("not yet planned")
+    child.expect("Context")
     child.expect(r"Start it\? \[Y/n\] ")
     assert not (world.record / "pids.json").exists()
     child.sendline("n")

@@ -115,9 +115,9 @@ def test_the_shipped_catalog_is_right() -> None:
 
 
 def test_a_file_of_the_users_gets_an_id_claude_code_takes_for_a_local_one() -> None:
-    assert catalog.of_gguf(Path("/x/My Model (v2).gguf")).id == "My-Model-v2"
-    assert catalog.of_gguf(Path("/x/claude-opus-distill.gguf")).id == "local-model"
-    assert catalog.of_gguf(Path("/x/---.gguf")).id == "model"
+    assert catalog.of_gguf(Path("/x/My Model (v2).gguf"), 32768).id == "My-Model-v2"
+    assert catalog.of_gguf(Path("/x/claude-opus-distill.gguf"), 32768).id == "local-model"
+    assert catalog.of_gguf(Path("/x/---.gguf"), 32768).id == "model"
 
 
 # -- files and folders
@@ -188,6 +188,15 @@ def test_graphics_cards_from_what_their_drivers_show(tmp_path: Path) -> None:
         ("nvidia", "NVIDIA GeForce RTX 4090"),
         ("amd", "an AMD GPU"),
     ]
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    assert machine.available_bytes(1000, tmp_path) == 1000
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("300\n")
+    assert machine.available_bytes(1000, tmp_path) == 1000
+    (tmp_path / "memory.max").write_text("700\n")
+    assert machine.available_bytes(1000, tmp_path) == 400
 
 
 def test_this_machine_has_a_name_and_memory() -> None:

@@ -44,7 +44,8 @@ def apple_budget(ram_bytes: int, macos_version: str, wired_limit_mib: int = 0) -
     exact = [share for size, share in known if abs(size - ram_gib) <= 0.5]
     share = exact[0] if exact else min((*above[:1], *below[-1:]))
     return Budget(
-        int(ram_bytes * share) - MARGIN_BYTES, f"macOS {macos_version} wires {share:.0%} of {ram_gib:.0f} GB for the GPU"
+        int(ram_bytes * share) - MARGIN_BYTES,
+        f"macOS {macos_version} wires {share:.0%} of {ram_gib:.0f} GB for the GPU",
     )
 
 

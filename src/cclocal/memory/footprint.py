@@ -1,7 +1,7 @@
 """What llama.cpp allocates for a shape: KV cache, recurrent state and compute buffers, to the byte where it is exact.
 
-Source of the formulas: llama.cpp's llama_kv_cache, llama_kv_cache_iswa and llama_memory_recurrent, compared with its own
-allocator by `bench/memory.py`.
+Source of the formulas: llama.cpp's llama_kv_cache, llama_kv_cache_iswa and llama_memory_recurrent, compared with the
+answers of its own allocator (tests/unit/recorded_kv.json).
 """
 
 from __future__ import annotations

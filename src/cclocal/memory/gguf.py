@@ -7,6 +7,7 @@ Everything is checked against the bytes there are, so a hostile length costs nei
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,11 +23,38 @@ _MOST_KEYS, _MOST_TENSORS, _MOST_STRINGS, _LONGEST_KEY = 10_000, 100_000, 4_000_
 
 #: Bytes per block of weights: ggml type id → (weights per block, bytes per block). Source: ggml's type traits.
 BLOCKS: Mapping[int, tuple[int, int]] = {
-    **{0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36)},
-    **{10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292)},
-    **{16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82)},
-    **{23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2)},
-    **{34: (256, 54), 35: (256, 66), 39: (32, 17)},
+    0: (1, 4),
+    1: (1, 2),
+    2: (32, 18),
+    3: (32, 20),
+    6: (32, 22),
+    7: (32, 24),
+    8: (32, 34),
+    9: (32, 36),
+    10: (256, 84),
+    11: (256, 110),
+    12: (256, 144),
+    13: (256, 176),
+    14: (256, 210),
+    15: (256, 292),
+    16: (256, 66),
+    17: (256, 74),
+    18: (256, 98),
+    19: (256, 50),
+    20: (32, 18),
+    21: (256, 110),
+    22: (256, 82),
+    23: (256, 136),
+    24: (1, 1),
+    25: (1, 2),
+    26: (1, 4),
+    27: (1, 8),
+    28: (1, 8),
+    29: (256, 56),
+    30: (1, 2),
+    34: (256, 54),
+    35: (256, 66),
+    39: (32, 17),
 }
 
 Value = bool | int | float | str | list[bool] | list[int] | list[float] | list[str] | None
@@ -67,12 +95,16 @@ class Header:
         return self.metadata.get(f"{self.architecture}.{key}")
 
 
-def read_header(data: bytes | memoryview) -> Header:
+def read_header(data: bytes | memoryview | mmap.mmap) -> Header:
     """The header of a file of which `data` is the beginning (a whole file's mmap will do).
 
     Raises CutHeaderError if more of the file is needed, BadHeaderError if it cannot be right.
     """
-    reader = _Reader(memoryview(data))
+    with memoryview(data) as view:
+        return _read(_Reader(view))
+
+
+def _read(reader: _Reader) -> Header:
     if bytes(reader.take(4)) != b"GGUF":
         raise BadHeaderError("it does not begin with GGUF")
     version, tensor_count, key_count = reader.unpack("<IQQ")
@@ -119,14 +151,12 @@ class _Reader:
         if kind == _STRING:
             (size,) = self.unpack("<Q")
             # a chat template may be long; nothing that shapes a model is
-            return str(self.take(size), "utf-8", "replace") if size <= _LONGEST_KEY else self._skip(size)
+            text = self.take(size)
+            return str(text, "utf-8", "replace") if size <= _LONGEST_KEY else None
         if kind not in _SCALARS:
             raise BadHeaderError(f"it uses a value type {kind} that is not known")
         value: Value = self.unpack(_SCALARS[kind])[0]
         return value
-
-    def _skip(self, size: int) -> None:
-        self.take(size)
 
     def array(self) -> tuple[Value, int]:
         """(its items if they are few, how many)."""

@@ -43,12 +43,14 @@ Matrix = list[Row]
 _HERE = Path(__file__).parent
 
 
-def build(folder: Path) -> Path:
-    """Write the model into `folder` unless it is there, and return its path (5.6 MB, under a second).
+def path_in(folder: Path) -> Path:
+    """Where `build` puts the file. The name carries a checksum of the recipe: a new one never meets an old file."""
+    return folder / f"tiny-copy-circuit-{recipe_id()}.gguf"
 
-    The name carries a checksum of the recipe, so a new version of cclocal never meets an old file.
-    """
-    path = folder / f"tiny-copy-circuit-{recipe_id()}.gguf"
+
+def build(folder: Path) -> Path:
+    """Write the model into `folder` unless it is there, and return its path (5.6 MB, under a second)."""
+    path = path_in(folder)
     if not path.exists():
         make_folder(folder)
         write_private(path, gguf())

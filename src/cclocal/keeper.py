@@ -329,11 +329,7 @@ class Keeper:
     def _reset_terminal(self) -> None:
         """First thing after the agent, or after a launcher that was killed under its live line: a sane terminal."""
         if self.session["tty"] and self.watched_ended:
-            with contextlib.suppress(OSError):
-                # O_NOCTTY and a session of our own: writing never stops us. O_NONBLOCK: nor does Ctrl-S.
-                fd = os.open(self.session["tty"], os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
-                os.write(fd, TERMINAL_RESET if self.agent_runs else SHOW_CURSOR)
-                os.close(fd)
+            _write_to_terminal(self.session["tty"], TERMINAL_RESET if self.agent_runs else SHOW_CURSOR)
         if not (self.agent_runs and self.server_exit is not None):
             # Whoever reads the agent's stderr to its end need not wait for the server's.
             os.dup2(1, 2)
@@ -400,6 +396,20 @@ class Keeper:
 
         shutil.rmtree(self.folder, ignore_errors=True)
         self._tell({"ended": True})
+
+
+def _write_to_terminal(path: str, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        # O_NOCTTY and a session of our own: writing never stops us. O_NONBLOCK: nor does Ctrl-S.
+        fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+        for _ in range(50):
+            try:
+                os.write(fd, data)
+                break
+            except BlockingIOError:
+                # the shell is writing its prompt at this very moment
+                time.sleep(0.01)
+        os.close(fd)
 
 
 def printable(line: str) -> str:

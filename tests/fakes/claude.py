@@ -31,7 +31,8 @@ def main(switches: dict[str, Any]) -> None:
         time.sleep(900)
 
     def say(text: str) -> None:
-        print(text, flush=True)
+        # unbuffered, because a signal may come in the middle of it
+        os.write(1, f"{text}\n".encode())
 
     signal.signal(signal.SIGINT, lambda *_: say("GOT-INT"))
     signal.signal(signal.SIGCONT, lambda *_: say("GOT-CONT"))

@@ -21,6 +21,7 @@ from cclocal.settings import DEFAULTS, Settings
 if TYPE_CHECKING:
     from cclocal.catalog import Catalog, Model
     from cclocal.memory.fit import Fit
+    from cclocal.plan import Plan
 
 #: (command, what it does); short enough for one line of 80 columns each
 EXAMPLES = (
@@ -212,7 +213,11 @@ def _carry_out(model: Model, settings: Settings, started: Start, *, dry_run: boo
     from cclocal.plan import make_plan
 
     model = with_local_files(model, started.folders.config)
-    plan = make_plan(model, settings, probe(settings, model, started.folders, started.environ))
+
+    def planned() -> Plan:
+        return make_plan(model, settings, probe(settings, model, started.folders, started.environ))
+
+    plan = planned()
     if dry_run and as_json:
         import json
 
@@ -226,7 +231,8 @@ def _carry_out(model: Model, settings: Settings, started: Start, *, dry_run: boo
     from cclocal import launch as story
 
     try:
-        (story.run_server if settings.server_only else story.run)(plan, started.folders, started.environ)
+        carry_out = story.run_server if settings.server_only else story.run
+        carry_out(plan, planned, started.folders, started.environ)
     except KeyboardInterrupt:
         raise InterruptedByUser("Interrupted; nothing was left running.") from None
 

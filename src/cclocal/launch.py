@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from cclocal import homes, hub, logs, tiny, ui
@@ -25,9 +25,13 @@ PORT_TRIES = 3
 ENDPOINT = "endpoint.json"
 
 
-def run(plan: Plan, folders: Folders, environ: Mapping[str, str]) -> None:
+#: Makes the plan anew, once a download has put the model's header on disk.
+Replan = Callable[[], Plan]
+
+
+def run(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str]) -> None:
     """Carry out a plan, and become the agent. Returns only by raising."""
-    plan, held = serve(plan, folders, environ)
+    plan, held = serve(plan, replan, folders, environ)
     try:
         become(plan.session, environ, held)
     except CclocalError:
@@ -35,9 +39,9 @@ def run(plan: Plan, folders: Folders, environ: Mapping[str, str]) -> None:
         raise
 
 
-def run_server(plan: Plan, folders: Folders, environ: Mapping[str, str]) -> None:
+def run_server(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str]) -> None:
     """Serve until Ctrl-C. Raises ServerDiedError if the server ends first."""
-    plan, held = serve(plan, folders, environ, server_only=True)
+    plan, held = serve(plan, replan, folders, environ, server_only=True)
     endpoint = plan.readiness.endpoint
     ui.say(f"{plan.model.name} answers on {endpoint.url}. In another terminal, in the folder to work in:\n")
     print(f"cclocal attach {endpoint.port}", flush=True)
@@ -81,26 +85,32 @@ def attach(port: int, folders: Folders, environ: Mapping[str, str], arguments: S
     become(command.bind({SESSION: str(session.folder)}), environ)
 
 
-def serve(plan: Plan, folders: Folders, environ: Mapping[str, str], *, server_only: bool = False) -> tuple[Plan, Held]:
+def serve(
+    plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str], *, server_only: bool = False
+) -> tuple[Plan, Held]:
     """Fetch, start, and wait until the server has proved itself. Whatever fails, nothing stays behind."""
     try:
-        return _serve(plan, folders, environ, server_only=server_only)
+        return _serve(plan, replan, folders, environ, server_only=server_only)
     except OSError as error:
         where = error.filename or folders.state
         raise FolderError(f"Something is in the way at {where}: {error.strerror or error}.") from None
 
 
-def _serve(plan: Plan, folders: Folders, environ: Mapping[str, str], *, server_only: bool) -> tuple[Plan, Held]:
+def _serve(
+    plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str], *, server_only: bool
+) -> tuple[Plan, Held]:
     for session in reclaim(folders):
         ui.say(
             f"Cleaned up after a session whose keeper was killed ({session.model}, port {session.port}).",
             "yellow",
         )
-    for note in plan.notes:
-        ui.say(note, "yellow")
     if plan.port:
         _check_port(plan.port, folders)
     model = fetch(plan, folders, environ)
+    if plan.fetch.repo:
+        plan = replan()
+    for note in plan.notes:
+        ui.say(note, "yellow")
     homes.prepare(plan.home)
     for attempt in range(1, PORT_TRIES + 1):
         session_id = new_session_id()

@@ -139,26 +139,35 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
     engine = _engine(backend, model, variant, facts)
 
     sources = dict(settings.sources)
+    files = tuple(_on_disk(variant, file, facts) for file in variant.files)
+    model_file = variant.path or (files[0] if files else MODEL_FILE)
     context = _context(model, variant, settings, sources)
     out = _out(model, settings, context, sources)
+    shape = facts.shapes.get(model_file)
+    fit = plan_memory(shape, memory_serving(variant, context), engine, facts.machine) if shape else None
+    memory_notes: tuple[str, ...] = ()
+    if fit and fit.verdict == "too_big":
+        memory_notes = (f"It will hardly fit: {model.name} {fit.in_words}.",)
+        most = fit.max_context_tokens or 0
+        if settings.ctx is None and most >= least_context_tokens(out):
+            memory_notes = (f"The context is {most:,} tokens instead of {context:,}, the largest that fits.",)
+            context, sources["ctx"] = most, "memory plan"
+            fit = plan_memory(fit.shape, memory_serving(variant, context), engine, facts.machine)
     port = _port(model, settings, sources)
     for variable in settings.pass_env:
         if why := refusal(variable):
             raise UsageError(f"--pass-env: {why}.{settings.origin('pass_env')}")
 
     endpoint = Endpoint(f"http://127.0.0.1:{port or PORT}", KEY, model.id)
-    files = tuple(_on_disk(variant, file, facts) for file in variant.files)
     serving = Serving(
         model=model,
         variant=variant,
-        model_file=variant.path or (files[0] if files else MODEL_FILE),
+        model_file=model_file,
         mmproj_file=variant.mmproj if variant.path or not variant.mmproj else _on_disk(variant, variant.mmproj, facts),
         context_tokens=context,
         endpoint=endpoint,
         port=str(port or PORT),
     )
-    shape = facts.shapes.get(serving.model_file)
-    fit = plan_memory(shape, memory_serving(variant, context), engine, facts.machine) if shape else None
     server, server_files = backend.command(engine, serving)
     session = Session(endpoint, context, out, tuple(settings.pass_env), tuple(settings.agent_args))
     command, session_files = agent.command(facts, session)
@@ -181,7 +190,7 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
         fit=fit,
         notes=(
             *((model.warning,) if model.warning else ()),
-            *((f"It will hardly fit: {model.name} {fit.in_words}.",) if fit and fit.verdict == "too_big" else ()),
+            *memory_notes,
             *backend.notes(engine, facts),
             *agent.notes(facts, session),
         ),

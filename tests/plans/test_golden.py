@@ -12,6 +12,7 @@ from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 from cclocal import catalog
 from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
 from cclocal.files import packaged
+from cclocal.memory.shape import Layer, Shape
 from cclocal.plan import make_plan
 from cclocal.settings import Settings
 from cclocal.ui import plan_lines
@@ -48,6 +49,36 @@ def test_one_context_number_drives_server_and_agent() -> None:
         compacts_at = window - min(out, 20000) - 13000
         assert compacts_at == context - out - 2048
         assert int(env["CLAUDE_CODE_AUTO_COMPACT_WINDOW"]) >= max(100000, window)
+
+
+def test_the_context_is_the_largest_that_fits_unless_one_was_asked_for() -> None:
+    model, gib = CATALOG.models["coder"], 2**30
+    # 48 layers of 4 heads of 128, as Qwen3 Coder has: 96 KiB a token
+    shape = Shape("qwen3moe", 262144, (Layer("full", 512, 512),) * 48, 0, 32, 17 * gib, 17 * gib)
+    variant = model.variants[0]
+    file = Path("/models/coder.gguf")
+    machine = replace(MACHINES["linux-cpu"], available_bytes=24 * gib)
+    here = replace(facts(machine), cached={(variant.repo or "", variant.files[0]): file}, shapes={str(file): shape})
+    roomy = make_plan(model, Settings(), replace(here, machine=replace(machine, available_bytes=40 * gib)))
+    assert (roomy.context_tokens, roomy.sources["ctx"]) == (65536, "catalog")
+    assert roomy.fit
+    assert roomy.fit.verdict == "roomy"
+    shrunk = make_plan(model, Settings(), replace(here, machine=replace(machine, available_bytes=23 * gib)))
+    assert shrunk.sources["ctx"] == "memory plan"
+    assert 40_000 < shrunk.context_tokens < 65536
+    assert shrunk.fit
+    assert shrunk.fit.verdict == "tight"
+    assert f"{shrunk.context_tokens:,} tokens instead of 65,536" in shrunk.notes[0]
+    # one number, everywhere
+    assert shrunk.server.argv[shrunk.server.argv.index("--ctx-size") + 1] == str(shrunk.context_tokens)
+    window = int(shrunk.session.env["CLAUDE_CODE_MAX_CONTEXT_TOKENS"])
+    assert window - 8192 - 13000 == shrunk.context_tokens - 8192 - 2048
+    asked = make_plan(model, Settings(ctx=65536), replace(here, machine=replace(machine, available_bytes=23 * gib)))
+    assert asked.context_tokens == 65536
+    assert "It will hardly fit" in asked.notes[0]
+    hopeless = make_plan(model, Settings(), replace(here, machine=replace(machine, available_bytes=8 * gib)))
+    assert hopeless.context_tokens == 65536
+    assert "no context fits" in hopeless.notes[0] or "none fits" in hopeless.notes[0]
 
 
 def test_a_model_at_hand_is_not_fetched_and_its_path_is_in_the_command() -> None:

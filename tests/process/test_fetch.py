@@ -84,6 +84,20 @@ def test_exactly_the_variants_files_are_fetched_then_served_offline(world: World
     assert "Downloading" not in again.stderr
 
 
+def test_the_plan_is_made_anew_once_the_header_is_there(world: World, hub: Hub) -> None:
+    at = hub()
+    config = world.home / ".config/cclocal/config.toml"
+    # the whole native context, which the header says is little with five layers
+    config.write_text(config.read_text().replace("32768", "131072"))
+    before = world.run("--mine", "--dry-run", **at)
+    assert "not known until the model is on disk" in before.stdout
+    done = world.run("--mine", **at)
+    assert done.returncode == 0, done.stderr
+    after = world.run("--mine", "--dry-run", **at)
+    assert "largest context" in after.stdout
+    assert '"max_context_tokens": 131072' in world.run("plan", "mine", "--json", **at).stdout
+
+
 def test_the_bar_moves(world: World, hub: Hub) -> None:
     at = hub("--rate", "10000000")
     child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]

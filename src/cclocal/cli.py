@@ -21,6 +21,7 @@ from cclocal.settings import DEFAULTS, Settings
 if TYPE_CHECKING:
     from cclocal.catalog import Catalog, Model
     from cclocal.memory.fit import Fit
+    from cclocal.memory.shape import Shape
     from cclocal.plan import Plan
 
 #: (command, what it does); short enough for one line of 80 columns each
@@ -151,11 +152,22 @@ def launch(
         typer.Option(
             "--safe/--no-safe",
             metavar="",
-            envvar="CCLOCAL_SAFE",
+            envvar=["CCLOCAL_SAFE", "CCLOCAL_FORCE_MEMCHECK"],
             rich_help_panel=SESSION,
             help="Show the plan and ask before anything is fetched or started.",
         ),
     ] = False,
+    mem_check: Annotated[
+        bool,
+        typer.Option(
+            "--mem-check/--no-mem-check",
+            metavar="",
+            envvar="CCLOCAL_MEM_CHECK",
+            rich_help_panel=SESSION,
+            show_default=False,
+            help="Start a model that does not fit without asking (--no-mem-check, or CCLOCAL_NO_MEMCHECK=1).",
+        ),
+    ] = True,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", metavar="", rich_help_panel=LOOK, help="Print the plan that would run, and stop."),
@@ -199,6 +211,7 @@ def launch(
         out_tokens=out_tokens,
         port=port,
         pass_env=tuple(pass_env or ()),
+        mem_check=mem_check and started.environ.get("CCLOCAL_NO_MEMCHECK", "") in ("", "0"),
         server_only=server,
         agent_args=started.agent_args,
         sources=sources,
@@ -207,6 +220,8 @@ def launch(
 
 
 def _carry_out(model: Model, settings: Settings, started: Start, *, dry_run: bool, as_json: bool, safe: bool) -> None:
+    from dataclasses import replace
+
     from cclocal import ui
     from cclocal.catalog import with_local_files
     from cclocal.machine import probe
@@ -214,10 +229,11 @@ def _carry_out(model: Model, settings: Settings, started: Start, *, dry_run: boo
 
     model = with_local_files(model, started.folders.config)
 
-    def planned() -> Plan:
-        return make_plan(model, settings, probe(settings, model, started.folders, started.environ))
+    def planned(seen: Mapping[str, Shape]) -> Plan:
+        facts = probe(settings, model, started.folders, started.environ)
+        return make_plan(model, settings, replace(facts, shapes={**seen, **facts.shapes}))
 
-    plan = planned()
+    plan = planned({})
     if dry_run and as_json:
         import json
 
@@ -226,8 +242,12 @@ def _carry_out(model: Model, settings: Settings, started: Start, *, dry_run: boo
     if dry_run:
         ui.show_plan(plan, started.environ)
         return
-    if safe and not ui.confirm("Start it?", lambda: ui.show_plan(plan, started.environ)):
-        return
+    if safe:
+        if not ui.can_ask():
+            raise UsageError("--safe asks first, and there is no terminal to ask on.", hint="--no-safe")
+        ui.show_plan(plan, started.environ)
+        if not ui.confirm("Start it?"):
+            return
     from cclocal import launch as story
 
     try:

@@ -6,6 +6,7 @@ Exit codes are stable; a script may rely on them:
    20  a download stalled          21  the disk is full
    22  offline, and files are missing   23  the model hub refused or was not reached
    24  a folder cclocal needs cannot be written
+   25  the model does not fit this machine
    30  the backend is missing      31  the backend is too old for this model
    32  the server stopped while starting   33  the server never became ready
    34  the port is somebody else's, or the server listens where it must not
@@ -69,6 +70,12 @@ class FolderError(CclocalError):
     """A folder that cclocal needs cannot be made or written."""
 
     exit_code = 24
+
+
+class DoesNotFitError(CclocalError):
+    """The model needs more memory than there is."""
+
+    exit_code = 25
 
 
 class BackendMissingError(CclocalError):

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from cclocal.errors import CclocalError, DiskFullError, HubError, OfflineError
+from cclocal.memory.gguf import BadHeaderError, CutHeaderError
 
+T = TypeVar("T")
+
+#: How much of a file is looked at before it is fetched, growing: vocabularies make headers of 6 to 16 MB.
+PEEK_BYTES = (16 * 2**20, 64 * 2**20)
 #: Left free on the disk beside the download.
 SPARE_BYTES = 2 * 10**9
 
@@ -74,6 +79,36 @@ def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: An
         }
 
 
+def peek(repo: str, file: str, parse: Callable[[bytes], T]) -> T:
+    """What `parse` makes of a file's beginning, of which as much is fetched as it needs.
+
+    Raises HubError and its like, and whatever else than CutHeaderError `parse` raises.
+    """
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    import huggingface_hub
+
+    with _in_words(repo):
+        url = huggingface_hub.hf_hub_url(repo, file)
+        token = huggingface_hub.get_token()
+        login = {"authorization": f"Bearer {token}"} if token else {}
+        for size in PEEK_BYTES:
+            headers = {**login, "range": f"bytes=0-{size - 1}"}
+            data = bytearray()
+            with huggingface_hub.get_session().stream("GET", url, headers=headers, follow_redirects=True) as reply:
+                reply.raise_for_status()
+                for chunk in reply.iter_bytes():
+                    data += chunk
+                    if len(data) >= size:
+                        # a server that knows no ranges sends the whole file
+                        break
+            try:
+                return parse(bytes(data))
+            except CutHeaderError:
+                if len(data) < size or size == PEEK_BYTES[-1]:
+                    raise
+    raise AssertionError("the last size returns or raises")
+
+
 def _counting(bar: Bar) -> type:
     """A tqdm that tells our bar instead of drawing: huggingface_hub reports received bytes through it."""
     from tqdm.auto import tqdm
@@ -109,7 +144,7 @@ def _in_words(repo: str) -> Iterator[None]:
 
     try:
         yield
-    except CclocalError:
+    except (CclocalError, BadHeaderError):
         raise
     except errors.GatedRepoError:
         raise HubError(

@@ -10,11 +10,13 @@ from dataclasses import replace
 from cclocal import homes, hub, logs, tiny, ui
 from cclocal.agents import AGENTS, Session
 from cclocal.command import KEY, PORT, SESSION, Endpoint, SessionFile
-from cclocal.errors import CclocalError, FolderError, PortError, ServerDiedError, UsageError
+from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError, ServerDiedError, UsageError
 from cclocal.files import Folders, make_folder
 from cclocal.keeper import how_it_ended
 from cclocal.machine import look_around
-from cclocal.plan import Plan, check_agent, model_file_values
+from cclocal.memory.gguf import BadHeaderError, read_header
+from cclocal.memory.shape import Shape, shape_of
+from cclocal.plan import Plan, check_agent, model_file_values, placeholder_of
 from cclocal.process import Held, become, free_port, hold, new_key, new_session_id
 from cclocal.ready import holder_of, last_lines, wait_until_ready
 from cclocal.state import reclaim, sessions
@@ -25,8 +27,8 @@ PORT_TRIES = 3
 ENDPOINT = "endpoint.json"
 
 
-#: Makes the plan anew, once a download has put the model's header on disk.
-Replan = Callable[[], Plan]
+#: Makes the plan anew when more is known: what the headers of files not on disk yet mean, by placeholder.
+Replan = Callable[[Mapping[str, Shape]], Plan]
 
 
 def run(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str]) -> None:
@@ -106,9 +108,12 @@ def _serve(
         )
     if plan.port:
         _check_port(plan.port, folders)
+    if plan.fetch.repo:
+        plan = look_before_fetching(plan, replan)
+    ask_if_it_does_not_fit(plan)
     model = fetch(plan, folders, environ)
     if plan.fetch.repo:
-        plan = replan()
+        plan = replan({})
     for note in plan.notes:
         ui.say(note, "yellow")
     homes.prepare(plan.home)
@@ -121,6 +126,36 @@ def _serve(
             if plan.port or attempt == PORT_TRIES or not _is_taken(bound.readiness.endpoint.port):
                 raise
     raise AssertionError("the last attempt returns or raises")
+
+
+def look_before_fetching(plan: Plan, replan: Replan) -> Plan:
+    """The plan with what the model's header says, read from the hub: megabytes tell whether gigabytes are worth it.
+
+    Whatever goes wrong with that is left to the download to say.
+    """
+    file = plan.fetch.files[0]
+    try:
+        with ui.busy(f"{plan.model.name}: looking at its header"):
+            shape = hub.peek(plan.fetch.repo or "", file, lambda data: shape_of(read_header(data)))
+    except (CclocalError, BadHeaderError):
+        return plan
+    plan = replan({placeholder_of(file): shape})
+    ui.say(f"{plan.model.name} {plan.memory}.")
+    return plan
+
+
+def ask_if_it_does_not_fit(plan: Plan) -> None:
+    """Ask before a model that does not fit is fetched or started. Raises DoesNotFitError off a terminal, or on no."""
+    if not plan.mem_check or plan.fit is None or plan.fit.verdict != "too_big":
+        return
+    error = DoesNotFitError(
+        f"{plan.model.name} {plan.memory}.", hint="a smaller model or --ctx; --no-mem-check starts it all the same"
+    )
+    if not ui.can_ask():
+        raise error
+    ui.say(error.message, "yellow")
+    if not ui.confirm("Start it all the same?", default=False):
+        raise error
 
 
 def fetch(plan: Plan, folders: Folders, environ: Mapping[str, str]) -> dict[str, str]:

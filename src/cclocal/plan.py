@@ -69,6 +69,8 @@ class Plan:
     fit: Fit | None
     notes: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+    #: whether a model that does not fit is asked about
+    mem_check: bool = True
     #: whether the agent takes over the terminal
     draws: bool = True
     #: the variables handed on by name
@@ -195,6 +197,7 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
             *agent.notes(facts, session),
         ),
         sources=sources,
+        mem_check=settings.mem_check,
         draws=agent.draws(settings.agent_args),
         passed=settings.pass_env,
     )
@@ -293,7 +296,7 @@ def _port(model: Model, settings: Settings, sources: dict[str, str]) -> int | No
 
 def _on_disk(variant: Variant, file: str, facts: Facts) -> str:
     path = facts.cached.get((variant.repo or "", file))
-    return str(path) if path else f"<{file}>"
+    return str(path) if path else placeholder_of(file)
 
 
 def _fetch(variant: Variant, facts: Facts) -> Fetch:
@@ -305,9 +308,14 @@ def _fetch(variant: Variant, facts: Facts) -> Fetch:
     return Fetch(None)
 
 
+def placeholder_of(file: str) -> str:
+    """What stands for a file of the hub as long as it is not on disk."""
+    return f"<{file}>"
+
+
 def model_file_values(variant: Variant, files: Mapping[str, Path]) -> dict[str, str]:
     """What `bind` needs once the files are on disk: placeholder → path."""
-    values = {f"<{name}>": str(path) for name, path in files.items()}
+    values = {placeholder_of(name): str(path) for name, path in files.items()}
     if variant.builtin:
         values[MODEL_FILE] = str(files["tiny"])
     return values

@@ -41,6 +41,7 @@ DEFAULTS: Mapping[str, Kind] = {
     "port": Kind(int, 1, 65535),
     "pass_env": Kind(list),
     "safe": Kind(bool),
+    "mem_check": Kind(bool),
 }
 
 
@@ -59,6 +60,7 @@ class Settings:
     out_tokens: int | None = None
     port: int | None = None
     pass_env: tuple[str, ...] = ()
+    mem_check: bool = True
     server_only: bool = False
     agent_args: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)

@@ -19,9 +19,9 @@ from cclocal.settings import Kind
 FLAG = re.compile(r"[a-z][a-z0-9.-]*")
 #: Our own options and commands, which no model may take. (A test holds this against the real ones.)
 RESERVED = frozenset(
-    """backend ctx dry-run help install-completion json list-models llama-server logs model no-safe out-tokens pass-env
-    port safe server show-completion version attach check fetch list plan prompt rm clean url yes kv
-    slots ubatch""".split()
+    """attach backend check clean ctx dry-run fetch help install-completion json kv list list-models llama-server
+    logs mem-check model no-mem-check no-safe out-tokens pass-env plan port prompt rm safe server
+    show-completion slots ubatch url version yes""".split()
 )
 
 

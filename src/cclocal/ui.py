@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -238,7 +238,7 @@ def human_size(size_bytes: int | None) -> str:
 
 def pick(catalog: Catalog) -> str:
     """Ask which model, by number or name. Raises UsageError off a terminal."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not can_ask():
         raise UsageError(
             "Which model? There is no terminal to ask on.",
             hint=f"cclocal --{catalog.default}    or --model NAME; cclocal --list-models shows them",
@@ -262,15 +262,30 @@ def pick(catalog: Catalog) -> str:
             screen.print(escape(error.message), style="yellow")
 
 
-def confirm(question: str, show: Callable[[], None]) -> bool:
-    """Show what it is about, then ask yes or no, Enter = yes. Raises UsageError off a terminal."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UsageError("--safe asks first, and there is no terminal to ask on.", hint="--no-safe")
-    show()
-    return console().input(f"{question} [Y/n] ", markup=False).strip().lower() in ("", "y", "yes")
+def can_ask() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm(question: str, *, default: bool = True) -> bool:
+    """Yes or no; Enter = `default`."""
+    choices = "[Y/n]" if default else "[y/N]"
+    answer = console().input(f"{question} {choices} ", markup=False).strip().lower()
+    return answer in ("y", "yes") or (default and not answer)
 
 
 # -- progress ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    """A spinner while something takes its time; nothing off a terminal."""
+    screen = console()
+    if not screen.is_terminal or screen.is_dumb_terminal:
+        yield
+        return
+    with screen.status(escape(text)):
+        yield
 
 
 class WaitLine:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -85,7 +86,12 @@ class Handler(BaseHTTPRequestHandler):
         if data is None:
             self._error(404, "EntryNotFound")
             return
-        self.send_response(200)
+        wanted = re.fullmatch(r"bytes=0-(\d+)", self.headers.get("Range") or "")
+        if wanted:
+            data = data[: int(wanted[1]) + 1]
+        with self.server.options.log.open("a") as log:  # type: ignore[attr-defined]
+            log.write(f"SENT {self.command} {len(data)}\n")
+        self.send_response(206 if wanted else 200)
         self.send_header("etag", f'"{hashlib.sha256(data).hexdigest()}"')
         self.send_header("x-repo-commit", COMMIT)
         self.send_header("content-length", str(len(data)))

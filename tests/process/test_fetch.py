@@ -71,8 +71,11 @@ def test_exactly_the_variants_files_are_fetched_then_served_offline(world: World
     assert done.returncode == 0, done.stderr
     assert "Downloading Mine" in done.stderr
     got = [line for line in asked(world) if line.startswith("GET") and "/resolve/" in line]
-    assert len(got) == 1
-    assert "mine.gguf" in got[0]
+    # its header first, then all of it, and of nothing else
+    assert len(got) == 2
+    assert all("mine.gguf" in line for line in got)
+    assert [line for line in asked(world) if line.startswith("SENT GET")] == ["SENT GET 16777216", "SENT GET 30000000"]
+    assert "Mine needs " in done.stderr
     # nobody else is asked about us
     assert not [line for line in asked(world) if "agent-harnesses" in line]
     model = Path(world.agent()["env"]["HOME"], ".cache/huggingface/hub/models--org--m/snapshots")
@@ -96,6 +99,35 @@ def test_the_plan_is_made_anew_once_the_header_is_there(world: World, hub: Hub) 
     after = world.run("--mine", "--dry-run", **at)
     assert "largest context" in after.stdout
     assert '"max_context_tokens": 131072' in world.run("plan", "mine", "--json", **at).stdout
+
+
+def test_a_model_that_cannot_fit_is_told_before_its_gigabytes_come(world: World, hub: Hub) -> None:
+    at = hub()
+    config = world.home / ".config/cclocal/config.toml"
+    # more conversations than any machine has memory for
+    config.write_text(config.read_text().replace('quant = "Q4"', 'quant = "Q4"\nslots = 128\nubatch_tokens = 4000000'))
+    done = world.run("--mine", **at)
+    assert done.returncode == 25, done.stderr
+    assert "TOO BIG" in done.stderr
+    assert "--no-mem-check" in done.stderr
+    assert [line for line in asked(world) if line.startswith("SENT GET")] == ["SENT GET 16777216"]
+    assert world.run("--mine", "--no-mem-check", **at).returncode == 0
+    assert world.run("--mine", **at).returncode == 25
+    assert world.run("--mine", CCLOCAL_NO_MEMCHECK="1", **at).returncode == 0
+    child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]
+        world.command[0],
+        [*world.command[1:], "--mine"],
+        env={**world.env, **at},
+        cwd=str(world.project),
+        encoding="utf-8",
+        timeout=30,
+    )
+    child.expect("TOO BIG")
+    child.expect(r"Start it all the same\? \[y/N\] ")
+    child.sendline("")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 25
 
 
 def test_the_bar_moves(world: World, hub: Hub) -> None:

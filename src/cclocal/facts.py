@@ -87,8 +87,8 @@ class Facts:
     git_root: Path | None = None
     #: the user's own CLAUDE.md, which reaches a session although their settings files do not
     user_claude_md: Path | None = None
-    #: CLAUDE.md of the folders between cwd and the repository's root, which do not
-    parent_claude_mds: tuple[Path, ...] = ()
+    #: CLAUDE.md of the folders from the repository's root down to cwd, cwd's own not among them, and their sizes
+    parent_claude_mds: Mapping[Path, int] = field(default_factory=dict)
     mcp_config: Path = Path("mcp-local.json")
     #: what the headers of model files on disk mean for memory, by path
     shapes: Mapping[str, Shape] = field(default_factory=dict)

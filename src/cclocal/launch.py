@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from cclocal import homes, hub, logs, tiny, ui
 from cclocal.agents import AGENTS, Session
 from cclocal.command import KEY, PORT, SESSION, Endpoint, SessionFile
 from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError, ServerDiedError, UsageError
-from cclocal.files import Folders, make_folder
+from cclocal.files import Folders, make_folder, write_private
 from cclocal.keeper import how_it_ended
 from cclocal.machine import look_around
 from cclocal.memory.gguf import BadHeaderError, read_header
@@ -82,9 +83,12 @@ def attach(port: int, folders: Folders, environ: Mapping[str, str], arguments: S
     for note in agent.notes(facts, wanted):
         ui.say(note, "yellow")
     homes.prepare(agent.home(facts))
-    # the server's session holds the same overlay
-    command, _ = agent.command(facts, wanted)
-    become(command.bind({SESSION: str(session.folder)}), environ)
+    command, files = agent.command(facts, wanted)
+    # inside the server's session, with which it goes
+    folder = session.folder / f"attached-{os.getpid()}"
+    for file in files:
+        write_private(folder / file.name, file.content)
+    become(command.bind({SESSION: str(folder)}), environ)
 
 
 def serve(

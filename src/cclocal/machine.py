@@ -81,7 +81,7 @@ def look_around(
         pip=_pip(),
         git_root=root,
         user_claude_md=_user_claude_md(environ),
-        parent_claude_mds=tuple(_parent_claude_mds(cwd, root)),
+        parent_claude_mds=dict(reversed(list(_parent_claude_mds(cwd, root)))),
         mcp_config=packaged("mcp-local.json"),
     )
     memory.save()
@@ -101,12 +101,12 @@ def _user_claude_md(environ: Mapping[str, str]) -> Path | None:
     return path if path.is_file() else None
 
 
-def _parent_claude_mds(cwd: Path, root: Path | None) -> Iterator[Path]:
+def _parent_claude_mds(cwd: Path, root: Path | None) -> Iterator[tuple[Path, int]]:
     for folder in cwd.parents if root else ():
         if not folder.is_relative_to(root or folder):
             return
         if (folder / "CLAUDE.md").is_file():
-            yield folder / "CLAUDE.md"
+            yield folder / "CLAUDE.md", (folder / "CLAUDE.md").stat().st_size
 
 
 # -- hardware ---------------------------------------------------------------------------------------------------

@@ -173,14 +173,32 @@ def test_instructions_of_project_and_user_reach_the_agent(scripted: World) -> No
     assert "haddock" not in json.dumps(body_of(scripted, 1)["messages"])
 
 
-def test_instructions_above_this_folder_are_said_to_be_left_out(scripted: World) -> None:
+def test_instructions_above_this_folder_reach_it_without_making_it_writable(scripted: World) -> None:
     subprocess.run(["git", "init", "-q", str(scripted.project)], check=True)
-    (scripted.project / "CLAUDE.md").write_text("The project's password is swordfish.\n")
+    root = scripted.project
+    (root / "CLAUDE.md").write_text("The project's password is sword'fish.\n")
+    scripted.project = root / "a b" / "below"
+    scripted.project.mkdir(parents=True)
+    (scripted.project.parent / "CLAUDE.md").write_text("The middle's password is haddock.\n")
+    (scripted.project / "CLAUDE.md").write_text("This folder's password is herring.\n")
+    outside = root / "outside.txt"
+    scripted.fake_server(replies=[{"tool": ["Write", {"file_path": str(outside), "content": "x"}]}])
+    done = scripted.run("--tiny", "--", "-p", PROMPT)
+    assert done.returncode == 0
+    said = json.dumps(body_of(scripted)["messages"])
+    assert all(word in said for word in ("sword'fish", "haddock", "herring"))
+    assert "sword'fish" not in json.dumps(body_of(scripted)["system"])
+    assert not outside.exists()
+
+
+def test_instructions_too_long_for_that_are_said_to_be_left_out(scripted: World) -> None:
+    subprocess.run(["git", "init", "-q", str(scripted.project)], check=True)
+    (scripted.project / "CLAUDE.md").write_text("The project's password is swordfish.\n" * 300)
     below = scripted.project / "below"
     below.mkdir()
     scripted.project = below
     done = scripted.run("--tiny", "--", "-p", PROMPT)
-    assert "CLAUDE.md is not read from this folder" in done.stderr
+    assert "too long to be read from this folder" in done.stderr
     assert "swordfish" not in json.dumps(body_of(scripted))
 
 

@@ -6,6 +6,7 @@ Sources: runs of the real binaries against a scripted server that logged every r
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -46,6 +47,8 @@ LEAST_PROMPT_TOKENS = 10240
 #: AUTO_COMPACT_WINDOW is clamped to at least this by Claude Code.
 LEAST_AUTO_COMPACT_TOKENS = 100000
 TIMEOUT_MS = 1_800_000
+#: Claude Code cuts a hook's output to a preview beyond 10,000 characters (measured on both versions).
+HOOK_OUTPUT_BYTES = 9_000
 
 #: The oldest version whose isolation was verified; what an older one reads and sends is unknown.
 OLDEST = (2, 1, 197)
@@ -139,13 +142,32 @@ def environment(endpoint: Endpoint, context_tokens: int, out_tokens: int) -> dic
     }
 
 
+def _instructions_above(facts: Facts) -> dict[str, object]:
+    """The overlay's part that gives the session the CLAUDE.md of the folders above, by a hook of our own.
+
+    Claude Code itself would read them only with `--add-dir`, which also makes those folders writable.
+    """
+    if not facts.parent_claude_mds or sum(facts.parent_claude_mds.values()) > HOOK_OUTPUT_BYTES:
+        return {}
+    say = "; ".join(
+        f"echo {shlex.quote(f'Instructions of {path}:')}; cat {shlex.quote(str(path))}"
+        for path in facts.parent_claude_mds
+    )
+    # not on resume: there they are in the conversation already
+    return {
+        "hooks": {
+            "SessionStart": [{"matcher": "startup|clear|compact", "hooks": [{"type": "command", "command": say}]}]
+        }
+    }
+
+
 def command(facts: Facts, session: Session) -> tuple[Command, tuple[SessionFile, ...]]:
     variables = environment(session.endpoint, session.context_tokens, session.out_tokens)
     settings = SessionFile(
         "settings.json",
         json.dumps(
             # `env` of a settings file beats the process environment, so ours is said there too.
-            {"env": variables, "disableDeepLinkRegistration": "disable"},
+            {"env": variables, "disableDeepLinkRegistration": "disable", **_instructions_above(facts)},
             indent=1,
         ),
     )
@@ -193,10 +215,10 @@ def home(facts: Facts) -> Home:
 
 
 def notes(facts: Facts, session: Session) -> tuple[str, ...]:
-    found = [
-        f"{path} is not read from this folder; start in {path.parent} to have it read."
-        for path in facts.parent_claude_mds
-    ]
+    found = []
+    if facts.parent_claude_mds and not _instructions_above(facts):
+        paths = " and ".join(map(str, facts.parent_claude_mds))
+        found.append(f"{paths} is too long to be read from this folder; start in the repository's root.")
     for argument in session.arguments:
         flag = argument.split("=", 1)[0]
         if flag in _UNDOES:

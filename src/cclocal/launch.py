@@ -117,7 +117,10 @@ def _serve(
     ask_if_it_does_not_fit(plan)
     model = fetch(plan, folders, environ)
     if plan.fetch.repo:
+        unseen = plan.fit is None
         plan = replan({})
+        if unseen:
+            ask_if_it_does_not_fit(plan)
     for note in plan.notes:
         ui.say(note, "yellow")
     homes.prepare(plan.home)

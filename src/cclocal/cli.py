@@ -211,7 +211,8 @@ def launch(
         out_tokens=out_tokens,
         port=port,
         pass_env=tuple(pass_env or ()),
-        mem_check=mem_check and started.environ.get("CCLOCAL_NO_MEMCHECK", "") in ("", "0"),
+        mem_check=mem_check
+        and (sources.get("mem_check") == "command line" or not _is_on(started.environ.get("CCLOCAL_NO_MEMCHECK", ""))),
         server_only=server,
         agent_args=started.agent_args,
         sources=sources,
@@ -292,8 +293,8 @@ def plan(
     ] = None,
     ctx_tokens: Annotated[int | None, typer.Option("--ctx", metavar="TOKENS", min=256, help="Context window.")] = None,
     kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="KV cache type: f16, q8_0, q5_1, q4_0.")] = "f16",
-    slots: Annotated[int, typer.Option("--slots", metavar="N", min=1, help="Conversations at once.")] = 1,
-    ubatch: Annotated[int, typer.Option("--ubatch", metavar="TOKENS", min=1, help="Micro-batch.")] = 512,
+    slots: Annotated[int | None, typer.Option("--slots", metavar="N", min=1, help="Conversations at once.")] = None,
+    ubatch: Annotated[int | None, typer.Option("--ubatch", metavar="TOKENS", min=1, help="Micro-batch.")] = None,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="For scripts.")] = False,
 ) -> None:
     """What a model on disk needs in memory, and how much context fits. Starts nothing."""
@@ -322,7 +323,12 @@ def plan(
             rows.append((one, None))
             continue
         serving = memory_serving(one.variants[0], ctx_tokens or one.served_context_tokens)
-        serving = replace(serving, kv_type=kv, slots=slots, ubatch_tokens=ubatch)
+        serving = replace(
+            serving,
+            kv_type=kv,
+            slots=slots or serving.slots,
+            ubatch_tokens=ubatch or serving.ubatch_tokens,
+        )
         rows.append((one, plan_memory(shape, serving, facts.engines[0] if facts.engines else None, facts.machine)))
     if model and rows[0][1] is None:
         raise UsageError(f"{rows[0][0].name} is not on disk yet: its header would say what it needs.")
@@ -379,6 +385,11 @@ def _wanted(flags: list[str], model: str | None, sources: dict[str, str], starte
     return model
 
 
+def _is_on(value: str) -> bool:
+    """Whether a variable of the kind X=1 is set to yes."""
+    return value.strip().lower() not in ("", "0", "false", "no", "off")
+
+
 def _model(shelf: Catalog, wanted: str) -> Model:
     from cclocal import catalog
 
@@ -392,7 +403,8 @@ def _model(shelf: Catalog, wanted: str) -> Model:
         from cclocal.machine import read_shape
 
         # a file without a context of its own is served at what most models can do
-        native = read_shape(path).native_context_tokens if path.is_file() else 0
+        shape = read_shape(path) if path.is_file() else None
+        native = shape.native_context_tokens if shape else 0
         return catalog.of_gguf(path.absolute(), native or 32768)
     return shelf.find(wanted)
 

@@ -63,6 +63,18 @@ def run_server(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[st
 
 def attach(port: int, folders: Folders, environ: Mapping[str, str], arguments: Sequence[str]) -> None:
     """Become the agent on a server that `--server` holds in another terminal. Returns only by raising."""
+    try:
+        _attach(port, folders, environ, arguments)
+    except OSError as error:
+        raise _in_the_way(error, folders) from None
+
+
+def _in_the_way(error: OSError, folders: Folders) -> FolderError:
+    where = error.filename or folders.state
+    return FolderError(f"Something is in the way at {where}: {error.strerror or error}.")
+
+
+def _attach(port: int, folders: Folders, environ: Mapping[str, str], arguments: Sequence[str]) -> None:
     running = [session for session in sessions(folders) if session.is_alive("keeper")]
     held = {session.port: session for session in running if (session.folder / ENDPOINT).exists()}
     session = held.get(str(port))
@@ -98,8 +110,7 @@ def serve(
     try:
         return _serve(plan, replan, folders, environ, server_only=server_only)
     except OSError as error:
-        where = error.filename or folders.state
-        raise FolderError(f"Something is in the way at {where}: {error.strerror or error}.") from None
+        raise _in_the_way(error, folders) from None
 
 
 def _serve(
@@ -238,7 +249,7 @@ def _check_port(port: int, folders: Folders) -> None:
         if session.port == str(port) and session.is_alive("keeper"):
             raise PortError(
                 f"Port {port} is in use by your own session of {session.model}.",
-                hint=f"cclocal attach {port}    or another --port",
+                hint=f"cclocal attach {port}" if (session.folder / ENDPOINT).exists() else "another --port",
             )
     raise PortError(f"Port {port} is in use by {holder_of(port)}.", hint="another --port")
 

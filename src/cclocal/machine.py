@@ -27,7 +27,7 @@ from cclocal.errors import AgentMissingError, BackendMissingError, FolderError, 
 from cclocal.facts import AgentFound, Engine, Facts, Gpu, Machine
 from cclocal.files import Folders, packaged, write_private
 from cclocal.hub import cached_files
-from cclocal.memory.gguf import read_header
+from cclocal.memory.gguf import UnknownHeaderError, read_header
 from cclocal.memory.shape import Shape, shape_of
 from cclocal.settings import Settings
 
@@ -141,11 +141,17 @@ def available_bytes(free_bytes: int, cgroup: Path) -> int:
     return free_bytes
 
 
-def read_shape(path: Path) -> Shape:
-    """What a GGUF file's header means for memory. Raises UsageError if it is damaged."""
+def read_shape(path: Path) -> Shape | None:
+    """What a GGUF file's header means for memory; None if it is newer than we know, or one part of several.
+
+    Raises UsageError if the file is damaged or no GGUF file.
+    """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return shape_of(read_header(data))
+            header = read_header(data)
+            return shape_of(header) if header.metadata.get("split.count", 1) in (0, 1) else None
+    except UnknownHeaderError:
+        return None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be used: {error}.") from None
 
@@ -157,11 +163,13 @@ def _shapes(model: Model, found: Mapping[tuple[str, str], Path], folders: Folder
             continue
         first = found.get((variant.repo or "", variant.files[0])) if variant.files else None
         if path := Path(variant.path) if variant.path else first:
-            yield str(path), read_shape(path)
+            if shape := read_shape(path):
+                yield str(path), shape
         elif variant.builtin:
             # looking writes nothing: a model not built yet is read from its recipe
             built = tiny.path_in(folders.cache)
-            yield MODEL_FILE, read_shape(built) if built.exists() else shape_of(read_header(tiny.gguf()))
+            known = read_shape(built) if built.exists() else None
+            yield MODEL_FILE, known or shape_of(read_header(tiny.gguf()))
 
 
 def _sysctl(name: str) -> str:

@@ -81,7 +81,7 @@ class Plan:
         """The memory plan in one line."""
         if self.fit:
             return self.fit.in_words
-        return "not known until the model is on disk: its header says what it needs"
+        return "not known yet: a start reads the model's header before it downloads the rest"
 
     def bind(self, values: Mapping[str, str]) -> Plan:
         """The same plan with the session's port, key, folder and model file filled in."""

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cclocal import tiny
+from cclocal import machine, tiny
 from cclocal.memory.budget import GIB, Budget, apple_budget, host_budget
 from cclocal.memory.fit import fit
 from cclocal.memory.footprint import KV_TYPES, Serving, footprint, kv_bytes
-from cclocal.memory.gguf import BadHeaderError, CutHeaderError, Header, read_header
+from cclocal.memory.gguf import BadHeaderError, CutHeaderError, Header, UnknownHeaderError, read_header
 from cclocal.memory.shape import Layer, Shape, shape_of
 
 MIB = 2**20
@@ -221,6 +221,7 @@ def test_the_largest_context_fits_and_the_next_one_does_not(shape: Shape, servin
         (64, "26.0", 64 * 0.81),
         (128, "26.0", 128 * 0.84),
         # not reported: the more careful neighbour
+        (8, "26.0", 8 * 2 / 3),
         (48, "15.0", 48 * 0.75),
         (96, "26.0", 96 * 0.81),
         (512, "26.0", 512 * 0.84),
@@ -239,6 +240,17 @@ def test_an_unknown_budget_is_said() -> None:
     unknown = fit(shape_named("gemma-4-e4b"), Serving(32768), None, on_gpu=True)
     assert (unknown.verdict, unknown.max_context_tokens) == ("unknown", None)
     assert "was not found out" in unknown.in_words
+
+
+def test_a_newer_file_is_not_computed_rather_than_refused(tmp_path: Path) -> None:
+    data = bytearray(tiny.gguf())
+    at = data.index(b"output_norm.weight") + len(b"output_norm.weight") + 4 + 8
+    data[at : at + 4] = struct.pack("<I", 999)
+    with pytest.raises(UnknownHeaderError, match="type 999"):
+        read_header(bytes(data))
+    newer = tmp_path / "newer.gguf"
+    newer.write_bytes(data)
+    assert machine.read_shape(newer) is None
 
 
 def test_the_verdicts() -> None:

@@ -150,7 +150,7 @@ def _instructions_above(facts: Facts) -> dict[str, object]:
     if not facts.parent_claude_mds or sum(facts.parent_claude_mds.values()) > HOOK_OUTPUT_BYTES:
         return {}
     say = "; ".join(
-        f"echo {shlex.quote(f'Instructions of {path}:')}; cat {shlex.quote(str(path))}"
+        f"echo {shlex.quote(f'Instructions of {path}:')}; cat {shlex.quote(str(path))}; echo"
         for path in facts.parent_claude_mds
     )
     # not on resume: there they are in the conversation already

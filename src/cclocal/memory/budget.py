@@ -8,9 +8,10 @@ GIB = 2**30
 #: llama.cpp's own default margin (--fit-target).
 MARGIN_BYTES = GIB
 #: The share of its memory that macOS lets the GPU wire, by RAM in GiB: (macOS 15 and older, macOS 26 and newer).
-#: Source: public reports of recommendedMaxWorkingSetSize; None where nobody has reported one.
+#: Source: public reports of recommendedMaxWorkingSetSize; None where nobody has reported one. (8 GB with macOS 26 is not
+#: reported either; the older system's share is the more careful guess.)
 _APPLE_SHARES: tuple[tuple[int, float | None, float | None], ...] = (
-    (8, 2 / 3, None),
+    (8, 2 / 3, 2 / 3),
     (24, 2 / 3, 0.74),
     (32, 2 / 3, 0.78),
     (36, 0.75, 0.78),
@@ -35,7 +36,7 @@ def apple_budget(ram_bytes: int, macos_version: str, wired_limit_mib: int = 0) -
     Where a share is not known, the smaller of its neighbours' is taken.
     """
     if wired_limit_mib:
-        return Budget(wired_limit_mib * 2**20 - MARGIN_BYTES, f"iogpu.wired_limit_mb = {wired_limit_mib}")
+        return Budget(max(0, wired_limit_mib * 2**20 - MARGIN_BYTES), f"iogpu.wired_limit_mb = {wired_limit_mib}")
     column = 2 if int(macos_version.split(".")[0] or 0) >= 26 else 1
     ram_gib = ram_bytes / GIB
     known = [(row[0], share) for row in _APPLE_SHARES if (share := row[column]) is not None]

@@ -64,6 +64,10 @@ class BadHeaderError(ValueError):
     """The file is no GGUF file, or is damaged; the text says how."""
 
 
+class UnknownHeaderError(BadHeaderError):
+    """The file may be whole, but uses something that this reader does not know yet: nothing can be computed."""
+
+
 class CutHeaderError(BadHeaderError):
     """The header goes on beyond the bytes that are there: more of the file would help."""
 
@@ -109,7 +113,7 @@ def _read(reader: _Reader) -> Header:
         raise BadHeaderError("it does not begin with GGUF")
     version, tensor_count, key_count = reader.unpack("<IQQ")
     if version not in (2, 3):
-        raise BadHeaderError(f"it is of version {version}, and only 2 and 3 are known")
+        raise UnknownHeaderError(f"it is of version {version}, and only 2 and 3 are known")
     if key_count > _MOST_KEYS or tensor_count > _MOST_TENSORS:
         raise BadHeaderError(f"it claims {key_count:,} keys and {tensor_count:,} tensors")
     metadata: dict[str, Value] = {}
@@ -196,6 +200,6 @@ class _Reader:
         dims = self.unpack(f"<{axes}Q")
         kind, _offset = self.unpack("<IQ")
         if kind not in BLOCKS:
-            raise BadHeaderError(f"it uses weights of type {kind}, which is not known")
+            raise UnknownHeaderError(f"it uses weights of type {kind}, which is not known")
         weights, size = BLOCKS[kind]
         return Tensor(name, dims, kind, prod(dims) // weights * size)

@@ -8,10 +8,12 @@ GIB = 2**30
 #: llama.cpp's own default margin (--fit-target).
 MARGIN_BYTES = GIB
 #: The share of its memory that macOS lets the GPU wire, by RAM in GiB: (macOS 15 and older, macOS 26 and newer).
-#: Source: public reports of recommendedMaxWorkingSetSize; None where nobody has reported one. (8 GB with macOS 26 is not
-#: reported either; the older system's share is the more careful guess.)
+#: Source: public reports of recommendedMaxWorkingSetSize; None where nobody has reported one.
+#: (8 GB with macOS 26 is not reported either; the older system's share is the more careful guess.)
 _APPLE_SHARES: tuple[tuple[int, float | None, float | None], ...] = (
     (8, 2 / 3, 2 / 3),
+    (16, 2 / 3, 0.74),
+    (18, 2 / 3, 0.74),
     (24, 2 / 3, 0.74),
     (32, 2 / 3, 0.78),
     (36, 0.75, 0.78),

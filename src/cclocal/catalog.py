@@ -72,6 +72,11 @@ class Variant:
     #: the oldest backend that runs it, such as {"vllm-mlx" = "0.6"}
     requires: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def hub_files(self) -> tuple[str, ...]:
+        """Every file of the repository that it needs: the model's, and a vision model's projector."""
+        return (*self.files, self.mmproj) if self.mmproj else self.files
+
 
 @dataclass(frozen=True, slots=True)
 class Model:

@@ -45,9 +45,7 @@ def probe(settings: Settings, model: Model, folders: Folders, environ: Mapping[s
         (variant.repo, file): path
         for variant in model.variants
         if variant.repo
-        for file, path in cached_files(
-            variant.repo, (*variant.files, *((variant.mmproj,) if variant.mmproj else ())), environ
-        ).items()
+        for file, path in cached_files(variant.repo, variant.hub_files, environ).items()
     }
     found = replace(
         facts,

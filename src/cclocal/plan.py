@@ -302,9 +302,8 @@ def _on_disk(variant: Variant, file: str, facts: Facts) -> str:
 def _fetch(variant: Variant, facts: Facts) -> Fetch:
     if variant.builtin:
         return Fetch(None, builtin=variant.builtin)
-    wanted = (*variant.files, *((variant.mmproj,) if variant.mmproj else ()))
-    if variant.repo and any((variant.repo, file) not in facts.cached for file in wanted):
-        return Fetch(variant.repo, wanted, variant.size_bytes)
+    if variant.repo and any((variant.repo, file) not in facts.cached for file in variant.hub_files):
+        return Fetch(variant.repo, variant.hub_files, variant.size_bytes)
     return Fetch(None)
 
 

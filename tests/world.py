@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import psutil
 
 FAKES = Path(__file__).parent / "fakes"
@@ -116,6 +117,62 @@ class World:
             )
         self._children.append(child)
         return child
+
+    @contextlib.contextmanager
+    def on_terminal(self, *args: str, **env: str) -> Iterator[pexpect.spawn]:  # type: ignore[type-arg]
+        """cclocal on a terminal of 24 by 100, with somebody to answer."""
+        child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]
+            self.command[0],
+            [*self.command[1:], *args],
+            env={**self.env, **env},
+            cwd=str(self.project),
+            encoding="utf-8",
+            timeout=PATIENCE_S,
+            dimensions=(24, 100),
+        )
+        try:
+            yield child
+        finally:
+            child.close(force=True)
+
+    def mac(self, ram_gib: int, macos: str, *, denied: bool = False, cpu: str = "Apple M4") -> None:
+        """Have everything that only macOS can answer be answered by stand-ins: sysctl, sw_vers, vm_stat, sudo.
+
+        The limit lives in the file `wired_limit`; only under the stand-in for sudo can it be set.
+        """
+        folder = self.root / "mac"
+        folder.mkdir()
+        (self.root / "wired_limit").write_text("0\n")
+        programs = {
+            "sysctl": f"""
+                case "$2" in
+                hw.memsize) echo {ram_gib << 30};;
+                machdep.cpu.brand_string) echo {cpu};;
+                iogpu.wired_limit_mb) cat {self.root}/wired_limit;;
+                *) case "$1" in
+                   iogpu.wired_limit_mb=*) [ -n "$AS_ROOT" ] || {{ echo "not permitted" >&2; exit 1; }}
+                      echo "${{1#*=}}" >{self.root}/wired_limit;;
+                   *) exit 1;;
+                   esac;;
+                esac""",
+            "sw_vers": f"echo {macos}",
+            "vm_stat": f"""
+                echo "Mach Virtual Memory Statistics: (page size of 16384 bytes)"
+                echo "Pages free:                              {(ram_gib << 30) // 16384 * 9 // 10}."
+                echo "Pages inactive:                               10." """,
+            "sudo": f"""
+                echo "$@" >>{self.record}/sudo
+                [ "$1" = -n ] && shift
+                {"exit 1" if denied else 'AS_ROOT=1 exec "$@"'}""",
+        }
+        for name, text in programs.items():
+            (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+            (folder / name).chmod(0o755)
+        self.env["CCLOCAL_TEST_MAC"] = str(folder)
+
+    def wired_limit(self) -> int:
+        """What the stand-in Mac's GPU may wire now."""
+        return int((self.root / "wired_limit").read_text() or 0)
 
     # -- looking
 

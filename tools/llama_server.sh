@@ -1,6 +1,6 @@
 #!/bin/sh
 # Print the path of a llama-server built from the source inside the llama-cpp-python sdist, building it first
-# (five to nine minutes on two cores). Kept in a cache folder between runs.
+# (five to nine minutes on two cores), and llama-fit-params beside it. Kept in a cache folder between runs.
 set -eu
 version=0.3.36
 prefix=${XDG_CACHE_HOME:-$HOME/.cache}/cclocal-dev/llama-server-$version
@@ -14,7 +14,10 @@ if ! "$server" --version >/dev/null 2>&1; then
     rm -rf "$prefix/sdist"
     cmake -S "$prefix/vendor/llama.cpp" -B "$prefix/build" -DCMAKE_BUILD_TYPE=Release -DLLAMA_CURL=OFF \
         -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF >"$prefix/cmake.log" 2>&1
-    cmake --build "$prefix/build" -j2 --target llama-server >"$prefix/build.log" 2>&1 ||
-        { tail -20 "$prefix/build.log" >&2; exit 1; }
 fi
+for target in llama-server llama-fit-params; do
+    [ -x "$prefix/build/bin/$target" ] && continue
+    cmake --build "$prefix/build" -j2 --target "$target" >"$prefix/build.log" 2>&1 ||
+        { tail -20 "$prefix/build.log" >&2; exit 1; }
+done
 echo "$server"

@@ -19,6 +19,8 @@ from cclocal.errors import UsageError
 from cclocal.tomlfile import FLAG, RESERVED, UserFile, mistake, nearest
 
 BackendName = Literal["llama-server", "vllm-mlx", "ollama"]
+#: What the KV cache is stored as.
+KvType = Literal["f16", "bf16", "q8_0", "q5_1", "q4_0"]
 Tokens = Annotated[int, Ge(256)]
 Count = Annotated[int, Ge(0)]
 Port = Annotated[int, Ge(1), Le(65535)]
@@ -58,6 +60,9 @@ class Variant:
     batch_tokens: Annotated[int, Ge(1)] | None = None
     ubatch_tokens: Annotated[int, Ge(1)] | None = None
     slots: Annotated[int, Ge(1)] = 1
+    kv_type: KvType = "f16"
+    gpu_layers: Count | None = None
+    cpu_moe_layers: Count = 0
     cache_ram_mib: Count = 0
     mmproj: str | None = None
     chat_template_file: str | None = None
@@ -95,6 +100,8 @@ class Model:
     out_tokens: Tokens = 8192
     #: the default port of --server
     port: Port = 8000
+    #: the name of its published dimensions (cclocal.memory.known), by which it is planned before it is here
+    shape: str | None = None
     #: said each time the model is launched
     warning: str | None = None
 

@@ -20,7 +20,6 @@ from cclocal.settings import DEFAULTS, Settings
 
 if TYPE_CHECKING:
     from cclocal.catalog import Catalog, Model
-    from cclocal.memory.fit import Fit
     from cclocal.memory.shape import Shape
     from cclocal.plan import Plan
 
@@ -32,6 +31,7 @@ EXAMPLES = (
     ("cclocal --coder --out-tokens 16384", "room for larger files in one reply"),
     ("cclocal --model ./my.gguf", "a model file of your own"),
     ("cclocal --gemma --dry-run", "what would run, where, and why"),
+    ("cclocal plan --ram 24 --macos 26", "which models fit a machine, with how much context"),
     ("cclocal --server --gemma", "only the server"),
     ("cclocal logs -f", "what the model server says"),
 )
@@ -45,6 +45,7 @@ def _epilog(user_file: Path) -> str:
 
 MODELS = "Models"
 SESSION = "The session"
+MEMORY = "Memory"
 LOOK = "Look without starting"
 
 app = typer.Typer(
@@ -126,6 +127,66 @@ def launch(
             "[dim]In CCLOCAL_PASS_ENV spaces separate the names.[/]",
         ),
     ] = None,
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            "--kv",
+            metavar="TYPE",
+            envvar="CCLOCAL_KV",
+            rich_help_panel=MEMORY,
+            help="KV cache type: f16, q8_0 (half the size), q5_1, q4_0. [dim]default: f16[/]",
+        ),
+    ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            "--slots",
+            metavar="N",
+            min=1,
+            max=64,
+            envvar="CCLOCAL_SLOTS",
+            rich_help_panel=MEMORY,
+            help="Conversations at once; they share the context. [dim]default: 1[/]",
+        ),
+    ] = None,
+    ubatch: Annotated[
+        int | None,
+        typer.Option(
+            "--ubatch",
+            metavar="TOKENS",
+            min=1,
+            max=65536,
+            envvar="CCLOCAL_UBATCH",
+            rich_help_panel=MEMORY,
+            help="Micro-batch: more is faster prompts and larger buffers. [dim]default: 512 or the catalog's[/]",
+        ),
+    ] = None,
+    gpu_layers: Annotated[
+        int | None,
+        typer.Option(
+            "--gpu-layers",
+            metavar="N",
+            min=0,
+            rich_help_panel=MEMORY,
+            help="So many layers on the graphics card, the rest on the processor.",
+        ),
+    ] = None,
+    cpu_moe: Annotated[
+        int | None,
+        typer.Option(
+            "--cpu-moe", metavar="N", min=0, rich_help_panel=MEMORY, help="Experts of N layers on the processor."
+        ),
+    ] = None,
+    wired_limit: Annotated[
+        int | None,
+        typer.Option(
+            "--wired-limit",
+            metavar="MIB",
+            min=1,
+            rich_help_panel=MEMORY,
+            help="Mac: let the GPU wire so much while the session lasts (sudo asks).",
+        ),
+    ] = None,
     backend: Annotated[
         str | None,
         typer.Option(
@@ -153,8 +214,8 @@ def launch(
             "--safe/--no-safe",
             metavar="",
             envvar=["CCLOCAL_SAFE", "CCLOCAL_FORCE_MEMCHECK"],
-            rich_help_panel=SESSION,
-            help="Show the plan and ask before anything is fetched or started.",
+            rich_help_panel=MEMORY,
+            help="Show the plan, and always the memory menu, before anything is fetched or started.",
         ),
     ] = False,
     mem_check: Annotated[
@@ -163,7 +224,7 @@ def launch(
             "--mem-check/--no-mem-check",
             metavar="",
             envvar="CCLOCAL_MEM_CHECK",
-            rich_help_panel=SESSION,
+            rich_help_panel=MEMORY,
             show_default=False,
             help="Start a model that does not fit without asking (--no-mem-check, or CCLOCAL_NO_MEMCHECK=1).",
         ),
@@ -211,30 +272,37 @@ def launch(
         out_tokens=out_tokens,
         port=port,
         pass_env=tuple(pass_env or ()),
+        kv=kv,
+        slots=slots,
+        ubatch=ubatch,
+        gpu_layers=gpu_layers,
+        cpu_moe=cpu_moe,
+        wired_limit_mib=wired_limit,
         mem_check=mem_check
         and (sources.get("mem_check") == "command line" or not _is_on(started.environ.get("CCLOCAL_NO_MEMCHECK", ""))),
         server_only=server,
         agent_args=started.agent_args,
         sources=sources,
     )
-    _carry_out(_model(shelf, wanted), settings, started, dry_run=dry_run, as_json=as_json, safe=safe)
+    _carry_out(shelf, settings, started, dry_run=dry_run, as_json=as_json, safe=safe)
 
 
-def _carry_out(model: Model, settings: Settings, started: Start, *, dry_run: bool, as_json: bool, safe: bool) -> None:
+def _carry_out(shelf: Catalog, settings: Settings, started: Start, *, dry_run: bool, as_json: bool, safe: bool) -> None:
     from dataclasses import replace
 
     from cclocal import ui
-    from cclocal.catalog import with_local_files
-    from cclocal.machine import probe
+    from cclocal.machine import alternatives, probe
     from cclocal.plan import make_plan
 
-    model = with_local_files(model, started.folders.config)
+    def planned(seen: Mapping[str, Shape], changes: Mapping[str, Any]) -> Plan:
+        wishes = settings.changed(changes, "memory menu")
+        model = _model(shelf, wishes.model or shelf.default, started)
+        facts = probe(wishes, model, started.folders, started.environ)
+        return make_plan(
+            model, wishes, replace(facts, shapes={**facts.shapes, **seen}, alternatives=alternatives(shelf, model))
+        )
 
-    def planned(seen: Mapping[str, Shape]) -> Plan:
-        facts = probe(settings, model, started.folders, started.environ)
-        return make_plan(model, settings, replace(facts, shapes={**seen, **facts.shapes}))
-
-    plan = planned({})
+    plan = planned({}, {})
     if dry_run and as_json:
         import json
 
@@ -247,13 +315,13 @@ def _carry_out(model: Model, settings: Settings, started: Start, *, dry_run: boo
         if not ui.can_ask():
             raise UsageError("--safe asks first, and there is no terminal to ask on.", hint="--no-safe")
         ui.show_plan(plan, started.environ)
-        if not ui.confirm("Start it?"):
+        if plan.fit is None and not plan.fetch.repo and not ui.confirm("Start it?"):
             return
     from cclocal import launch as story
 
     try:
         carry_out = story.run_server if settings.server_only else story.run
-        carry_out(plan, planned, started.folders, started.environ)
+        carry_out(plan, planned, started.folders, started.environ, safe=safe)
     except KeyboardInterrupt:
         raise InterruptedByUser("Interrupted; nothing was left running.") from None
 
@@ -289,50 +357,54 @@ def attach(
 def plan(
     ctx: typer.Context,
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL|FILE.gguf]", show_default=False, autocompletion=_names_of_models)
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            show_default=False,
+            autocompletion=_names_of_models,
+            help="A model of the catalog, a GGUF file, an MLX folder, owner/repo[:QUANT] of the hub, or an Ollama tag. "
+            "Without one: the whole catalog.",
+        ),
     ] = None,
     ctx_tokens: Annotated[int | None, typer.Option("--ctx", metavar="TOKENS", min=256, help="Context window.")] = None,
-    kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="KV cache type: f16, q8_0, q5_1, q4_0.")] = "f16",
+    kv: Annotated[
+        str | None, typer.Option("--kv", metavar="TYPE", help="KV cache type: f16, q8_0, q5_1, q4_0.")
+    ] = None,
     slots: Annotated[int | None, typer.Option("--slots", metavar="N", min=1, help="Conversations at once.")] = None,
     ubatch: Annotated[int | None, typer.Option("--ubatch", metavar="TOKENS", min=1, help="Micro-batch.")] = None,
+    prefill_step: Annotated[
+        int | None, typer.Option("--prefill-step", metavar="TOKENS", min=1, help="MLX: tokens of a prompt at once.")
+    ] = None,
+    ram: Annotated[
+        int | None, typer.Option("--ram", metavar="GB", min=1, help="Plan for a machine with so much memory.")
+    ] = None,
+    macos: Annotated[
+        str | None, typer.Option("--macos", metavar="VERSION", help="… and for a Mac with this macOS, such as 26.")
+    ] = None,
+    last: Annotated[
+        bool, typer.Option("--last", metavar="", help="The last start: what was planned, what the engine allocated.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="For scripts.")] = False,
 ) -> None:
-    """What a model on disk needs in memory, and how much context fits. Starts nothing."""
-    from dataclasses import replace
+    """What a model needs in memory, and how much context fits. Starts and downloads nothing."""
+    from cclocal import catalog, memory_ui
+    from cclocal.measured import last as last_start
+    from cclocal.planning import Wishes, plan_catalog, plan_one
 
-    from cclocal import catalog, ui
-    from cclocal.machine import probe
-    from cclocal.memory.footprint import KV_TYPES
-    from cclocal.plan import memory_serving, plan_memory
-
-    if kv not in KV_TYPES:
-        raise UsageError(f"There is no KV cache type “{kv}”.", hint=f"--kv {' | '.join(KV_TYPES)}")
     started: Start = ctx.obj
+    if last:
+        told = last_start(started.folders)
+        if told is None:
+            raise UsageError("Nothing was started yet that told its buffers.")
+        memory_ui.show_last(told, as_json=as_json)
+        return
     shelf = catalog.load(packaged("models.toml"), started.user_file)
-    wanted = [_model(shelf, model)] if model else list(shelf.models.values())
-    rows: list[tuple[Model, Fit | None]] = []
-    for one in wanted:
-        facts = probe(
-            Settings(server_only=True),
-            catalog.with_local_files(one, started.folders.config),
-            started.folders,
-            started.environ,
-        )
-        shape = next(iter(facts.shapes.values()), None)
-        if shape is None:
-            rows.append((one, None))
-            continue
-        serving = memory_serving(one.variants[0], ctx_tokens or one.served_context_tokens)
-        serving = replace(
-            serving,
-            kv_type=kv,
-            slots=slots or serving.slots,
-            ubatch_tokens=ubatch or serving.ubatch_tokens,
-        )
-        rows.append((one, plan_memory(shape, serving, facts.engines[0] if facts.engines else None, facts.machine)))
-    if model and rows[0][1] is None:
-        raise UsageError(f"{rows[0][0].name} is not on disk yet: its header would say what it needs.")
-    ui.show_fits(rows, as_json=as_json, alone=bool(model))
+    wishes = Wishes(ctx_tokens, kv, slots, ubatch, prefill_step, ram, macos)
+    if model is None:
+        memory_ui.show_all(plan_catalog(shelf, wishes, started.folders, started.environ), as_json=as_json)
+    else:
+        row = plan_one(shelf, model, wishes, started.folders, started.environ)
+        memory_ui.show_one(row, as_json=as_json)
 
 
 class Start:
@@ -355,7 +427,7 @@ class Start:
         return {_PARAMETERS.get(key, key): value for key, value in self.user_file.defaults.items()}
 
 
-_PARAMETERS = {"ctx": "ctx_tokens"}
+_PARAMETERS = {"ctx": "ctx_tokens", "wired_limit_mib": "wired_limit"}
 _SOURCE_WORDS = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment", "DEFAULT_MAP": "user file"}
 
 
@@ -390,7 +462,7 @@ def _is_on(value: str) -> bool:
     return value.strip().lower() not in ("", "0", "false", "no", "off")
 
 
-def _model(shelf: Catalog, wanted: str) -> Model:
+def _model(shelf: Catalog, wanted: str, started: Start) -> Model:
     from cclocal import catalog
 
     if wanted.endswith(".gguf") or os.sep in wanted:
@@ -398,15 +470,15 @@ def _model(shelf: Catalog, wanted: str) -> Model:
         if not wanted.endswith(".gguf") and not path.exists():
             raise UsageError(
                 f"There is no file {wanted}; and models are not fetched from the hub by their id yet.",
-                hint="give it a name in your config.toml: docs/catalog.md shows how",
+                hint=f"give it a name in your config.toml: docs/catalog.md shows how; or look: cclocal plan {wanted}",
             )
-        from cclocal.machine import read_shape
+        from cclocal.lookup import of_gguf
 
         # a file without a context of its own is served at what most models can do
-        shape = read_shape(path) if path.is_file() else None
-        native = shape.native_context_tokens if shape else 0
-        return catalog.of_gguf(path.absolute(), native or 32768)
-    return shelf.find(wanted)
+        found = of_gguf(path) if path.is_file() else None
+        native = found.shape.native_context_tokens if found else 0
+        return catalog.with_local_files(catalog.of_gguf(path.absolute(), native or 32768), started.folders.config)
+    return catalog.with_local_files(shelf.find(wanted), started.folders.config)
 
 
 #: parameter name of each model flag → the model's id

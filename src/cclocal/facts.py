@@ -12,10 +12,13 @@ from cclocal.memory.shape import Shape
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A graphics processor. vendor: nvidia, amd or apple."""
+    """A graphics processor. vendor: nvidia, amd or apple; unified: it has no memory of its own; 0 bytes = not told."""
 
     vendor: str
     name: str
+    total_bytes: int = 0
+    free_bytes: int = 0
+    unified: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class Machine:
     available_bytes: int = 0
     #: what a Mac's GPU may wire, if somebody set it (0 = the system's own share)
     wired_limit_mib: int = 0
+    #: what Metal told MLX that it may wire (0 = MLX was not there to ask)
+    mlx_limit_bytes: int = 0
 
     @property
     def in_words(self) -> str:
@@ -68,6 +73,16 @@ class AgentFound:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """Another model of the catalog, as far as memory goes."""
+
+    id: str
+    name: str
+    shape: Shape
+    context_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Everything the plan may look at beside the catalog and the settings.
 
@@ -92,3 +107,9 @@ class Facts:
     mcp_config: Path = Path("mcp-local.json")
     #: what the headers of model files on disk mean for memory, by path
     shapes: Mapping[str, Shape] = field(default_factory=dict)
+    #: the sizes of projectors, by file name
+    projector_bytes: Mapping[str, int] = field(default_factory=dict)
+    #: other models of the catalog, for when this one does not fit
+    alternatives: tuple[Alternative, ...] = ()
+    #: bytes that earlier starts used beyond their plan, by measured.key
+    corrections: Mapping[str, int] = field(default_factory=dict)

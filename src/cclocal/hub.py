@@ -10,8 +10,9 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from cclocal.errors import CclocalError, DiskFullError, HubError, OfflineError
 from cclocal.memory.gguf import BadHeaderError, CutHeaderError
@@ -79,7 +80,16 @@ def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: An
         }
 
 
-def peek(repo: str, file: str, parse: Callable[[bytes], T]) -> T:
+@dataclass(frozen=True, slots=True)
+class Peeked(Generic[T]):
+    """What was made of a file's beginning, that beginning, and the whole file's size (0 = the server did not say)."""
+
+    value: T
+    data: bytes
+    size_bytes: int
+
+
+def peek(repo: str, file: str, parse: Callable[[bytes], T]) -> Peeked[T]:
     """What `parse` makes of a file's beginning, of which as much is fetched as it needs.
 
     Raises HubError and its like, and whatever else than CutHeaderError `parse` raises.
@@ -91,22 +101,55 @@ def peek(repo: str, file: str, parse: Callable[[bytes], T]) -> T:
         url = huggingface_hub.hf_hub_url(repo, file)
         token = huggingface_hub.get_token()
         login = {"authorization": f"Bearer {token}"} if token else {}
-        for size in PEEK_BYTES:
-            headers = {**login, "range": f"bytes=0-{size - 1}"}
-            data = bytearray()
-            with huggingface_hub.get_session().stream("GET", url, headers=headers, follow_redirects=True) as reply:
-                reply.raise_for_status()
-                for chunk in reply.iter_bytes():
-                    data += chunk
-                    if len(data) >= size:
-                        # a server that knows no ranges sends the whole file
-                        break
-            try:
-                return parse(bytes(data))
-            except CutHeaderError:
-                if len(data) < size or size == PEEK_BYTES[-1]:
-                    raise
+        return peek_url(huggingface_hub.get_session(), url, parse, login)
+
+
+def peek_url(client: Any, url: str, parse: Callable[[bytes], T], headers: Mapping[str, str] | None = None) -> Peeked[T]:
+    """The same for any address that understands ranges. `client` is an httpx client."""
+    for size in PEEK_BYTES:
+        wanted = {**(headers or {}), "range": f"bytes=0-{size - 1}"}
+        data = bytearray()
+        with client.stream("GET", url, headers=wanted, follow_redirects=True) as reply:
+            reply.raise_for_status()
+            whole = str(reply.headers.get("content-range", "")).rpartition("/")[2]
+            total = int(whole) if whole.isdigit() else int(reply.headers.get("content-length") or 0)
+            for chunk in reply.iter_bytes():
+                data += chunk
+                if len(data) >= size:
+                    # a server that knows no ranges sends the whole file
+                    break
+        try:
+            return Peeked(parse(bytes(data)), bytes(data), total)
+        except CutHeaderError:
+            if len(data) < size or size == PEEK_BYTES[-1]:
+                raise
     raise AssertionError("the last size returns or raises")
+
+
+def list_files(repo: str) -> dict[str, int]:
+    """Every file of a repository and its size. Raises HubError and its like."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    import huggingface_hub
+
+    with _in_words(repo):
+        info = huggingface_hub.HfApi().model_info(repo, files_metadata=True)
+        return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+
+
+@contextmanager
+def web(what: str) -> Iterator[Any]:
+    """An HTTP client of our own, its failures in words. Raises HubError."""
+    import httpx
+
+    try:
+        with httpx.Client(timeout=30.0, follow_redirects=True) as client:
+            yield client
+    except httpx.HTTPStatusError as error:
+        raise HubError(f"The registry answered {error.response.status_code} for {what}.") from None
+    except (httpx.HTTPError, ValueError) as error:
+        if isinstance(error, BadHeaderError):
+            raise
+        raise HubError(f"The registry was not reached for {what}.", cause=[_first_line(error)]) from None
 
 
 def _counting(bar: Bar) -> type:

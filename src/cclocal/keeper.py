@@ -175,6 +175,8 @@ class Keeper:
 
     def run(self) -> None:
         """Guard the session from its first moment to its last."""
+        if self.session.get("held_open") is not None:
+            os.set_inheritable(self.session["held_open"], False)
         for number in _SHIELDED:
             signal.signal(number, signal.SIG_IGN)
         self.events.add_pid(self.watched)
@@ -226,10 +228,13 @@ class Keeper:
         self.server = _spawn(argv, env, gate, _ask_for_parent_death if self.session["pdeathsig"] else None)
         self.events.add_pid(self.server)
         grace_s = sum(seconds for _, seconds in self.session["stop"])
+        held_open = self.session.get("held_open")
         twin = _spawn(
             [shell, "-c", TWIN, str(self.server), str(int(grace_s) or 1), f"{MARKER}={self.session['id']}"],
             dict(os.environ),
             held,
+            # it ends the server if we are killed, and only then may a raised limit go
+            None if held_open is None else lambda: os.set_inheritable(held_open, True),
         )
         os.close(gate)
         os.close(held)

@@ -7,14 +7,16 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from cclocal import homes, hub, logs, tiny, ui
+from cclocal import homes, hub, logs, measured, memory_ui, tiny, ui, wired
 from cclocal.agents import AGENTS, Session
 from cclocal.command import KEY, PORT, SESSION, Endpoint, SessionFile
 from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError, ServerDiedError, UsageError
 from cclocal.files import Folders, make_folder, write_private
 from cclocal.keeper import how_it_ended
-from cclocal.machine import look_around
+from cclocal.machine import is_mac, look_around, mac_tool, resident_servers
+from cclocal.memory.fit import memory_size
 from cclocal.memory.gguf import BadHeaderError, read_header
 from cclocal.memory.shape import Shape, shape_of
 from cclocal.plan import Plan, check_agent, model_file_values, placeholder_of
@@ -28,13 +30,14 @@ PORT_TRIES = 3
 ENDPOINT = "endpoint.json"
 
 
-#: Makes the plan anew when more is known: what the headers of files not on disk yet mean, by placeholder.
-Replan = Callable[[Mapping[str, Shape]], Plan]
+#: Makes the plan anew when more is known: what the headers of files not on disk yet mean, by placeholder, and which
+#: settings the user changed when asked.
+Replan = Callable[[Mapping[str, Shape], Mapping[str, Any]], Plan]
 
 
-def run(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str]) -> None:
-    """Carry out a plan, and become the agent. Returns only by raising."""
-    plan, held = serve(plan, replan, folders, environ)
+def run(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str], *, safe: bool = False) -> None:
+    """Carry out a plan, and become the agent. Returns only by raising. `safe`: ask about memory in any case."""
+    plan, held = serve(plan, replan, folders, environ, safe=safe)
     try:
         become(plan.session, environ, held)
     except CclocalError:
@@ -42,9 +45,9 @@ def run(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str]
         raise
 
 
-def run_server(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str]) -> None:
+def run_server(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str], *, safe: bool = False) -> None:
     """Serve until Ctrl-C. Raises ServerDiedError if the server ends first."""
-    plan, held = serve(plan, replan, folders, environ, server_only=True)
+    plan, held = serve(plan, replan, folders, environ, server_only=True, safe=safe)
     endpoint = plan.readiness.endpoint
     ui.say(f"{plan.model.name} answers on {endpoint.url}. In another terminal, in the folder to work in:\n")
     print(f"cclocal attach {endpoint.port}", flush=True)
@@ -104,76 +107,132 @@ def _attach(port: int, folders: Folders, environ: Mapping[str, str], arguments: 
 
 
 def serve(
-    plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str], *, server_only: bool = False
+    plan: Plan,
+    replan: Replan,
+    folders: Folders,
+    environ: Mapping[str, str],
+    *,
+    server_only: bool = False,
+    safe: bool = False,
 ) -> tuple[Plan, Held]:
     """Fetch, start, and wait until the server has proved itself. Whatever fails, nothing stays behind."""
     try:
-        return _serve(plan, replan, folders, environ, server_only=server_only)
+        for session in reclaim(folders):
+            ui.say(
+                f"Cleaned up after a session whose keeper was killed ({session.model}, port {session.port}).",
+                "yellow",
+            )
+        plan, model, limit = _prepare(plan, replan, folders, environ, safe=safe)
+        return _serve(plan, model, folders, environ, server_only=server_only, limit=limit)
     except OSError as error:
         raise _in_the_way(error, folders) from None
 
 
-def _serve(
-    plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str], *, server_only: bool
-) -> tuple[Plan, Held]:
-    for session in reclaim(folders):
-        ui.say(
-            f"Cleaned up after a session whose keeper was killed ({session.model}, port {session.port}).",
-            "yellow",
-        )
+def _prepare(
+    plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str], *, safe: bool
+) -> tuple[Plan, dict[str, str], int | None]:
+    """(the plan as it will be, where the model's files are, what holds a raised limit)."""
     if plan.port:
         _check_port(plan.port, folders)
-    if plan.fetch.repo:
-        plan = look_before_fetching(plan, replan)
-    ask_if_it_does_not_fit(plan)
+    tools = _wired_tools(environ)
+    if tools and (line := wired.left_raised(tools, folders)):
+        ui.say(f"The wired limit is still raised; nothing is left that would put it back. To do so: {line}", "yellow")
+    seen: dict[str, Shape] = {}
+    if plan.fetch.repo and plan.mem_check:
+        seen = look_before_fetching(plan)
+        plan = replan(seen, {})
+    asked = plan.fit is not None
+    changes = settle_memory(plan, safe=safe) if asked else {}
+    plan = replan(seen, changes) if changes else plan
     model = fetch(plan, folders, environ)
     if plan.fetch.repo:
-        unseen = plan.fit is None
-        plan = replan({})
-        if unseen:
-            ask_if_it_does_not_fit(plan)
+        plan = replan({}, changes)
+        if not asked and (changes := settle_memory(plan, safe=safe)):
+            plan = replan({}, changes)
+    limit = None
+    if plan.wired_limit_mib and tools:
+        try:
+            limit = wired.raise_limit(plan.wired_limit_mib, tools, folders, can_ask=ui.can_ask())
+        except wired.DeniedError as error:
+            ui.say(f"{error.message} Going on with less context.", "yellow")
+            plan = replan({}, {"wired_limit_mib": None})
+            _refuse_what_does_not_fit(plan)
     for note in plan.notes:
         ui.say(note, "yellow")
     homes.prepare(plan.home)
+    return plan, model, limit
+
+
+def _wired_tools(environ: Mapping[str, str]) -> wired.Tools | None:
+    return wired.Tools(mac_tool(environ, "sysctl"), mac_tool(environ, "sudo")) if is_mac(environ) else None
+
+
+def _serve(
+    plan: Plan,
+    model: Mapping[str, str],
+    folders: Folders,
+    environ: Mapping[str, str],
+    *,
+    server_only: bool,
+    limit: int | None,
+) -> tuple[Plan, Held]:
     for attempt in range(1, PORT_TRIES + 1):
         session_id = new_session_id()
         bound = bind(plan, folders, session_id, model, server_only=server_only)
         try:
-            return bound, _start(bound, folders, session_id, environ)
+            return bound, _start(bound, folders, session_id, environ, limit)
         except (ServerDiedError, PortError):
             if plan.port or attempt == PORT_TRIES or not _is_taken(bound.readiness.endpoint.port):
                 raise
     raise AssertionError("the last attempt returns or raises")
 
 
-def look_before_fetching(plan: Plan, replan: Replan) -> Plan:
-    """The plan with what the model's header says, read from the hub: megabytes tell whether gigabytes are worth it.
+def look_before_fetching(plan: Plan) -> dict[str, Shape]:
+    """What the model's header says, read from the hub: megabytes tell whether gigabytes are worth it.
 
     Whatever goes wrong with that is left to the download to say.
     """
     file = plan.fetch.files[0]
     try:
         with ui.busy(f"{plan.model.name}: looking at its header"):
-            shape = hub.peek(plan.fetch.repo or "", file, lambda data: shape_of(read_header(data)))
+            peeked = hub.peek(plan.fetch.repo or "", file, lambda data: shape_of(read_header(data)))
     except (CclocalError, BadHeaderError):
-        return plan
-    plan = replan({placeholder_of(file): shape})
-    ui.say(f"{plan.model.name} {plan.memory}.")
-    return plan
+        return {}
+    return {placeholder_of(file): peeked.value}
 
 
-def ask_if_it_does_not_fit(plan: Plan) -> None:
-    """Ask before a model that does not fit is fetched or started. Raises DoesNotFitError off a terminal, or on no."""
-    if not plan.mem_check or plan.fit is None or plan.fit.verdict != "too_big":
-        return
-    error = DoesNotFitError(
-        f"{plan.model.name} {plan.memory}.", hint="a smaller model or --ctx; --no-mem-check starts it all the same"
-    )
+def settle_memory(plan: Plan, *, safe: bool) -> dict[str, Any]:
+    """Say what the plan needs; ask what to do if that is too much, hardly fits, or in any case if `safe`.
+
+    Returns the settings to change. Raises DoesNotFitError if nothing fits and there is nobody to ask.
+    """
+    wished = plan.wanted or plan.fit
+    if not plan.mem_check or wished is None:
+        return {}
+    if wished.verdict in ("roomy", "unknown") and not safe:
+        ui.say(f"{plan.model.name} {plan.memory}.", "dim" if wished.verdict == "roomy" else "yellow")
+        return {}
     if not ui.can_ask():
-        raise error
-    ui.say(error.message, "yellow")
-    if not ui.confirm("Start it all the same?", default=False):
-        raise error
+        _refuse_what_does_not_fit(plan)
+        if plan.wanted is None:
+            ui.say(f"{plan.model.name} {plan.memory}.")
+        return {}
+    servers = resident_servers() if wished.verdict != "roomy" else []
+    choice = memory_ui.ask(plan.model.name, plan, servers)
+    return dict(choice.changes) if choice else {"mem_check": False}
+
+
+def _refuse_what_does_not_fit(plan: Plan) -> None:
+    if plan.mem_check and plan.fit is not None and plan.fit.verdict == "too_big":
+        others = [f"{one.words}" for one in plan.remedies]
+        raise DoesNotFitError(
+            f"{plan.model.name} {plan.memory}.",
+            cause=[
+                *others,
+                *(f"{name} (pid {pid}) holds {memory_size(held)}" for name, pid, held in resident_servers()),
+            ],
+            hint="a smaller model or --ctx; --no-mem-check starts it all the same",
+        )
 
 
 def fetch(plan: Plan, folders: Folders, environ: Mapping[str, str]) -> dict[str, str]:
@@ -208,7 +267,7 @@ def bind(plan: Plan, folders: Folders, session_id: str, model: Mapping[str, str]
     return plan.bind(values)
 
 
-def _start(bound: Plan, folders: Folders, session_id: str, environ: Mapping[str, str]) -> Held:
+def _start(bound: Plan, folders: Folders, session_id: str, environ: Mapping[str, str], limit: int | None) -> Held:
     make_folder(folders.sessions)
     log = logs.new_log(folders, session_id)
     name = bound.model.id
@@ -231,6 +290,7 @@ def _start(bound: Plan, folders: Folders, session_id: str, environ: Mapping[str,
         ),
         draws=bound.draws,
         environ=environ,
+        held_open=limit,
     )
     line = ui.WaitLine(bound.model.name)
     try:
@@ -239,6 +299,7 @@ def _start(bound: Plan, folders: Folders, session_id: str, environ: Mapping[str,
     except BaseException:
         held.end()
         raise
+    measured.learn(bound, log, folders)
     return held
 
 

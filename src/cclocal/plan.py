@@ -17,10 +17,23 @@ from cclocal.catalog import Model, Variant
 from cclocal.command import KEY, MODEL_FILE, PORT, Command, Endpoint, Readiness, SessionFile, Stop, refusal
 from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
 from cclocal.facts import Engine, Facts, Machine
-from cclocal.memory.budget import Budget, apple_budget, host_budget
+from cclocal.memory.budget import (
+    MARGIN_BYTES,
+    MLX_MARGIN_BYTES,
+    Budget,
+    Card,
+    apple_budget,
+    card_budget,
+    device_memory,
+    highest_limit_mib,
+    host_budget,
+    safe_limit_mib,
+)
 from cclocal.memory.fit import Fit
 from cclocal.memory.fit import fit as fit_memory
+from cclocal.memory.footprint import KV_TYPES, Extras
 from cclocal.memory.footprint import Serving as MemoryServing
+from cclocal.memory.remedies import Remedy, Smaller, remedies
 from cclocal.memory.shape import Shape
 from cclocal.settings import Settings
 
@@ -67,6 +80,11 @@ class Plan:
     home: Home
     files: tuple[SessionFile, ...]
     fit: Fit | None
+    #: what can be done about memory, and what was wished for before the plan helped itself to the first of them
+    remedies: tuple[Remedy, ...] = ()
+    wanted: Fit | None = None
+    #: on a Mac: the wired limit to raise to for this session
+    wired_limit_mib: int | None = None
     notes: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     #: whether a model that does not fit is asked about
@@ -113,6 +131,17 @@ class Plan:
             "context_tokens": self.context_tokens,
             "out_tokens": self.out_tokens,
             "memory": self.fit.as_json() if self.fit else None,
+            "wired_limit_mib": self.wired_limit_mib,
+            "remedies": [
+                {
+                    "name": remedy.name,
+                    "words": remedy.words,
+                    "context_tokens": remedy.fit.serving.context_tokens,
+                    "max_context_tokens": remedy.max_context_tokens,
+                }
+                for remedy in self.remedies
+                if self.wanted or (self.fit and self.fit.verdict != "roomy")
+            ],
             "server": {"argv": list(self.server.argv), "env": dict(self.server.env)},
             "agent": {
                 "name": self.agent,
@@ -128,15 +157,43 @@ class Plan:
 
 
 def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
-    """Decide everything about one launch.
+    """Decide everything about one launch; a model that does not fit as wished is planned with the cheapest remedy.
 
     Raises UsageError, BackendMissingError (30), BackendTooOldError (31) or AgentMissingError (35) before
     anything has happened.
     """
+    plan = _as_wished(model, settings, facts)
+    if not settings.mem_check or plan.fit is None or plan.fit.verdict != "too_big":
+        return plan
+    shrink = next((remedy for remedy in plan.remedies if remedy.name == "shrink"), None)
+    if shrink is None:
+        return plan
+    helped = _as_wished(model, settings.changed(shrink.changes, "memory plan"), facts)
+    said = _said_of_shrink(plan, helped)
+    return replace(helped, wanted=plan.fit, remedies=plan.remedies, notes=(said, *helped.notes))
+
+
+def _said_of_shrink(wished: Plan, helped: Plan) -> str:
+    """What was changed so that it fits."""
+    assert wished.fit
+    assert helped.fit
+    now, then = helped.fit.serving, wished.fit.serving
+    parts = []
+    if helped.context_tokens != wished.context_tokens:
+        parts.append(f"the context is {helped.context_tokens:,} tokens instead of {wished.context_tokens:,}")
+    parts += [f"one slot instead of {then.slots}"] if now.slots != then.slots else []
+    parts += [f"the micro-batch {now.ubatch_tokens}"] if now.ubatch_tokens != then.ubatch_tokens else []
+    parts += [f"the KV cache {now.kv_type}"] if now.kv_type != then.kv_type else []
+    parts = parts or ["nothing is kept of idle prompts"]
+    return f"To fit, {', '.join(parts)}."
+
+
+def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
     agent = AGENTS["claude"]
     if not settings.server_only:
         check_agent(agent, facts)
     name, variant = _variant(model, settings)
+    variant = adjusted(variant, settings)
     backend = BACKENDS[name]
     engine = _engine(backend, model, variant, facts)
 
@@ -144,17 +201,26 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
     files = tuple(_on_disk(variant, file, facts) for file in variant.files)
     model_file = variant.path or (files[0] if files else MODEL_FILE)
     context = _context(model, variant, settings, sources)
-    out = _out(model, settings, context, sources)
+    # slots share the server's context, and an agent has one of them
+    window = context // variant.slots // CONTEXT_STEP_TOKENS * CONTEXT_STEP_TOKENS
+    out = _out(model, settings, window, sources, variant.slots)
+    limit = _wired_limit(settings, facts.machine)
     shape = facts.shapes.get(model_file)
-    fit = plan_memory(shape, memory_serving(variant, context), engine, facts.machine) if shape else None
-    memory_notes: tuple[str, ...] = ()
-    if fit and fit.verdict == "too_big":
-        memory_notes = (f"It will hardly fit: {model.name} {fit.in_words}.",)
-        most = fit.max_context_tokens or 0
-        if settings.ctx is None and most >= least_context_tokens(out):
-            memory_notes = (f"The context is {most:,} tokens instead of {context:,}, the largest that fits.",)
-            context, sources["ctx"] = most, "memory plan"
-            fit = plan_memory(fit.shape, memory_serving(variant, context), engine, facts.machine)
+    fit: Fit | None = None
+    found: tuple[Remedy, ...] = ()
+    if shape:
+        budget = budget_of(engine, facts.machine, shape, limit)
+        extras = extras_of(variant, engine, shape, memory_serving(variant, context), facts)
+        fit = fit_memory(shape, memory_serving(variant, context), budget, extras=extras, memory=_kind(engine))
+        found = remedies(
+            fit,
+            least_context_tokens=least_context_tokens(out) * variant.slots,
+            can_quantise_kv=engine.has("--cache-type-k"),
+            can_offload=engine.has("--n-gpu-layers"),
+            can_offload_experts=engine.has("--n-cpu-moe"),
+            safe_limit_mib=safe_limit_mib(facts.machine.ram_bytes) if facts.machine.os == "macos" else 0,
+            smaller=smaller_models(fit, facts) if fit.verdict == "too_big" else (),
+        )
     port = _port(model, settings, sources)
     for variable in settings.pass_env:
         if why := refusal(variable):
@@ -171,7 +237,7 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
         port=str(port or PORT),
     )
     server, server_files = backend.command(engine, serving)
-    session = Session(endpoint, context, out, tuple(settings.pass_env), tuple(settings.agent_args))
+    session = Session(endpoint, window, out, tuple(settings.pass_env), tuple(settings.agent_args))
     command, session_files = agent.command(facts, session)
     return Plan(
         model=model,
@@ -190,9 +256,11 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
         home=agent.home(facts),
         files=(*server_files, *session_files),
         fit=fit,
+        remedies=found,
+        wired_limit_mib=limit,
         notes=(
             *((model.warning,) if model.warning else ()),
-            *memory_notes,
+            *((f"It will hardly fit: {model.name} {fit.in_words}.",) if fit and fit.verdict == "too_big" else ()),
             *backend.notes(engine, facts),
             *agent.notes(facts, session),
         ),
@@ -201,6 +269,133 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
         draws=agent.draws(settings.agent_args),
         passed=settings.pass_env,
     )
+
+
+def adjusted(variant: Variant, settings: Settings) -> Variant:
+    """The variant with what the user wants otherwise. Raises UsageError for a KV cache type there is not."""
+    if settings.kv is not None and settings.kv not in KV_TYPES:
+        raise UsageError(
+            f"There is no KV cache type “{settings.kv}”.{settings.origin('kv')}", hint=f"--kv {' | '.join(KV_TYPES)}"
+        )
+    wishes: dict[str, Any] = {
+        "kv_type": settings.kv,
+        "slots": settings.slots,
+        "ubatch_tokens": settings.ubatch,
+        "cache_ram_mib": settings.cache_ram_mib,
+        "gpu_layers": settings.gpu_layers,
+        "cpu_moe_layers": settings.cpu_moe,
+    }
+    return replace(variant, **{name: wish for name, wish in wishes.items() if wish is not None})
+
+
+def _wired_limit(settings: Settings, machine: Machine) -> int | None:
+    """The wired limit to raise to. Raises UsageError for one that cannot be asked for."""
+    wished = settings.wired_limit_mib
+    if wished is None:
+        return None
+    if machine.os != "macos":
+        raise UsageError("--wired-limit is for Macs: here the GPU has its own memory, or all of it.")
+    most = highest_limit_mib(machine.ram_bytes) if safe_limit_mib(machine.ram_bytes) else 0
+    if not most:
+        raise UsageError("With 16 GB or less the wired limit is not raised: macOS needs the rest for itself.")
+    if wished > most:
+        raise UsageError(f"--wired-limit {wished} is too much: {most} MiB at most, so that 3 GB are left for macOS.")
+    return wished
+
+
+def memory_serving(variant: Variant, context_tokens: int) -> MemoryServing:
+    """How a variant is served, as far as memory goes."""
+    return MemoryServing(
+        context_tokens,
+        kv_type=variant.kv_type,
+        slots=variant.slots,
+        ubatch_tokens=variant.ubatch_tokens or 512,
+        cache_ram_bytes=variant.cache_ram_mib * 2**20,
+        gpu_layers=variant.gpu_layers,
+        cpu_moe_layers=variant.cpu_moe_layers,
+    )
+
+
+def extras_of(variant: Variant, engine: Engine | None, shape: Shape, serving: MemoryServing, facts: Facts) -> Extras:
+    """What is needed beside the model: its projector, and what earlier starts of this engine taught us."""
+    projector = facts.projector_bytes.get(variant.mmproj or "", 0)
+    learned = facts.corrections.get(correction_key(engine, shape, serving), 0) if engine else 0
+    return Extras(projector, learned)
+
+
+def correction_key(engine: Engine, shape: Shape, serving: MemoryServing) -> str:
+    """What the compute buffers follow beside the context: engine, device, architecture, micro-batch."""
+    devices = ",".join(device.split(" (")[0] for device in engine.devices) or "cpu"
+    attention = "" if serving.flash_attention else " without flash attention"
+    return f"{engine.form} {engine.version} | {devices} | {shape.architecture} | {serving.ubatch_tokens}{attention}"
+
+
+def _kind(engine: Engine | None) -> Any:
+    return "discrete" if engine and engine.devices else "host"
+
+
+def budget_of(
+    engine: Engine | None, machine: Machine, shape: Shape, wired_limit_mib: int | None = None
+) -> Budget | None:
+    """What this machine has for a model on this engine; None if that was not found out."""
+    margin = MLX_MARGIN_BYTES if shape.form == "mlx" else MARGIN_BYTES
+    if machine.os == "macos" and (shape.form == "mlx" or (engine and engine.devices)):
+        told = [(device_memory(device)[0], device.split(":")[0]) for device in (engine.devices if engine else ())]
+        told_bytes, told_by = next((row for row in told if row[0]), (machine.mlx_limit_bytes, "MLX"))
+        budget = apple_budget(
+            machine.ram_bytes,
+            machine.os_version,
+            machine.wired_limit_mib,
+            told_bytes=told_bytes,
+            told_by=f"Metal says the GPU ({told_by})",
+            available_bytes=machine.available_bytes,
+            margin_bytes=margin,
+        )
+        # never lowered: a limit that is high enough already is fine
+        return (
+            budget.raised(wired_limit_mib) if wired_limit_mib and wired_limit_mib > (budget.limit_mib or 0) else budget
+        )
+    if engine and engine.devices:
+        return card_budget(_cards(engine, machine), machine.available_bytes)
+    return host_budget(machine.available_bytes, margin) if machine.available_bytes else None
+
+
+_VENDORS = {"CUDA": "nvidia", "ROCm": "amd"}
+
+
+def _cards(engine: Engine, machine: Machine) -> list[Card]:
+    """The cards that this engine uses: how much they have in its own words, how much is free in their drivers'."""
+    left = list(machine.gpus)
+    cards: dict[str, Card] = {}
+    for device in engine.devices:
+        backend, _, name = device.split(" (")[0].partition(": ")
+        vendor = _VENDORS.get(backend.rstrip("0123456789"))
+        mine = [gpu for gpu in left if gpu.vendor == vendor or gpu.name == name] or (left if len(left) == 1 else [])
+        gpu = mine[0] if mine else None
+        if gpu:
+            left.remove(gpu)
+        elif name in cards:
+            # the same card once more, through another of the engine's backends
+            continue
+        total, free = device_memory(device)
+        total = total or (gpu.total_bytes if gpu else 0)
+        cards[f"{name} {len(cards)}" if name in cards else name] = Card(
+            name, total, min(total, gpu.free_bytes) if gpu and gpu.free_bytes else free, bool(gpu and gpu.unified)
+        )
+    return list(cards.values())
+
+
+def smaller_models(wanted: Fit, facts: Facts) -> list[Smaller]:
+    """The largest model of the catalog that fits as it is served, if it is smaller than this one."""
+    found = []
+    for other in facts.alternatives:
+        if other.shape.weights_bytes >= wanted.shape.weights_bytes:
+            continue
+        result = fit_memory(other.shape, replace(wanted.serving, context_tokens=other.context_tokens), wanted.budget)
+        if result.verdict in ("roomy", "tight"):
+            words = f"{other.name} instead (--{other.id})"
+            found.append(Smaller(words, {"model": other.id}, result))
+    return sorted(found, key=lambda one: -one.fit.shape.weights_bytes)[:1]
 
 
 def check_agent(agent: Agent, facts: Facts) -> None:
@@ -221,27 +416,6 @@ def _variant(model: Model, settings: Settings) -> tuple[str, Variant]:
         if variant := model.variant(name):
             return name, variant
     raise UsageError(f"{model.name} has no variant for {wanted or ', '.join(BACKENDS)}.")
-
-
-def memory_serving(variant: Variant, context_tokens: int) -> MemoryServing:
-    """How a variant is served, as far as memory goes."""
-    return MemoryServing(
-        context_tokens,
-        slots=variant.slots,
-        ubatch_tokens=variant.ubatch_tokens or 512,
-        cache_ram_bytes=variant.cache_ram_mib * 2**20,
-    )
-
-
-def plan_memory(shape: Shape, serving: MemoryServing, engine: Engine | None, machine: Machine) -> Fit:
-    """What serving a shape on this machine needs, against what the engine can use."""
-    on_gpu = bool(engine and engine.devices)
-    budget: Budget | None = None
-    if not on_gpu:
-        budget = host_budget(machine.available_bytes) if machine.available_bytes else None
-    elif machine.os == "macos":
-        budget = apple_budget(machine.ram_bytes, machine.os_version, machine.wired_limit_mib)
-    return fit_memory(shape, serving, budget, on_gpu=on_gpu)
 
 
 def _engine(backend: Backend, model: Model, variant: Variant, facts: Facts) -> Engine:
@@ -270,13 +444,14 @@ def _context(model: Model, variant: Variant, settings: Settings, sources: dict[s
     return settings.ctx // CONTEXT_STEP_TOKENS * CONTEXT_STEP_TOKENS
 
 
-def _out(model: Model, settings: Settings, context: int, sources: dict[str, str]) -> int:
+def _out(model: Model, settings: Settings, context: int, sources: dict[str, str], slots: int) -> int:
     if settings.out_tokens is None:
         sources["out_tokens"] = "catalog"
     out = settings.out_tokens or model.out_tokens
     if context < least_context_tokens(out):
         raise UsageError(
-            f"A context of {settings.ctx or context:,} tokens is too small for replies of {out:,}: the agent needs "
+            f"A context of {settings.ctx if settings.ctx and slots == 1 else context:,} tokens"
+            f"{f', one slot of {slots},' if slots > 1 else ''} is too small for replies of {out:,}: the agent needs "
             f"{least_context_tokens(out):,} at least.{settings.origin('ctx')}{settings.origin('out_tokens')}",
             hint="a larger --ctx or a smaller --out-tokens",
         )

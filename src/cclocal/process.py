@@ -113,11 +113,13 @@ def hold(
     report: str,
     draws: bool,
     environ: Mapping[str, str],
+    held_open: int | None = None,
 ) -> Held:
     """Start a server in the hands of a keeper that ends it when this process ends, whatever this process becomes.
 
     `draws`: the agent will take over the terminal, which must be sane after it. `report` is what the keeper says if
     the server died under the agent; {how} and {last} stand for the exit status and the log's last lines.
+    `held_open` is a descriptor that must stay open as long as the session does; it is the keeper's from now on.
     """
     ours, theirs = socket.socketpair()
     session = {
@@ -135,11 +137,12 @@ def hold(
         "tty": _terminal() if draws and environ.get("TERM") != "dumb" else None,
         "about": dict(about),
         "report": report,
+        "held_open": held_open,
     }
     with theirs, log.open("ab") as out:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", keeper.__file__, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), *((held_open,) if held_open is not None else ())],
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=out,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,9 @@ DEFAULTS: Mapping[str, Kind] = {
     "ctx": Kind(int, 1),
     "out_tokens": Kind(int, 256),
     "port": Kind(int, 1, 65535),
+    "kv": Kind(str),
+    "slots": Kind(int, 1, 64),
+    "ubatch": Kind(int, 1, 65536),
     "pass_env": Kind(list),
     "safe": Kind(bool),
     "mem_check": Kind(bool),
@@ -60,10 +64,25 @@ class Settings:
     out_tokens: int | None = None
     port: int | None = None
     pass_env: tuple[str, ...] = ()
+    #: how the model is held in memory: KV cache type, conversations at once, micro-batch
+    kv: str | None = None
+    slots: int | None = None
+    ubatch: int | None = None
+    cache_ram_mib: int | None = None
+    #: on a card of its own memory: layers on it, and layers whose experts are not
+    gpu_layers: int | None = None
+    cpu_moe: int | None = None
+    #: on a Mac: the wired limit to raise to for this session
+    wired_limit_mib: int | None = None
     mem_check: bool = True
     server_only: bool = False
     agent_args: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+
+    def changed(self, changes: Mapping[str, Any], source: str) -> Settings:
+        """The same wishes with some of them changed, and who changed them."""
+        known = {name: value for name, value in changes.items() if value is not None or name == "wired_limit_mib"}
+        return replace(self, **known, sources={**self.sources, **dict.fromkeys(known, source)})
 
     def origin(self, key: str) -> str:
         """Where a setting was made, as the end of a sentence about it; nothing if it stands on the command line."""

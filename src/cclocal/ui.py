@@ -9,16 +9,15 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cclocal.catalog import Catalog, Model
+from cclocal.catalog import Catalog
 from cclocal.errors import CclocalError, UsageError
-from cclocal.memory.fit import Fit
 from cclocal.plan import Plan
 from cclocal.ready import Waiting
 
@@ -67,7 +66,8 @@ def show_plan(plan: Plan, environ: Mapping[str, str]) -> None:
 def plan_lines(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
     """The plan as plain lines; headings start at the margin."""
     form = {"binary": "a llama-server program", "wheel": "inside the xllamacpp package"}[plan.engine.form]
-    devices = ", ".join(plan.engine.devices) or "CPU only"
+    # how much was free when it was asked is no news any more
+    devices = ", ".join(device.split(" (")[0] for device in plan.engine.devices) or "CPU only"
     yield "Model"
     yield f"  {plan.model.name} ({plan.model.id}), {plan.variant.quant}"
     yield f"  fetch: {plan.fetch.in_words}"
@@ -76,6 +76,8 @@ def plan_lines(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
     yield "Context"
     yield f"  {plan.context_tokens:,} tokens, replies of at most {plan.out_tokens:,}"
     yield f"  memory: {plan.memory}"
+    if plan.wired_limit_mib:
+        yield f"  the wired limit is raised to {plan.wired_limit_mib:,} MiB for the session"
     yield "Server"
     yield from _command_lines(plan.server.argv)
     yield "Agent"
@@ -168,65 +170,6 @@ def _models_table(catalog: Catalog, *, numbered: bool = False) -> Table:
             escape(model.note),
         )
     return table
-
-
-def show_fits(rows: Sequence[tuple[Model, Fit | None]], *, as_json: bool, alone: bool) -> None:
-    """What models need, against what there is. `alone`: one model was asked for, in full."""
-    if as_json:
-        told = [{"model": model.id, **(fit.as_json() if fit else {"verdict": "not on disk"})} for model, fit in rows]
-        print(json.dumps(told[0] if alone else told, indent=2))
-        return
-    if alone and rows[0][1]:
-        output().print(_fit_table(rows[0][0], rows[0][1]))
-        return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("model", "context", "needs", "of", "verdict", "largest context"):
-        table.add_column(name, justify="left" if name in ("model", "verdict") else "right", no_wrap=True)
-    for model, fit in rows:
-        if not fit:
-            table.add_row(f"--{model.id}", "", human_size(model.variants[0].size_bytes), "", "not on disk", "")
-            continue
-        table.add_row(
-            f"--{model.id}",
-            f"{fit.serving.context_tokens:,}",
-            binary_size(fit.footprint.need_bytes),
-            binary_size(fit.budget.size_bytes) if fit.budget else "?",
-            fit.verdict.replace("_", " "),
-            f"{fit.max_context_tokens:,}" if fit.max_context_tokens is not None else "?",
-        )
-    output().print(table)
-
-
-def _fit_table(model: Model, fit: Fit) -> Table:
-    """One model's memory, part by part."""
-    parts = fit.footprint
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(style="dim")
-    serving = fit.serving
-    bound = "an upper bound: this architecture is not known" if fit.shape.bound else ""
-    table.add_row(model.name, "", fit.shape.architecture)
-    table.add_row("weights", binary_size(parts.weights_bytes), "")
-    table.add_row("KV cache", binary_size(parts.kv_bytes), f"{serving.context_tokens:,} tokens of {serving.kv_type}")
-    table.add_row("state", binary_size(parts.state_bytes), f"{serving.slots} conversation(s)")
-    table.add_row("compute", binary_size(parts.compute_bytes), f"micro-batch {serving.ubatch_tokens}")
-    table.add_row("other", binary_size(parts.other_bytes), "")
-    table.add_row("need", binary_size(parts.need_bytes), bound)
-    if fit.budget:
-        table.add_row("budget", binary_size(fit.budget.size_bytes), fit.budget.source)
-        table.add_row("left over", binary_size(fit.left_bytes or 0), fit.verdict.replace("_", " "))
-        table.add_row(
-            "largest context", f"{fit.max_context_tokens:,}", f"the model's own is {fit.shape.native_context_tokens:,}"
-        )
-    else:
-        table.add_row("budget", "?", "what this machine has for it was not found out")
-    return table
-
-
-def binary_size(size_bytes: int) -> str:
-    """A size as memory is counted."""
-    return f"{size_bytes / 2**30:.2f} GiB" if abs(size_bytes) >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"
 
 
 def human_size(size_bytes: int | None) -> str:

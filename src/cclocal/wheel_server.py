@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+_KV_TYPES = ("f16", "bf16", "q8_0", "q5_1", "q4_0")
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line, without importing the engine."""
@@ -46,6 +48,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--reasoning-budget", type=int, metavar="TOKENS", help="0 = no thinking")
     p.add_argument("--mmproj", metavar="FILE", help="the projector of a vision model")
     p.add_argument("--slot-save-path", metavar="FOLDER")
+    p.add_argument("--cache-type-k", choices=_KV_TYPES, help="the KV cache's type")
+    p.add_argument("--cache-type-v", choices=_KV_TYPES)
+    p.add_argument("--flash-attn", choices=("on", "off", "auto"))
+    p.add_argument("--n-gpu-layers", type=int, metavar="N", help="default: as many as fit")
+    p.add_argument("--log-verbosity", type=int, metavar="N", help="3 = what happens, 4 = and the buffers' sizes")
     p.add_argument("--temp", type=float)
     p.add_argument("--top-p", type=float)
     p.add_argument("--top-k", type=int)
@@ -110,6 +117,16 @@ def _params(engine: Any, options: argparse.Namespace) -> Any:
         p.mmproj.path = options.mmproj
     if options.slot_save_path:
         p.slot_save_path = options.slot_save_path.rstrip("/") + "/"
+    for name, wish in (("cache_type_k", options.cache_type_k), ("cache_type_v", options.cache_type_v)):
+        if wish:
+            setattr(p, name, getattr(engine.ggml_type, f"GGML_TYPE_{wish.upper()}"))
+    if options.flash_attn:
+        kinds = {"on": "ENABLED", "off": "DISABLED", "auto": "AUTO"}
+        p.flash_attn_type = getattr(engine.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{kinds[options.flash_attn]}")
+    if options.n_gpu_layers is not None:
+        p.n_gpu_layers = options.n_gpu_layers
+    if options.log_verbosity is not None:
+        p.verbosity = options.log_verbosity
     if options.reasoning_budget is not None:
         p.sampling.reasoning_budget_tokens = options.reasoning_budget
         if options.reasoning_budget == 0:

@@ -140,7 +140,8 @@ def test_no_model_can_take_an_option_of_ours() -> None:
 
     text = (Path(__file__).parents[2] / "src/cclocal/cli.py").read_text()
     ours = {name for names in re.findall(r'"--([a-z-]+(?:/--[a-z-]+)?)"', text) for name in names.split("/--")}
-    assert ours <= RESERVED | {"follow"}
+    # options of the commands `logs` and `plan` are nobody else's to take
+    assert ours <= RESERVED | {"follow", "prefill-step", "ram", "macos", "last"}
 
 
 def test_the_plan_for_scripts(world: World) -> None:
@@ -219,11 +220,52 @@ def test_the_memory_of_a_file_without_starting_anything(world: World) -> None:
 def test_the_memory_of_the_catalog(world: World) -> None:
     world.fake_server()
     rows = json.loads(world.run("plan", "--json").stdout)
-    assert {row["model"]: row["verdict"] for row in rows} | {"tiny": "roomy"} == {
-        row["model"]: "roomy" if row["model"] == "tiny" else "not on disk" for row in rows
-    }
-    assert "largest context" in world.run("plan").stdout
-    missing = world.run("plan", "gemma")
-    assert missing.returncode == 2
-    assert "not on disk yet" in missing.stderr
+    assert {row["model"] for row in rows} >= {"tiny", "gemma", "coder"}
+    for row in rows:
+        # nothing is on disk, and all of it is planned
+        assert row["verdict"] in ("roomy", "tight", "too_big")
+        assert row["max_context_tokens_q8_0"] >= row["max_context_tokens_f16"]
+    assert "largest, f16" in world.run("plan").stdout
     assert world.run("plan", "tiny", "--kv", "q9").returncode == 2
+    assert "Perhaps you meant gemma" in world.run("plan", "gema").stderr
+
+
+def test_a_plan_for_another_machine(world: World) -> None:
+    small = json.loads(world.run("plan", "gemma", "--ram", "24", "--macos", "15", "--json").stdout)
+    newer = json.loads(world.run("plan", "gemma", "--ram", "24", "--macos", "26", "--json").stdout)
+    large = json.loads(world.run("plan", "gemma", "--ram", "64", "--macos", "26", "--json").stdout)
+    assert [row["verdict"] for row in (small, newer, large)] == ["too_big", "too_big", "roomy"]
+    assert small["max_context_tokens"] < newer["max_context_tokens"] < large["max_context_tokens"] == 262144
+    assert {"raise", "both"} & {remedy["name"] for remedy in newer["remedies"]}
+    shown = world.run("plan", "gemma", "--ram", "24", "--macos", "26").stdout
+    for words in ("weights", "KV cache", "left over", "│ budget 16.8 GB", "What would help", "wired limit"):
+        assert words in shown
+    table = world.run("plan", "--ram", "16", "--macos", "26").stdout
+    assert "--gemma " in table
+    assert "none" in table
+    assert world.run("plan", "gemma", "--ram", "24", "--macos", "tahoe").returncode == 2
+
+
+def test_a_file_is_a_model_too(world: World, tmp_path: Path) -> None:
+    from cclocal import tiny
+
+    file = tmp_path / "x.gguf"
+    file.write_bytes(tiny.gguf())
+    words = ("--ctx", "32768", "--kv", "f16", "--slots", "1", "--ubatch", "512", "--json")
+    told = json.loads(world.run("plan", str(file), *words).stdout)
+    assert told["kv_bytes"] > 0
+    assert told["need_bytes"] == sum(told[f"{part}_bytes"] for part in ("weights", "kv", "state", "compute", "other"))
+    assert told["bound"] is False
+    assert {"budget_bytes", "max_context_tokens", "verdict"} <= told.keys()
+    file.write_bytes(b"GGUF" + b"\xff" * 99)
+    broken = world.run("plan", str(file))
+    assert broken.returncode == 2
+    assert "cannot be used" in broken.stderr
+    assert "Traceback" not in broken.stderr
+    assert world.run("plan", str(tmp_path / "none.gguf")).returncode == 2
+
+
+def test_nothing_was_started_yet(world: World) -> None:
+    done = world.run("plan", "--last")
+    assert done.returncode == 2
+    assert "Nothing was started yet" in done.stderr

@@ -16,6 +16,8 @@
     foreign           another program's answers
     replies           what /v1/messages answers, one after another: {"text": …} or {"tool": [name, input]}
     record            a folder: pids.json and one requests.jsonl line per request go there
+    devices           what --list-devices tells, a line each
+    buffers           lines of the log about buffers
     help_lacks        flags that --help does not name
 """
 
@@ -34,7 +36,8 @@ from typing import Any
 FLAGS = (
     "--model --alias --host --port --api-key-file --ctx-size --parallel --jinja --cache-ram --timeout --batch-size "
     "--ubatch-size --chat-template-kwargs --reasoning-budget --temp --top-p --top-k --min-p --repeat-penalty "
-    "--override-kv --mmproj --no-webui --offline --list-devices"
+    "--override-kv --mmproj --no-webui --offline --list-devices --cache-type-k --cache-type-v --flash-attn "
+    "--n-gpu-layers --n-cpu-moe --log-verbosity"
 ).split()
 
 
@@ -47,7 +50,7 @@ def main(switches: dict[str, Any]) -> None:
         print("\n".join(f"{flag} X" for flag in FLAGS if flag not in switches.get("help_lacks", ())))
         return
     if "--list-devices" in argv:
-        print("Available devices:")
+        print("Available devices:", *switches.get("devices", ()), sep="\n  ")
         return
     options = {flag: argv[i + 1] for i, flag in enumerate(argv) if flag.startswith("--") and i + 1 < len(argv)}
     if switches.get("ignore_term"):
@@ -63,12 +66,12 @@ def main(switches: dict[str, Any]) -> None:
     record = switches.get("record")
     if record:
         with open(f"{record}/pids.part", "w") as out:
-            json.dump({**pids, "port": int(options["--port"])}, out)
+            json.dump({**pids, "port": int(options["--port"]), "argv": argv}, out)
         os.replace(f"{record}/pids.part", f"{record}/pids.json")
     if "die_at_start" in switches:
         print(switches.get("die_log", "error: the fake died as it was told"), flush=True)
         sys.exit(switches["die_at_start"])
-    print("loading the model", flush=True)
+    print("loading the model", *switches.get("buffers", ()), sep="\n", flush=True)
     time.sleep(switches.get("load_s", 0))
     if switches.get("no_socket"):
         time.sleep(900)

@@ -4,25 +4,53 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cclocal import tiny
+from cclocal.catalog import Model
+from cclocal.command import MODEL_FILE
 from cclocal.facts import AgentFound, Engine, Facts, Gpu, Machine
 from cclocal.files import Folders
+from cclocal.memory.gguf import read_header
+from cclocal.memory.known import known_shape
+from cclocal.memory.shape import shape_of
+from cclocal.plan import placeholder_of
 from cclocal.wheel_server import flags
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 
 
-def _mac(name: str, cores: int, ram_gib: int) -> Machine:
-    return Machine("macos", "26.1", "arm64", name, cores, ram_gib * GIB, (Gpu("apple", f"{name} GPU"),))
+def _mac(name: str, cores: int, ram_gib: int, macos: str = "26.1") -> Machine:
+    gpu = Gpu("apple", f"{name} GPU", unified=True)
+    return Machine("macos", macos, "arm64", name, cores, ram_gib * GIB, (gpu,))
 
 
+#: The memory of cards and of what Metal grants is as reported by their owners; what is free is made up.
+_RTX_4090 = Gpu("nvidia", "NVIDIA GeForce RTX 4090", 24564 * MIB, 24100 * MIB)
+_STRIX_HALO = Gpu("amd", "Radeon 8060S Graphics", 103079215104, 102 * 10**9, unified=True)
 MACHINES = {
     "mac-16": _mac("Apple M2", 8, 16),
     "mac-24": _mac("Apple M4", 10, 24),
+    "mac-36-old": _mac("Apple M3 Max", 14, 36, "15.5"),
     "mac-64": _mac("Apple M3 Max", 16, 64),
-    "linux-cpu": Machine("linux", "6.8.0", "x86_64", "AMD Ryzen 7 5800X 8-Core Processor", 8, 32 * GIB),
-    "linux-4090": Machine(
-        "linux", "6.8.0", "x86_64", "AMD Ryzen 9 7950X", 16, 64 * GIB, (Gpu("nvidia", "NVIDIA GeForce RTX 4090"),)
+    "mac-128": _mac("Apple M5 Max", 18, 128),
+    "linux-cpu": Machine("linux", "6.8.0", "x86_64", "AMD Ryzen 7 5800X 8-Core Processor", 8, 32 * GIB, (), 28 * GIB),
+    "linux-4090": Machine("linux", "6.8.0", "x86_64", "AMD Ryzen 9 7950X", 16, 64 * GIB, (_RTX_4090,), 58 * GIB),
+    "linux-4090-cpu-engine": Machine(
+        "linux", "6.8.0", "x86_64", "AMD Ryzen 9 7950X", 16, 64 * GIB, (_RTX_4090,), 58 * GIB
     ),
+    "linux-strix-halo": Machine(
+        "linux", "7.1.0", "x86_64", "AMD Ryzen AI MAX+ 395", 16, 128 * GIB, (_STRIX_HALO,), 118 * GIB
+    ),
+}
+#: What their engines say of themselves (--list-devices); nothing = a build for the processor alone.
+DEVICES = {
+    "mac-16": "MTL0: Apple M2 (12124 MiB, 12124 MiB free)",
+    "mac-24": "MTL0: Apple M4 (18186 MiB, 18185 MiB free)",
+    "mac-36-old": "MTL0: Apple M3 Max (27648 MiB, 27648 MiB free)",
+    # a build too old to tell
+    "mac-64": "MTL0: Apple GPU",
+    "mac-128": "MTL0: Apple M5 Max (110100 MiB, 110100 MiB free)",
+    "linux-4090": "CUDA0: NVIDIA GeForce RTX 4090 (24082 MiB, 23687 MiB free)",
+    "linux-strix-halo": "Vulkan0: Radeon 8060S Graphics (97500 MiB, 89168 MiB free)",
 }
 
 ENVIRON = {
@@ -37,19 +65,27 @@ ENVIRON = {
 }
 
 
-def engine(machine: Machine) -> Engine:
-    devices = {"macos": ("MTL0: Apple GPU",), "linux": ()}[machine.os]
+def engine(name: str) -> Engine:
+    devices = (DEVICES[name],) if name in DEVICES else ()
     return Engine("wheel", ("/opt/cclocal/bin/python", "-P", "-m", "cclocal.wheel_server"), "2026.10", flags(), devices)
 
 
-def facts(machine: Machine) -> Facts:
+def facts(name: str, model: Model | None = None) -> Facts:
+    """A machine of MACHINES, and a model none of whose files is there yet."""
     root = Path("/home/ada/.local")
+    shapes = {}
+    for variant in model.variants if model else ():
+        if shape := known_shape(model.shape or "", variant.size_bytes) if model else None:
+            shapes[placeholder_of(variant.files[0])] = shape
+        elif variant.builtin:
+            shapes[MODEL_FILE] = shape_of(read_header(tiny.gguf()))
     return Facts(
-        machine=machine,
+        machine=MACHINES[name],
         folders=Folders(root / "config", root / "data", root / "cache", root / "state"),
         cwd=Path("/home/ada/project"),
         environ=ENVIRON,
-        engines=(engine(machine),),
+        engines=(engine(name),),
         agent=AgentFound(Path("/usr/bin/claude"), "2.1.329"),
         mcp_config=Path("/opt/cclocal/mcp-local.json"),
+        shapes=shapes,
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pexpect
 import pytest
 
+from bench.sparse import write
 from cclocal import tiny
+from cclocal.memory.known import HEADERS
 from tests.world import FAKES, World
 
 MODEL = """
@@ -103,9 +106,12 @@ def test_the_plan_is_made_anew_once_the_header_is_there(world: World, hub: Hub) 
 
 def test_a_model_that_cannot_fit_is_told_before_its_gigabytes_come(world: World, hub: Hub) -> None:
     at = hub()
-    config = world.home / ".config/cclocal/config.toml"
-    # more conversations than any machine has memory for
-    config.write_text(config.read_text().replace('quant = "Q4"', 'quant = "Q4"\nslots = 128\nubatch_tokens = 4000000'))
+    # a header that promises more than any machine has memory for; its file is as small as the others
+    huge = HEADERS["qwen3-next-80b-a3b"]()
+    tensors = tuple(replace(t, dims=(*t.dims[:-1], t.dims[-1] * 100)) for t in huge.tensors)
+    write(replace(huge, tensors=tensors), world.root / "huge.gguf")
+    with (world.root / "huge.gguf").open("rb") as file:
+        (world.root / "hub/mine.gguf").write_bytes(file.read(30_000_000))
     done = world.run("--mine", **at)
     assert done.returncode == 25, done.stderr
     assert "TOO BIG" in done.stderr
@@ -114,20 +120,14 @@ def test_a_model_that_cannot_fit_is_told_before_its_gigabytes_come(world: World,
     assert world.run("--mine", "--no-mem-check", **at).returncode == 0
     assert world.run("--mine", **at).returncode == 25
     assert world.run("--mine", CCLOCAL_NO_MEMCHECK="1", **at).returncode == 0
-    child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]
-        world.command[0],
-        [*world.command[1:], "--mine"],
-        env={**world.env, **at},
-        cwd=str(world.project),
-        encoding="utf-8",
-        timeout=30,
-    )
-    child.expect("TOO BIG")
-    child.expect(r"Start it all the same\? \[y/N\] ")
-    child.sendline("")
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 25
+    with world.on_terminal("--mine", **at) as child:
+        child.expect("Too big")
+        child.expect(r"4\) .* instead \(--")
+        child.expect(r"Choose \[4/c/q\] \(Enter = q\): ")
+        child.sendline("")
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 130
 
 
 def test_the_bar_moves(world: World, hub: Hub) -> None:

@@ -156,19 +156,19 @@ def test_the_picker_asks_by_number(world: World, env: dict[str, str]) -> None:
 def test_safe_shows_the_plan_and_asks_first(world: World) -> None:
     world.fake_server()
     world.fake_claude()
-    child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]
-        world.command[0],
-        [*world.command[1:], "--tiny", "--safe"],
-        env=world.env,
-        cwd=str(world.project),
-        encoding="utf-8",
-        timeout=20,
-    )
-    child.expect("Context")
-    child.expect(r"Start it\? \[Y/n\] ")
+    with world.on_terminal("--tiny", "--safe") as child:
+        child.expect("Context")
+        child.expect(r"keep the context of 32,768.*\(recommended\)")
+        child.expect(r"Choose \[1/c/q\] \(Enter = 1\): ")
+        assert not (world.record / "pids.json").exists()
+        child.sendline("q")
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 130
     assert not (world.record / "pids.json").exists()
-    child.sendline("n")
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
-    assert not (world.record / "pids.json").exists()
+    with world.on_terminal("--tiny", "--safe") as child:
+        child.expect("Choose ")
+        child.sendline("")
+        child.expect(r"AGENT \d+")
+        child.sendline("quit 0")
+        child.expect(pexpect.EOF)

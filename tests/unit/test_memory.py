@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cclocal import machine, tiny
+from cclocal import lookup, tiny
 from cclocal.memory.budget import GIB, Budget, apple_budget, host_budget
 from cclocal.memory.fit import fit
 from cclocal.memory.footprint import KV_TYPES, Serving, footprint, kv_bytes
@@ -43,7 +43,7 @@ def test_the_cache_is_what_llama_cpp_allocates(name: str) -> None:
     assert not shape.bound
     for case in RECORDED[name]["cases"]:
         serving = Serving(case["ctx"], case["kv"], case["slots"], case["ubatch"], case["fa"])
-        got = footprint(shape, serving, on_gpu=False)
+        got = footprint(shape, serving, memory="host")
         mine = (got.kv_bytes + got.state_bytes) / MIB
         assert int(mine + 0.01) == case["mib"], case
 
@@ -174,13 +174,13 @@ SERVINGS = st.builds(
 @given(SHAPES, SERVINGS, st.integers(1, 500))
 def test_more_context_never_needs_less(shape: Shape, serving: Serving, steps: int) -> None:
     more = replace(serving, context_tokens=serving.context_tokens + 256 * steps)
-    now, then = (footprint(shape, s, on_gpu=False).need_bytes for s in (serving, more))
+    now, then = (footprint(shape, s, memory="host").need_bytes for s in (serving, more))
     assert then >= now
 
 
 @given(SHAPES, SERVINGS)
 def test_a_remedy_never_raises_the_need(shape: Shape, serving: Serving) -> None:
-    now = footprint(shape, serving, on_gpu=False).need_bytes
+    now = footprint(shape, serving, memory="host").need_bytes
     for better in (
         replace(serving, slots=1, context_tokens=serving.context_tokens // serving.slots),
         replace(serving, ubatch_tokens=128),
@@ -189,17 +189,17 @@ def test_a_remedy_never_raises_the_need(shape: Shape, serving: Serving) -> None:
         replace(serving, context_tokens=256),
     ):
         if serving.kv_type == "q4_0" or better.kv_type != "q4_0" or serving.flash_attention:
-            assert footprint(shape, better, on_gpu=False).need_bytes <= now
+            assert footprint(shape, better, memory="host").need_bytes <= now
 
 
 @given(SHAPES, SERVINGS, st.integers(10**8, 2 * 10**11))
 def test_the_largest_context_fits_and_the_next_one_does_not(shape: Shape, serving: Serving, size: int) -> None:
-    found = fit(shape, serving, Budget(size, "test"), on_gpu=False).max_context_tokens
+    found = fit(shape, serving, Budget(size, "test"), memory="host").max_context_tokens
     assert found is not None
     assert found <= shape.native_context_tokens
 
     def need(context: int) -> int:
-        return footprint(shape, replace(serving, context_tokens=context), on_gpu=False).need_bytes
+        return footprint(shape, replace(serving, context_tokens=context), memory="host").need_bytes
 
     if found:
         assert need(found) <= size
@@ -237,7 +237,7 @@ def test_a_limit_that_was_set_counts() -> None:
 
 
 def test_an_unknown_budget_is_said() -> None:
-    unknown = fit(shape_named("gemma-4-e4b"), Serving(32768), None, on_gpu=True)
+    unknown = fit(shape_named("gemma-4-e4b"), Serving(32768), None, memory="discrete")
     assert (unknown.verdict, unknown.max_context_tokens) == ("unknown", None)
     assert "was not found out" in unknown.in_words
 
@@ -250,12 +250,12 @@ def test_a_newer_file_is_not_computed_rather_than_refused(tmp_path: Path) -> Non
         read_header(bytes(data))
     newer = tmp_path / "newer.gguf"
     newer.write_bytes(data)
-    assert machine.read_shape(newer) is None
+    assert lookup.of_gguf(newer) is None
 
 
 def test_the_verdicts() -> None:
     shape = shape_named("qwen3-coder-30b-a3b")
     serving = Serving(65536)
-    need = footprint(shape, serving, on_gpu=False).need_bytes
+    need = footprint(shape, serving, memory="host").need_bytes
     for left, verdict in ((2 * GIB, "roomy"), (GIB // 2, "tight"), (-1, "too_big")):
-        assert fit(shape, serving, Budget(need + left, "test"), on_gpu=False).verdict == verdict
+        assert fit(shape, serving, Budget(need + left, "test"), memory="host").verdict == verdict

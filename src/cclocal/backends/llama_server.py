@@ -34,6 +34,7 @@ STOP = Stop((("TERM", 5.0), ("KILL", 2.0)))
 NEEDED = ("--jinja", "--api-key-file", "--alias", "--parallel", "--ctx-size")
 #: Above Claude Code's own 30 minutes, so that the server is never the first to hang up.
 SERVER_TIMEOUT_S = 3600
+LOG_VERBOSITY = 4
 
 
 def engines(facts: Facts) -> tuple[Engine, ...]:
@@ -77,6 +78,12 @@ def _variant_flags(variant: Variant) -> list[str]:
         flags.append("--chat-template-kwargs")
     if variant.chat_template_file:
         flags.append("--chat-template-file")
+    if variant.kv_type != "f16":
+        flags += ["--cache-type-k", "--cache-type-v"]
+    if variant.gpu_layers is not None:
+        flags.append("--n-gpu-layers")
+    if variant.cpu_moe_layers:
+        flags.append("--n-cpu-moe")
     return flags
 
 
@@ -123,6 +130,15 @@ def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFil
     add("--timeout", SERVER_TIMEOUT_S)
     add("--batch-size", variant.batch_tokens)
     add("--ubatch-size", variant.ubatch_tokens)
+    if variant.kv_type != "f16":
+        argv += ["--cache-type-k", variant.kv_type, "--cache-type-v", variant.kv_type]
+        # llama.cpp refuses a quantised V without it
+        add("--flash-attn", "on")
+    add("--n-gpu-layers", variant.gpu_layers)
+    if variant.cpu_moe_layers:
+        argv += ["--n-cpu-moe", str(variant.cpu_moe_layers)]
+    # only from there on does the log tell the buffers' sizes
+    add("--log-verbosity", LOG_VERBOSITY)
     add("--mmproj", serving.mmproj_file)
     add("--chat-template-file", variant.chat_template_file)
     if variant.template_kwargs:

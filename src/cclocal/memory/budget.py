@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from cclocal.memory.footprint import Memory
 
 GIB = 2**30
-#: llama.cpp's own default margin (--fit-target).
+#: llama.cpp's own default margin (--fit-target), and the larger one that MLX wants: it allocates as it goes.
 MARGIN_BYTES = GIB
+MLX_MARGIN_BYTES = 3 * GIB // 2
 #: The share of its memory that macOS lets the GPU wire, by RAM in GiB: (macOS 15 and older, macOS 26 and newer).
 #: Source: public reports of recommendedMaxWorkingSetSize; None where nobody has reported one.
 #: (8 GB with macOS 26 is not reported either; the older system's share is the more careful guess.)
@@ -17,41 +22,153 @@ _APPLE_SHARES: tuple[tuple[int, float | None, float | None], ...] = (
     (24, 2 / 3, 0.74),
     (32, 2 / 3, 0.78),
     (36, 0.75, 0.78),
-    (48, None, 0.78),
+    (48, 0.75, 0.78),
     (64, 0.75, 0.81),
     (96, 0.75, None),
     (128, 0.75, 0.84),
 )
+#: The most that the GPU of a Mac is ever given: above that machines have frozen (mlx#3186, mlx-lm#883).
+_KEPT_BYTES, _KEPT_SHARE = 6 * GIB, 0.125
+#: Seed of many a guide; only on request.
+_KEPT_ON_REQUEST_BYTES = 3 * GIB
+#: A Mac this small needs its memory for itself.
+_TOO_SMALL_TO_RAISE_BYTES = 16 * GIB
+#: What a device says of itself in llama.cpp's --list-devices: "… (24564 MiB, 23000 MiB free)".
+_DEVICE = re.compile(r"\((\d+) MiB, (\d+) MiB free\)\s*$")
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How many bytes a model may use, after the margin, and where the number comes from."""
+    """How many bytes a model may use, after the margin, and where the number comes from.
+
+    host_bytes: what host memory has for the rest, where the device has a memory of its own; None = the same memory.
+    limit_mib: on a Mac, what its GPU may wire now. available_bytes: what is free now; 0 = not known.
+    """
 
     size_bytes: int
     source: str
+    memory: Memory = "host"
+    host_bytes: int | None = None
+    limit_mib: int | None = None
+    margin_bytes: int = MARGIN_BYTES
+    available_bytes: int = 0
+
+    def raised(self, limit_mib: int) -> Budget:
+        """The same Mac with another wired limit."""
+        size = max(0, limit_mib * 2**20 - self.margin_bytes)
+        if self.available_bytes:
+            size = min(size, self.available_bytes)
+        return replace(self, size_bytes=size, limit_mib=limit_mib, source=f"iogpu.wired_limit_mb = {limit_mib}")
 
 
-def apple_budget(ram_bytes: int, macos_version: str, wired_limit_mib: int = 0) -> Budget:
-    """What the GPU of a Mac may wire: the limit if one was set, else the system's own share.
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One graphics processor's memory; 0 = not known. unified: it has none of its own."""
 
-    Where a share is not known, the smaller of its neighbours' is taken.
+    name: str
+    total_bytes: int
+    free_bytes: int
+    unified: bool = False
+
+
+def host_budget(available_bytes: int, margin_bytes: int = MARGIN_BYTES) -> Budget:
+    """What the processor may use: the memory that is free now, or the container's limit if that is less."""
+    return Budget(max(0, available_bytes - margin_bytes), f"the memory that is free now, less {_gb(margin_bytes)}")
+
+
+def card_budget(cards: Sequence[Card], available_bytes: int) -> Budget | None:
+    """What graphics cards have together, or a processor's graphics; None if no card told its memory.
+
+    llama.cpp spreads a model's layers over all cards.
     """
-    if wired_limit_mib:
-        return Budget(max(0, wired_limit_mib * 2**20 - MARGIN_BYTES), f"iogpu.wired_limit_mb = {wired_limit_mib}")
+    known = [card for card in cards if card.total_bytes]
+    shared = [card for card in cards if card.unified]
+    if shared and not [card for card in known if not card.unified]:
+        most = max((card.total_bytes for card in shared), default=0) or available_bytes
+        names = " and ".join(card.name for card in shared)
+        free = available_bytes < most
+        source = f"{names} shares this machine's memory, of which " + (
+            f"{_gb(available_bytes)} are free now" if free else f"{_gb(most)} are for graphics"
+        )
+        return Budget(
+            max(0, min(most, available_bytes) - MARGIN_BYTES), source, "unified", available_bytes=available_bytes
+        )
+    cards = [card for card in known if not card.unified]
+    if not cards:
+        return None
+    size = sum(max(0, min(card.total_bytes - MARGIN_BYTES, card.free_bytes)) for card in cards)
+    free = any(card.free_bytes < card.total_bytes - MARGIN_BYTES for card in cards)
+    names = " and ".join(f"{_gb(card.total_bytes)} of {card.name}" for card in cards)
+    source = names + (
+        f", of which {_gb(sum(card.free_bytes for card in cards))} are free now" if free else ", less 1 GB each"
+    )
+    host = max(0, available_bytes - MARGIN_BYTES)
+    return Budget(size, source, "discrete", host_bytes=host)
+
+
+def apple_budget(
+    ram_bytes: int,
+    macos_version: str,
+    wired_limit_mib: int = 0,
+    *,
+    told_bytes: int = 0,
+    told_by: str = "",
+    available_bytes: int = 0,
+    margin_bytes: int = MARGIN_BYTES,
+) -> Budget:
+    """What the GPU of a Mac may wire, and no more than is free now.
+
+    Read in this order: what an engine or MLX was told by Metal (`told_bytes`, `told_by`), the limit if one was set,
+    the system's own share by memory size and version; where that is not known, the smaller of its neighbours'.
+    """
+    if told_bytes:
+        limit, source = told_bytes, f"{told_by} may wire {_gb(told_bytes)}"
+    elif wired_limit_mib:
+        limit, source = wired_limit_mib * 2**20, f"iogpu.wired_limit_mb = {wired_limit_mib}"
+    else:
+        share = _apple_share(ram_bytes / GIB, macos_version)
+        limit = int(ram_bytes * share)
+        source = f"macOS {macos_version} wires {share:.0%} of {ram_bytes / GIB:.0f} GB for the GPU"
+    size = limit - margin_bytes
+    bound = 0 < available_bytes < size
+    if bound:
+        size, source = available_bytes, f"{_gb(available_bytes)} are free now; {source}"
+    return Budget(
+        max(0, size),
+        source,
+        "unified",
+        limit_mib=limit // 2**20,
+        margin_bytes=margin_bytes,
+        available_bytes=available_bytes,
+    )
+
+
+def _apple_share(ram_gib: float, macos_version: str) -> float:
     column = 2 if int(macos_version.split(".")[0] or 0) >= 26 else 1
-    ram_gib = ram_bytes / GIB
     known = [(row[0], share) for row in _APPLE_SHARES if (share := row[column]) is not None]
     above = [share for size, share in known if size >= ram_gib - 0.5]
     below = [share for size, share in known if size <= ram_gib + 0.5]
     exact = [share for size, share in known if abs(size - ram_gib) <= 0.5]
-    share = exact[0] if exact else min((*above[:1], *below[-1:]))
-    return Budget(
-        int(ram_bytes * share) - MARGIN_BYTES,
-        f"macOS {macos_version} wires {share:.0%} of {ram_gib:.0f} GB for the GPU",
-    )
+    return exact[0] if exact else min((*above[:1], *below[-1:]))
 
 
-def host_budget(available_bytes: int) -> Budget:
-    """What the processor may use: the memory that is free now, or the container's limit if that is less."""
-    return Budget(max(0, available_bytes - MARGIN_BYTES), "the memory that is free now, less 1 GB")
+def safe_limit_mib(ram_bytes: int) -> int:
+    """The highest wired limit that is offered: RAM − max(6 GiB, 12.5 %); 0 on machines too small for any."""
+    if ram_bytes <= _TOO_SMALL_TO_RAISE_BYTES + GIB // 2:
+        return 0
+    return int(ram_bytes - max(_KEPT_BYTES, ram_bytes * _KEPT_SHARE)) // 2**20
+
+
+def highest_limit_mib(ram_bytes: int) -> int:
+    """The highest wired limit that may be asked for by name: RAM − 3 GiB."""
+    return max(0, ram_bytes - _KEPT_ON_REQUEST_BYTES) // 2**20
+
+
+def device_memory(device: str) -> tuple[int, int]:
+    """(total, free) bytes of a device as llama.cpp lists it; (0, 0) if it does not say."""
+    found = _DEVICE.search(device)
+    return (int(found[1]) * 2**20, int(found[2]) * 2**20) if found else (0, 0)
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.1f} GB".replace(".0 ", " ")

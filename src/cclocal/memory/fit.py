@@ -1,4 +1,4 @@
-"""Need against budget: a verdict, and the largest context that fits."""
+"""Need against budget: a verdict, and the largest context."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cclocal.memory.budget import GIB, Budget
-from cclocal.memory.footprint import CELLS, Footprint, Serving, footprint
+from cclocal.memory.footprint import CELLS, NO_EXTRAS, Extras, Footprint, Memory, Serving, footprint
 from cclocal.memory.shape import Shape
 
 Verdict = Literal["roomy", "tight", "too_big", "unknown"]
@@ -22,10 +22,22 @@ class Fit:
     #: None: what the machine has was not found out
     budget: Budget | None
     max_context_tokens: int | None
+    extras: Extras = NO_EXTRAS
 
     @property
     def left_bytes(self) -> int | None:
-        return self.budget.size_bytes - self.footprint.need_bytes if self.budget else None
+        """What would be left of the scarcer memory; below 0 = it does not fit."""
+        if self.budget is None:
+            return None
+        left = self.budget.size_bytes - self.footprint.need_bytes
+        if self.budget.host_bytes is not None and (self.serving.gpu_layers is not None or self.serving.cpu_moe_layers):
+            left = min(left, self.budget.host_bytes - self.footprint.host_bytes)
+        return left
+
+    @property
+    def fits(self) -> bool:
+        """False also if the machine's memory was not found out."""
+        return self.left_bytes is not None and self.left_bytes >= 0
 
     @property
     def verdict(self) -> Verdict:
@@ -42,8 +54,8 @@ class Fit:
         parts = self.footprint
         about = "at most " if self.shape.bound else ""
         need = (
-            f"needs {about}{_gb(parts.need_bytes)} (weights {_gb(parts.weights_bytes)}, "
-            f"KV cache {_gb(parts.kv_bytes + parts.state_bytes)}, compute {_gb(parts.compute_bytes)})"
+            f"needs {about}{memory_size(parts.need_bytes)} (weights {memory_size(parts.weights_bytes)}, "
+            f"KV cache {memory_size(parts.kv_bytes + parts.state_bytes)}, compute {memory_size(parts.compute_bytes)})"
         )
         if not self.budget or self.max_context_tokens is None:
             return f"{need}; what this machine has for it was not found out"
@@ -51,13 +63,14 @@ class Fit:
         most = (
             f"the largest context that fits is {self.max_context_tokens:,}" if self.max_context_tokens else "none fits"
         )
-        return f"{need} of {_gb(self.budget.size_bytes)}: {words}; {most}"
+        return f"{need} of {memory_size(self.budget.size_bytes)}: {words}; {most}"
 
     def as_json(self) -> dict[str, Any]:
         parts = self.footprint
         return {
             "architecture": self.shape.architecture,
             "context_tokens": self.serving.context_tokens,
+            "native_context_tokens": self.shape.native_context_tokens,
             "kv_type": self.serving.kv_type,
             "slots": self.serving.slots,
             "ubatch_tokens": self.serving.ubatch_tokens,
@@ -66,7 +79,9 @@ class Fit:
             "state_bytes": parts.state_bytes,
             "compute_bytes": parts.compute_bytes,
             "other_bytes": parts.other_bytes,
+            "host_bytes": parts.host_bytes,
             "need_bytes": parts.need_bytes,
+            "correction_bytes": self.extras.correction_bytes,
             "budget_bytes": self.budget.size_bytes if self.budget else None,
             "budget_source": self.budget.source if self.budget else None,
             "max_context_tokens": self.max_context_tokens,
@@ -75,26 +90,36 @@ class Fit:
         }
 
 
-def _gb(size_bytes: int) -> str:
-    return f"{size_bytes / GIB:.1f} GB" if size_bytes >= GIB / 10 else f"{size_bytes / 2**20:.0f} MB"
+def memory_size(size_bytes: int) -> str:
+    """A size as memory is counted, in the units people use for it: 1 GB = 2^30 bytes."""
+    return f"{size_bytes / GIB:.1f} GB" if abs(size_bytes) >= GIB / 10 else f"{size_bytes / 2**20:.0f} MB"
 
 
-def fit(shape: Shape, serving: Serving, budget: Budget | None, *, on_gpu: bool, projector_bytes: int = 0) -> Fit:
-    """Compare what serving a shape needs with what there is."""
-
-    def need(context_tokens: int) -> int:
-        wanted = replace(serving, context_tokens=context_tokens)
-        return footprint(shape, wanted, on_gpu=on_gpu, projector_bytes=projector_bytes).need_bytes
-
-    here = footprint(shape, serving, on_gpu=on_gpu, projector_bytes=projector_bytes)
+def fit(
+    shape: Shape,
+    serving: Serving,
+    budget: Budget | None,
+    *,
+    memory: Memory | None = None,
+    extras: Extras = NO_EXTRAS,
+) -> Fit:
+    """Compare what serving a shape needs with what there is. `memory` is the budget's kind unless that is unknown."""
+    kind = budget.memory if budget else memory or "discrete"
+    here = footprint(shape, serving, memory=kind, extras=extras)
     if budget is None:
-        return Fit(shape, serving, here, None, None)
+        return Fit(shape, serving, here, None, None, extras)
+
+    def fits(context_tokens: int) -> bool:
+        wanted = replace(serving, context_tokens=context_tokens)
+        tried = Fit(shape, wanted, footprint(shape, wanted, memory=kind, extras=extras), budget, None)
+        return tried.fits
+
     # more context never needs less, so halving finds the last step that fits
     low, high = 0, (shape.native_context_tokens or serving.context_tokens) // CELLS
     while low < high:
         middle = (low + high + 1) // 2
-        if need(middle * CELLS) <= budget.size_bytes:
+        if fits(middle * CELLS):
             low = middle
         else:
             high = middle - 1
-    return Fit(shape, serving, here, budget, low * CELLS)
+    return Fit(shape, serving, here, budget, low * CELLS, extras)

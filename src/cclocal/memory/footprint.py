@@ -1,7 +1,8 @@
-"""What llama.cpp allocates for a shape: KV cache, recurrent state and compute buffers, to the byte where it is exact.
+"""What an engine allocates for a shape: KV cache, recurrent state and compute buffers, to the byte where it is exact.
 
-Source of the formulas: llama.cpp's llama_kv_cache, llama_kv_cache_iswa and llama_memory_recurrent, compared with the
-answers of its own allocator (tests/unit/recorded_kv.json).
+Source of llama.cpp's formulas: its llama_kv_cache, llama_kv_cache_iswa and llama_memory_recurrent, compared with the
+answers of its own allocator (tests/unit/recorded_kv.json). Source of MLX's: mlx-lm's models/cache.py, compared with
+the caches it really makes (tests/unit/recorded_mlx.json).
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 from cclocal.memory.shape import Shape
+
+#: The memory that the device computes in: the processor's own, one shared by both, or a card's.
+Memory = Literal["host", "unified", "discrete"]
 
 #: Bytes per cached element: a quantised type stores blocks of 32 with their scales.
 KV_TYPES: Mapping[str, Fraction] = {
@@ -29,7 +34,11 @@ MASK_BYTES = 2
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How a server is started, as far as memory goes."""
+    """How a server is started, as far as memory goes.
+
+    gpu_layers counts as llama.cpp's --n-gpu-layers does, the output being the last; None = all. cpu_moe_layers: the
+    experts of so many layers stay in host memory. prefill_step_tokens and prefix_cache_bytes are MLX's.
+    """
 
     context_tokens: int
     kv_type: str = "f16"
@@ -37,36 +46,96 @@ class Serving:
     ubatch_tokens: int = 512
     flash_attention: bool = True
     cache_ram_bytes: int = 0
+    gpu_layers: int | None = None
+    cpu_moe_layers: int = 0
+    prefill_step_tokens: int = 2048
+    prefix_cache_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a server needs, by part, in bytes."""
+    """What a server needs on the device that computes, by part, and what it needs in host memory besides."""
 
     weights_bytes: int
     kv_bytes: int
     state_bytes: int
     compute_bytes: int
     other_bytes: int = 0
+    host_bytes: int = 0
 
     @property
     def need_bytes(self) -> int:
         return self.weights_bytes + self.kv_bytes + self.state_bytes + self.compute_bytes + self.other_bytes
 
 
-def footprint(shape: Shape, serving: Serving, *, on_gpu: bool, projector_bytes: int = 0) -> Footprint:
-    """What llama.cpp needs to serve a shape; on a GPU without the weights that stay in host memory."""
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What is needed beside the model itself: a vision model's projector, and what earlier starts taught us."""
+
+    projector_bytes: int = 0
+    #: added to the compute buffers: an earlier start's own numbers less its plan's
+    correction_bytes: int = 0
+
+
+NO_EXTRAS = Extras()
+
+
+def footprint(shape: Shape, serving: Serving, *, memory: Memory, extras: Extras = NO_EXTRAS) -> Footprint:
+    """What serving a shape needs, where `memory` says which kind the device has."""
+    if shape.form == "mlx":
+        return _mlx(shape, serving, extras)
+    caches = layer_kv_bytes(shape, serving)
+    states = [layer.state_bytes * serving.slots for layer in shape.layers]
+    compute = max(0, compute_bytes(shape, serving) + extras.correction_bytes)
+    if memory == "host":
+        return Footprint(
+            weights_bytes=shape.weights_bytes,
+            kv_bytes=sum(caches),
+            state_bytes=sum(states),
+            compute_bytes=compute,
+            other_bytes=extras.projector_bytes + serving.cache_ram_bytes,
+        )
+    on_host, first, extra_compute = _kept_on_host(shape, serving)
+    other, host = extras.projector_bytes, shape.weights_bytes - shape.device_weights_bytes + on_host
+    host += sum(caches[:first]) + sum(states[:first])
+    if memory == "unified":
+        # one memory: what idle prompts are kept in is taken from it too
+        other += serving.cache_ram_bytes
+    else:
+        host += serving.cache_ram_bytes
     return Footprint(
-        weights_bytes=shape.device_weights_bytes if on_gpu else shape.weights_bytes,
-        kv_bytes=kv_bytes(shape, serving),
-        state_bytes=sum(layer.state_bytes for layer in shape.layers) * serving.slots,
-        compute_bytes=compute_bytes(shape, serving),
-        other_bytes=projector_bytes + serving.cache_ram_bytes,
+        weights_bytes=shape.device_weights_bytes - on_host,
+        kv_bytes=sum(caches[first:]),
+        state_bytes=sum(states[first:]),
+        compute_bytes=compute + extra_compute,
+        other_bytes=other,
+        host_bytes=host,
     )
 
 
+def _kept_on_host(shape: Shape, serving: Serving) -> tuple[int, int, int]:
+    """(weights that stay in host memory on request, the first layer on the GPU, compute for copying experts).
+
+    Source: llama.cpp's load_tensors: the last `gpu_layers` of layers and output are on the GPU, a layer's cache is
+    where the layer is. A batch computed on the GPU copies the experts it needs, one layer's at a time.
+    """
+    count = len(shape.layers)
+    first = 0 if serving.gpu_layers is None else min(count, max(0, count + 1 - serving.gpu_layers))
+    layers, experts = shape.layer_weights_bytes, shape.expert_weights_bytes
+    kept = sum(layers[:first]) + sum(experts[first : serving.cpu_moe_layers])
+    if serving.gpu_layers == 0:
+        kept = shape.device_weights_bytes
+    copied = max(experts[first : serving.cpu_moe_layers], default=0)
+    return kept, first, copied
+
+
 def kv_bytes(shape: Shape, serving: Serving) -> int:
-    """The KV cache of all layers: the same number that llama.cpp prints.
+    """The KV cache of all layers: the same number that llama.cpp prints."""
+    return sum(layer_kv_bytes(shape, serving))
+
+
+def layer_kv_bytes(shape: Shape, serving: Serving) -> list[int]:
+    """The KV cache, layer by layer.
 
     Each slot has a cache of its own for its share of the context; sliding layers keep their window and one
     micro-batch, never more than the context.
@@ -75,12 +144,14 @@ def kv_bytes(shape: Shape, serving: Serving) -> int:
     sliding = min(context, _round_up(shape.window_tokens + serving.ubatch_tokens))
     # without flash attention V is stored transposed, in rows as wide as the widest layer's
     widest = 0 if serving.flash_attention else max(layer.value_elements for layer in shape.layers)
-    elements = sum(
-        (layer.key_elements + max(layer.value_elements, widest)) * (sliding if layer.kind == "sliding" else context)
+    per_element = KV_TYPES[serving.kv_type] * serving.slots
+    cells = {"full": context, "sliding": sliding}
+    return [
+        int((layer.key_elements + max(layer.value_elements, widest)) * cells[layer.kind] * per_element)
+        if layer.kind in cells
+        else 0
         for layer in shape.layers
-        if layer.kind in ("full", "sliding")
-    )
-    return int(elements * KV_TYPES[serving.kv_type]) * serving.slots
+    ]
 
 
 def _round_up(tokens: int) -> int:
@@ -94,3 +165,25 @@ def compute_bytes(shape: Shape, serving: Serving) -> int:
     if not serving.flash_attention:
         total += shape.query_heads * context * serving.ubatch_tokens * 4
     return int(total)
+
+
+def _mlx(shape: Shape, serving: Serving, extras: Extras) -> Footprint:
+    """What mlx-lm makes for one conversation, and the scores it materialises while it reads a prompt.
+
+    Caches are bf16 and grow in steps of 256 tokens; sliding layers hold their window and all but one token of a
+    prefill step. Stored prefixes may be held twice while one is replaced.
+    """
+    context = _round_up(serving.context_tokens)
+    step = serving.prefill_step_tokens
+    # a prompt no longer than one step is stored whole
+    sliding = context if context <= step else min(context, shape.window_tokens + step - 1)
+    cells = {"full": context, "sliding": sliding}
+    kv = sum((layer.key_elements + layer.value_elements) * cells.get(layer.kind, 0) * 2 for layer in shape.layers)
+    scores = (shape.score_heads * min(step, context) + shape.unpacked_elements) * context * 2
+    return Footprint(
+        weights_bytes=shape.weights_bytes,
+        kv_bytes=kv * serving.slots,
+        state_bytes=sum(layer.state_bytes for layer in shape.layers) * serving.slots,
+        compute_bytes=max(0, scores + extras.correction_bytes),
+        other_bytes=extras.projector_bytes + 2 * serving.prefix_cache_bytes,
+    )

@@ -21,6 +21,9 @@ _KEPT_ITEMS = 4096
 #: No real file has more; a damaged or hostile one may claim to.
 _MOST_KEYS, _MOST_TENSORS, _MOST_STRINGS, _LONGEST_KEY = 10_000, 100_000, 4_000_000, 65_535
 
+#: Versions beyond this are no versions.
+_NEWEST_VERSION = 1000
+
 #: Bytes per block of weights: ggml type id → (weights per block, bytes per block). Source: ggml's type traits.
 BLOCKS: Mapping[int, tuple[int, int]] = {
     0: (1, 4),
@@ -112,6 +115,8 @@ def _read(reader: _Reader) -> Header:
     if bytes(reader.take(4)) != b"GGUF":
         raise BadHeaderError("it does not begin with GGUF")
     version, tensor_count, key_count = reader.unpack("<IQQ")
+    if version > _NEWEST_VERSION:
+        raise BadHeaderError(f"it claims the version {version:,}")
     if version not in (2, 3):
         raise UnknownHeaderError(f"it is of version {version}, and only 2 and 3 are known")
     if key_count > _MOST_KEYS or tensor_count > _MOST_TENSORS:

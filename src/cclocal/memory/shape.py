@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from cclocal.memory.gguf import BadHeaderError, Header, Value
 
 LayerKind = Literal["full", "sliding", "recurrent", "none"]
+#: GGUF is served by llama.cpp, safetensors by MLX.
+Form = Literal["gguf", "mlx"]
 
 #: Architectures whose layers were compared with llama.cpp's own allocation; any other gets the upper bound, which is
 #: every layer with full attention.
@@ -20,6 +23,10 @@ _DEFAULT_PERIOD = {"gpt-oss": 2}
 #: A hybrid's layer has full attention if (i + 1) is a multiple of this, unless the file says another number.
 _DEFAULT_INTERVAL = 4
 _GATED_DELTA = ("qwen3next", "qwen35")
+#: Tensors of one layer; and those of its experts, which --n-cpu-moe keeps in host memory.
+#: Source: llama.cpp's llm_ffn_exps_block_regex in common/common.h.
+_OF_LAYER = re.compile(r"blk\.(\d+)\.")
+_OF_EXPERTS = re.compile(r"\.ffn_(up|down|gate|gate_up)_(ch|)exps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,10 @@ class Shape:
     """A model as memory sees it.
 
     device_weights_bytes: what a GPU must hold; the token embedding stays in host memory unless it is the output too,
-    per-layer embeddings always do. bound: the architecture is not known, so this is an upper bound.
+    per-layer embeddings always do. layer_weights_bytes and expert_weights_bytes: the same, layer by layer, where it is
+    known. bound: the architecture is not known, so this is an upper bound. form: the file it came from, which decides
+    who serves it and so what is allocated. score_heads: query heads whose prefill scores MLX materialises;
+    unpacked_elements: what it makes of every cached token besides, while it reads a prompt.
     """
 
     architecture: str
@@ -48,6 +58,11 @@ class Shape:
     weights_bytes: int
     device_weights_bytes: int
     bound: bool = False
+    layer_weights_bytes: tuple[int, ...] = ()
+    expert_weights_bytes: tuple[int, ...] = ()
+    form: Form = "gguf"
+    score_heads: int = 0
+    unpacked_elements: int = 0
 
 
 def shape_of(header: Header) -> Shape:
@@ -69,7 +84,19 @@ def shape_of(header: Header) -> Shape:
         weights_bytes=weights,
         device_weights_bytes=weights - sum(t.size_bytes for t in header.tensors if t.name in on_host),
         bound=header.architecture not in KNOWN,
+        layer_weights_bytes=_by_layer(header, count, _OF_LAYER),
+        expert_weights_bytes=_by_layer(header, count, _OF_EXPERTS),
     )
+
+
+def _by_layer(header: Header, count: int, wanted: re.Pattern[str]) -> tuple[int, ...]:
+    """The bytes of the tensors that match, per layer."""
+    sizes = [0] * count
+    for tensor in header.tensors:
+        layer = _OF_LAYER.match(tensor.name)
+        if layer and len(layer[1]) < 6 and int(layer[1]) < count and wanted.search(tensor.name):
+            sizes[int(layer[1])] += tensor.size_bytes
+    return tuple(sizes)
 
 
 class _Numbers:

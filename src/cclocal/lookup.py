@@ -1,0 +1,196 @@
+"""What anything that can be named needs in memory, from its headers alone: a GGUF file, an MLX folder, a repository of
+the hub, an Ollama tag. Nothing is downloaded but those headers.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cclocal import hub
+from cclocal.errors import HubError, UsageError
+from cclocal.memory.config import shape_of_config
+from cclocal.memory.gguf import BadHeaderError, CutHeaderError, Header, UnknownHeaderError, read_header
+from cclocal.memory.safetensors import LONGEST_BYTES, weights_bytes
+from cclocal.memory.shape import Shape, shape_of
+
+#: One part of several: gguf-split's own naming.
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+#: Which file of a repository is meant if no quantisation is named: the first of these there is.
+_PREFERRED = ("Q4_K_M", "UD-Q4_K_XL", "MXFP4", "Q4_K_S", "Q4_0", "Q8_0")
+_REGISTRY = "registry.ollama.ai"
+_OLLAMA_MODEL = "application/vnd.ollama.image.model"
+#: [host/][namespace/]model[:tag]
+_TAG = re.compile(r"(?:(?:([\w.-]+(?::\d+)?)/)?([\w-]+)/)?([A-Za-z0-9][\w.-]*)(?::([\w.-]+))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was named: its shape, and what of it llama-fit-params can be asked about."""
+
+    name: str
+    shape: Shape
+    source: str
+    path: Path | None = None
+    header: bytes = b""
+    file_bytes: int = 0
+
+
+def of_gguf(path: Path) -> Found | None:
+    """A GGUF file on disk, with its other parts if it has any; None if it is newer than we know.
+
+    Raises UsageError if the file is damaged or no GGUF file.
+    """
+    try:
+        header = _whole([_header_of(part) for part in _parts(path)])
+        return Found(path.name, shape_of(header), "the file's own header", path)
+    except UnknownHeaderError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be used: {error}.") from None
+
+
+def _header_of(path: Path) -> Header:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return read_header(data)
+
+
+def _parts(path: Path) -> list[Path]:
+    part = _PART.search(path.name)
+    if not part:
+        return [path]
+    names = [path.name[: part.start()] + f"-{n:05d}-of-{part[2]}.gguf" for n in range(1, int(part[2]) + 1)]
+    return [path.with_name(name) for name in names]
+
+
+def _whole(parts: list[Header]) -> Header:
+    """The header of a file in parts: the first has the numbers, all have tensors."""
+    return replace(parts[0], tensors=tuple(tensor for part in parts for tensor in part.tensors))
+
+
+def of_folder(folder: Path) -> Found:
+    """An MLX model's folder. Raises UsageError if it is none."""
+    files = sorted(folder.glob("*.safetensors"))
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        sizes = [_weights_of(file) for file in files]
+        if not files or not isinstance(config, dict):
+            raise BadHeaderError("it has no safetensors files")
+        shape = shape_of_config(config, sum(sizes))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{folder} is no MLX model: {error}.") from None
+    return Found(folder.name, shape, "config.json and the safetensors headers", folder)
+
+
+def _weights_of(file: Path) -> int:
+    with file.open("rb") as data:
+        head = data.read(8)
+        size = int.from_bytes(head, "little")
+        return weights_bytes(head + data.read(min(size, LONGEST_BYTES)))
+
+
+def of_repo(name: str) -> Found:
+    """A repository of the hub, `owner/name` or `owner/name:QUANT`, MLX or GGUF. Raises HubError and its like."""
+    repo, _, quant = name.partition(":")
+    sizes = hub.list_files(repo)
+    ggufs = {file: size for file, size in sizes.items() if file.endswith(".gguf") and "mmproj" not in file.lower()}
+    if ggufs:
+        file = _choose(repo, list(ggufs), quant)
+        parts = [str(part) for part in _parts(Path(file))]
+        peeked = [hub.peek(repo, part, read_header) for part in parts]
+        shape = shape_of(_whole([part.value for part in peeked]))
+        one = peeked[0] if len(peeked) == 1 else None
+        return Found(
+            f"{repo}, {Path(file).name}",
+            shape,
+            "the header on the hub",
+            header=one.data if one else b"",
+            file_bytes=one.size_bytes if one else 0,
+        )
+    weights = sum(size for file, size in sizes.items() if file.endswith(".safetensors"))
+    if "config.json" not in sizes or not weights:
+        raise HubError(f"{repo} holds neither GGUF nor safetensors files.")
+    config = hub.peek(repo, "config.json", json.loads).value
+    if not isinstance(config, dict):
+        raise BadHeaderError("its config.json is no table")
+    return Found(repo, shape_of_config(config, weights), "config.json and the file sizes on the hub")
+
+
+def _choose(repo: str, files: list[str], quant: str) -> str:
+    firsts = sorted(file for file in files if not (part := _PART.search(file)) or part[1] == "00001")
+    for wanted in (quant,) if quant else _PREFERRED:
+        found = [file for file in firsts if wanted.lower() in file.lower()]
+        if found:
+            return min(found, key=len)
+    if quant or len(firsts) != 1:
+        some = ", ".join(Path(file).name for file in firsts[:8])
+        raise UsageError(f"{repo} has {'no ' + quant if quant else 'several models'}: {some}.", hint=f"{repo}:QUANT")
+    return firsts[0]
+
+
+# -- Ollama -----------------------------------------------------------------------------------------------------
+
+
+def of_tag(tag: str, environ: Mapping[str, str]) -> Found:
+    """An Ollama model, pulled or not: its manifest says which blob the model is, the blob's header the rest.
+
+    Raises HubError if the registry does not have it or is not reached.
+    """
+    match = _TAG.fullmatch(tag)
+    if not match:
+        raise UsageError(f"“{tag}” is no model's name.")
+    host, space, model, version = (match[1] or _REGISTRY, match[2] or "library", match[3], match[4] or "latest")
+    store = Path(environ.get("OLLAMA_MODELS") or Path(environ["HOME"], ".ollama/models"))
+    local = store / "manifests" / host / space / model / version
+    if local.is_file():
+        digest, _ = _model_layer(tag, json.loads(local.read_text("utf-8")))
+        found = of_gguf(store / "blobs" / digest.replace(":", "-"))
+        if found:
+            return replace(found, name=tag, source="Ollama's own copy")
+        raise UsageError(f"{tag} uses something newer than this version of cclocal knows.")
+    # a registry of one's own on this machine has no certificate
+    base = f"http{'' if host.startswith(('127.0.0.1', 'localhost')) else 's'}://{host}/v2/{space}/{model}"
+    with hub.web(tag) as client:
+        reply = client.get(f"{base}/manifests/{version}")
+        if reply.status_code == 404:
+            raise HubError(f"Ollama's registry has no model {tag}.", hint="https://ollama.com/search")
+        reply.raise_for_status()
+        digest, size = _model_layer(tag, reply.json())
+        peeked = hub.peek_url(client, f"{base}/blobs/{digest}", read_header)
+    shape = shape_of(peeked.value)
+    return Found(tag, shape, "Ollama's registry", header=peeked.data, file_bytes=peeked.size_bytes or size)
+
+
+def _model_layer(tag: str, manifest: Any) -> tuple[str, int]:
+    """(digest, size) of the model among the layers of a manifest."""
+    layers = manifest.get("layers") if isinstance(manifest, dict) else None
+    for layer in layers if isinstance(layers, list) else ():
+        if isinstance(layer, dict) and layer.get("mediaType") == _OLLAMA_MODEL:
+            digest, size = str(layer.get("digest")), layer.get("size")
+            if re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+                return digest, size if isinstance(size, int) else 0
+    raise HubError(f"The manifest of {tag} names no model.")
+
+
+def find(name: str, environ: Mapping[str, str]) -> Found:
+    """Whatever is meant by a name that is not in the catalog. Raises UsageError or HubError."""
+    path = Path(name).expanduser()
+    try:
+        if path.is_dir():
+            return of_folder(path)
+        if name.endswith(".gguf") and ("/" not in name or path.exists() or name.startswith((".", "/", "~"))):
+            if not path.is_file():
+                raise UsageError(f"There is no file {name}.")
+            if found := of_gguf(path):
+                return found
+            raise UsageError(f"{name} uses something newer than this version of cclocal knows.")
+        if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?", name, re.ASCII):
+            return of_repo(name)
+        return of_tag(name, environ)
+    except (CutHeaderError, BadHeaderError) as error:
+        raise UsageError(f"{name} cannot be used: {error}.") from None

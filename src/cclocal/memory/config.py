@@ -1,0 +1,136 @@
+"""What a config.json means for memory under MLX: which layers keep what for each token.
+
+Source: mlx-lm 0.31.3's models/*.py, whose caches were measured for every architecture in KNOWN
+(tests/unit/recorded_mlx.json). Configurations are of the hub, so every number is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cclocal.memory.gguf import BadHeaderError
+from cclocal.memory.shape import Layer, Shape
+
+#: Model types whose caches were compared; any other gets the upper bound, every layer with full attention.
+KNOWN = frozenset(
+    """llama mistral qwen2 qwen3 qwen3_moe gemma4 gemma4_text gpt_oss glm4_moe_lite qwen3_5 qwen3_5_text qwen3_next
+    nemotron_h""".split()
+)
+#: Head sizes for which every MLX has a fused prefill kernel; for others it materialises the scores.
+#: Source: mlx/backend/metal/scaled_dot_product_attention.cpp, 0.31; newer versions fuse some more.
+_FUSED = (64, 80, 128)
+_GATED_DELTA = ("qwen3_5", "qwen3_5_text", "qwen3_next")
+_LAYER_LIMIT = 10_000
+
+
+class _Config:
+    """The numbers of a configuration, checked to be numbers."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        text = raw.get("text_config")
+        self.kind = str(raw.get("model_type", "?"))
+        self.raw: Mapping[str, Any] = text if isinstance(text, dict) else raw
+
+    def one(self, key: str, default: int | None = None) -> int:
+        """A number; null counts as missing."""
+        value = self.raw.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise BadHeaderError(f"its config.json has no {key}")
+        if type(value) is not int or not 0 <= value < 2**32:
+            raise BadHeaderError(f"its config.json says {key} = {value!r}")
+        return value
+
+    def words(self, key: str) -> list[str]:
+        value = self.raw.get(key)
+        return [str(word) for word in value[:_LAYER_LIMIT]] if isinstance(value, list) else []
+
+
+def shape_of_config(raw: Mapping[str, Any], weights_bytes: int) -> Shape:
+    """Read a shape from a config.json. Raises BadHeaderError if a needed number is missing or absurd."""
+    config = _Config(raw)
+    heads = config.one("num_attention_heads", 1) or 1
+    layers, window = _layers(config, heads)
+    if not 0 < len(layers) <= _LAYER_LIMIT:
+        raise BadHeaderError(f"its config.json claims {len(layers):,} layers")
+    latent = config.kind == "glm4_moe_lite"
+    size = config.one("global_head_dim", 0) or _head_size(config, heads)
+    unfused = latent or (size not in _FUSED and any(layer.kind == "full" for layer in layers))
+    return Shape(
+        architecture=config.kind,
+        native_context_tokens=config.one("max_position_embeddings", 0),
+        layers=tuple(layers),
+        window_tokens=window,
+        query_heads=heads,
+        weights_bytes=weights_bytes,
+        device_weights_bytes=weights_bytes,
+        bound=config.kind not in KNOWN,
+        form="mlx",
+        # latent attention adds a mask as large as the scores, and unpacks K and V of every head
+        score_heads=(2 * heads if latent else heads) if unfused else 0,
+        unpacked_elements=heads * (config.one("qk_nope_head_dim") + config.one("v_head_dim")) if latent else 0,
+    )
+
+
+def _head_size(config: _Config, heads: int) -> int:
+    return config.one("head_dim", 0) or config.one("hidden_size", heads) // heads
+
+
+def _layers(config: _Config, heads: int) -> tuple[list[Layer], int]:
+    """(the layers, their window)."""
+    size = _head_size(config, heads)
+    kv_heads = config.one("num_key_value_heads", heads)
+    full = Layer("full", kv_heads * size, kv_heads * size)
+    if config.kind == "nemotron_h":
+        return _nemotron(config, full), 0
+    count = config.one("num_hidden_layers")
+    if count > _LAYER_LIMIT:
+        raise BadHeaderError(f"its config.json claims {count:,} layers")
+    if config.kind == "glm4_moe_lite":
+        return [Layer("full", config.one("kv_lora_rank") + config.one("qk_rope_head_dim"), 0)] * count, 0
+    if config.kind in _GATED_DELTA:
+        every = config.one("full_attention_interval", 4) or 1
+        state = Layer("recurrent", state_bytes=_gated_delta_bytes(config))
+        return [state if (i + 1) % every else full for i in range(count)], 0
+    slides = _slides(config, count)
+    if config.kind.startswith("gemma4"):
+        wide = config.one("global_head_dim", 0) or size
+        few = config.one("num_global_key_value_heads", kv_heads) if config.raw.get("attention_k_eq_v") else kv_heads
+        full = Layer("full", few * wide, few * wide)
+        owners = max(0, count - config.one("num_kv_shared_layers", 20))
+    else:
+        owners = count
+    sliding = Layer("sliding", kv_heads * size, kv_heads * size)
+    found = [sliding if slides[i] else full for i in range(owners)] + [Layer("none")] * (count - owners)
+    return found, config.one("sliding_window", 0) if any(slides) else 0
+
+
+def _slides(config: _Config, count: int) -> list[bool]:
+    kinds = config.words("layer_types")
+    if config.kind in KNOWN and config.kind in ("gemma4", "gemma4_text", "gpt_oss", "llama", "mistral"):
+        if len(kinds) >= count:
+            return [kind == "sliding_attention" for kind in kinds[:count]]
+        if config.kind == "gpt_oss":
+            return [i % 2 == 0 for i in range(count)]
+    return [False] * count
+
+
+def _gated_delta_bytes(config: _Config) -> int:
+    """The convolution's tail in bf16 and the memory in f32, of one layer for one conversation."""
+    key_heads, value_heads = config.one("linear_num_key_heads"), config.one("linear_num_value_heads")
+    key, value = config.one("linear_key_head_dim"), config.one("linear_value_head_dim")
+    tail = (config.one("linear_conv_kernel_dim", 4) - 1) * (2 * key_heads * key + value_heads * value)
+    return tail * 2 + value_heads * value * key * 4
+
+
+def _nemotron(config: _Config, full: Layer) -> list[Layer]:
+    pattern = config.raw.get("hybrid_override_pattern")
+    marks = list(pattern[:_LAYER_LIMIT]) if isinstance(pattern, str) else config.words("layers_block_type")
+    heads, size = config.one("mamba_num_heads"), config.one("mamba_head_dim")
+    groups, state = config.one("n_groups"), config.one("ssm_state_size")
+    tail = (config.one("conv_kernel") - 1) * (heads * size + 2 * groups * state)
+    mamba = Layer("recurrent", state_bytes=tail * 2 + heads * size * state * 4)
+    kinds = {"M": mamba, "mamba": mamba, "*": full, "attention": full}
+    return [kinds.get(mark, Layer("none")) for mark in marks]

@@ -1,0 +1,176 @@
+"""`cclocal plan`: what a model needs and how much context fits, here or on another machine, without starting it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cclocal import fit_params, ui
+from cclocal.agents.claude import least_context_tokens
+from cclocal.catalog import Catalog, Model, Variant, with_local_files
+from cclocal.errors import BackendMissingError, UsageError
+from cclocal.facts import Engine, Facts, Gpu, Machine
+from cclocal.files import Folders
+from cclocal.lookup import Found, find
+from cclocal.machine import alternatives, probe
+from cclocal.memory.budget import GIB, safe_limit_mib
+from cclocal.memory.fit import Fit, fit
+from cclocal.memory.footprint import CELLS
+from cclocal.memory.remedies import Remedy, Smaller, remedies
+from cclocal.memory.shape import Shape
+from cclocal.memory_ui import Row
+from cclocal.plan import adjusted, budget_of, extras_of, memory_serving, smaller_models
+from cclocal.settings import Settings
+
+#: Served where nothing else says how much.
+_DEFAULT_CONTEXT_TOKENS = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How the model would be served, and on which machine. None = as a launch would here."""
+
+    ctx_tokens: int | None = None
+    kv: str | None = None
+    slots: int | None = None
+    ubatch: int | None = None
+    prefill_step: int | None = None
+    ram_gib: int | None = None
+    macos: str | None = None
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(kv=self.kv, slots=self.slots, ubatch=self.ubatch, server_only=True)
+
+
+def plan_one(shelf: Catalog, name: str, wishes: Wishes, folders: Folders, environ: Mapping[str, str]) -> Row:
+    """One model in full, whatever names it. Raises UsageError or HubError if its headers cannot be had."""
+    model = _of_catalog(shelf, name)
+    if model is None:
+        with ui.busy(f"{name}: looking at its headers"):
+            found = find(name, environ)
+        model = _stand_in(found)
+    else:
+        model = with_local_files(model, folders.config)
+        found = None
+    facts, engine = _facts(model, wishes, folders, environ)
+    shape, source = (found.shape, found.source) if found else _shape(model, facts)
+    if shape is None:
+        raise UsageError(
+            f"{model.name} is not on disk, and its dimensions are not known: nothing can be computed.",
+            hint="cclocal plan owner/repository:QUANT looks at a header on the hub",
+        )
+    result, variant = _fit(model, shape, wishes, facts, engine)
+    row = Row(model.id, model.name, result, source, remedies=_remedies(result, model, variant, facts, engine, shelf))
+    tool = fit_params.program(engine, environ) if shape.form == "gguf" and not wishes.ram_gib else None
+    about = (found.path or (found.header, found.file_bytes)) if found else _path(model, facts)
+    if tool and about and about != (b"", 0):
+        row = replace(row, opinion=fit_params.ask(tool, result, environ, about))
+    return row
+
+
+def plan_catalog(shelf: Catalog, wishes: Wishes, folders: Folders, environ: Mapping[str, str]) -> Sequence[Row]:
+    """Every model of the catalog: those on disk by their headers, the others by their published dimensions."""
+    rows = []
+    for model in shelf.models.values():
+        one = with_local_files(model, folders.config)
+        facts, engine = _facts(one, wishes, folders, environ)
+        shape, source = _shape(one, facts)
+        rows.append(Row(one.id, one.name, _fit(one, shape, wishes, facts, engine)[0] if shape else None, source))
+    return rows
+
+
+def _of_catalog(shelf: Catalog, name: str) -> Model | None:
+    words = {word for model in shelf.models.values() for word in (model.id, model.name.lower(), *model.flags)}
+    if name.lower() in words:
+        return shelf.find(name)
+    if Path(name).expanduser().exists() or "/" in name or ":" in name or name.endswith(".gguf"):
+        return None
+    # a plain word is a name of ours that was mistyped: shelf.find says which is near
+    return shelf.find(name)
+
+
+def _stand_in(found: Found) -> Model:
+    native = max(CELLS, found.shape.native_context_tokens or _DEFAULT_CONTEXT_TOKENS)
+    backend = Variant(backend="vllm-mlx" if found.shape.form == "mlx" else "llama-server", quant="file", path=".")
+    return Model(
+        id=found.name,
+        name=found.name,
+        note="",
+        native_context_tokens=native,
+        context_tokens=min(native, _DEFAULT_CONTEXT_TOKENS),
+        variants=(backend,),
+    )
+
+
+def _facts(model: Model, wishes: Wishes, folders: Folders, environ: Mapping[str, str]) -> tuple[Facts, Engine | None]:
+    settings = wishes.settings
+    asked = replace(model, variants=tuple(v for v in model.variants if v.path != ".")) if model.variants else model
+    try:
+        facts = probe(settings, asked, folders, environ)
+    except BackendMissingError:
+        # what does not run cannot be asked, and need not be
+        facts = probe(replace(settings, llama_server="wheel"), asked, folders, environ)
+    engine = facts.engines[0] if facts.engines else None
+    if wishes.ram_gib or wishes.macos:
+        machine = _other_machine(wishes, facts.machine)
+        devices = ("MTL0: Apple GPU",) if machine.os == "macos" else ()
+        engine = Engine("binary", ("llama-server",), "any", frozenset({"--cache-type-k"}), devices)
+        facts = replace(facts, machine=machine, corrections={})
+    return facts, engine
+
+
+def _other_machine(wishes: Wishes, here: Machine) -> Machine:
+    """A machine that is not this one: nothing is known of what is free on it."""
+    ram_bytes = (wishes.ram_gib or 0) * GIB or here.ram_bytes
+    if wishes.macos or here.os == "macos":
+        version = wishes.macos or here.os_version
+        if not version.split(".")[0].isdigit():
+            raise UsageError(f"“{version}” is no version of macOS.", hint="--macos 26")
+        return Machine("macos", version, "arm64", "Apple", 8, ram_bytes, (Gpu("apple", "Apple GPU", unified=True),))
+    return Machine("linux", "", here.arch, "processor", 8, ram_bytes, (), available_bytes=ram_bytes)
+
+
+def _path(model: Model, facts: Facts) -> Path | None:
+    variant = model.variants[0]
+    if variant.path:
+        return Path(variant.path)
+    return facts.cached.get((variant.repo or "", variant.files[0])) if variant.files else None
+
+
+def _shape(model: Model, facts: Facts) -> tuple[Shape | None, str]:
+    shape = next(iter(facts.shapes.values()), None)
+    on_disk = _path(model, facts) or model.variants[0].builtin
+    return shape, "the file's own header" if on_disk else "the model's published dimensions, until its header is seen"
+
+
+def _fit(model: Model, shape: Shape, wishes: Wishes, facts: Facts, engine: Engine | None) -> tuple[Fit, Variant]:
+    variant = adjusted(model.variants[0], wishes.settings)
+    serving = memory_serving(variant, wishes.ctx_tokens or model.served_context_tokens)
+    if wishes.prefill_step:
+        serving = replace(serving, prefill_step_tokens=wishes.prefill_step)
+    extras = extras_of(variant, engine, shape, serving, facts)
+    return fit(shape, serving, budget_of(engine, facts.machine, shape), extras=extras), variant
+
+
+def _remedies(
+    result: Fit, model: Model, variant: Variant, facts: Facts, engine: Engine | None, shelf: Catalog
+) -> tuple[Remedy, ...]:
+    if result.verdict == "roomy":
+        return ()
+    least = least_context_tokens(model.out_tokens) * variant.slots
+    if least > (model.native_context_tokens or least):
+        least = CELLS
+    smaller: list[Smaller] = []
+    if result.verdict == "too_big":
+        smaller = smaller_models(result, replace(facts, alternatives=alternatives(shelf, model)))
+    return remedies(
+        result,
+        least_context_tokens=least,
+        can_quantise_kv=bool(engine and engine.has("--cache-type-k")),
+        can_offload=bool(engine and engine.has("--n-gpu-layers")),
+        can_offload_experts=bool(engine and engine.has("--n-cpu-moe")),
+        safe_limit_mib=safe_limit_mib(facts.machine.ram_bytes) if facts.machine.os == "macos" else 0,
+        smaller=smaller,
+    )

@@ -1,0 +1,157 @@
+"""Raise what a Mac's GPU may wire, for as long as any session needs it, and put it back whatever is killed.
+
+The kernel counts: every session's keeper (and its twin) holds the writing end of one FIFO. One process of root's set
+the new limit and reads that FIFO; when its last writer is gone, however it went, the read ends and the old limit is
+put back. So there is one question for a password, at the start, and none at the end. Only two whole numbers and
+literal paths reach root.
+
+What goes beyond that (root's process killed too) is noticed at the next start: `left_raised`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import select
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cclocal.errors import CclocalError
+from cclocal.files import Folders, make_folder, write_private
+from cclocal.keeper import boot_id
+
+NAME = "iogpu.wired_limit_mb"
+#: $0 = old, $1 = FIFO, $2 = new, $3 = sysctl. The holder goes on behind the back of sudo, which returns at once; it
+#: must outlive the terminal. After a restore the FIFO's other users find no reader, and raise anew.
+_HOLDER = f"""
+"$3" {NAME}="$2" >/dev/null || exit 1
+trap "" HUP INT QUIT TERM TSTP
+( cat "$1" >/dev/null; "$3" {NAME}="$0" ) </dev/null >/dev/null 2>&1 &
+"""
+#: A holder that is gone needs no longer than this to show it.
+_SETTLE_S = 0.05
+_READER_LIMIT_S = 5.0
+
+
+class DeniedError(CclocalError):
+    """The limit could not be raised: no password, no terminal, or macOS refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The programs of macOS that are used, by full path."""
+
+    sysctl: str
+    sudo: str
+
+
+def current_mib(tools: Tools) -> int:
+    """The limit now; 0 = the system's own share."""
+    done = subprocess.run([tools.sysctl, "-n", NAME], capture_output=True, text=True, check=False)
+    return int(done.stdout.strip() or 0) if done.stdout.strip().isdigit() else 0
+
+
+def raise_limit(limit_mib: int, tools: Tools, folders: Folders, *, can_ask: bool) -> int | None:
+    """Raise the limit and return the descriptor that holds it there; None if it is as high already by other means.
+
+    Raises DeniedError. The password is asked for by sudo itself, on the terminal; without one only a sudo that needs
+    none will do.
+    """
+    with _lock(folders):
+        fifo = folders.state / "wired.fifo"
+        if not fifo.exists():
+            os.mkfifo(fifo, 0o600)
+        now = current_mib(tools)
+        held = _join(fifo)
+        if held is not None and now >= limit_mib:
+            return held
+        if held is None and now >= limit_mib:
+            return None
+        old = _record(folders).get("old", now) if held is not None else now
+        # a higher limit than the running sessions': a second holder, whose old value is still the first one
+        _start_holder(int(old), int(limit_mib), fifo, tools, can_ask=can_ask)
+        write_private(
+            folders.state / "wired.json", json.dumps({"old": int(old), "new": int(limit_mib), "boot": boot_id()})
+        )
+        deadline = time.monotonic() + _READER_LIMIT_S
+        while held is None and time.monotonic() < deadline:
+            held = _join(fifo)
+            time.sleep(0.01)
+        if held is None:
+            raise DeniedError(
+                f"The wired limit is {limit_mib} MiB, but nothing holds it there.", hint=restore_line(old, tools)
+            )
+        return held
+
+
+def _start_holder(old: int, new: int, fifo: Path, tools: Tools, *, can_ask: bool) -> None:
+    words = [tools.sudo, *(() if can_ask else ("-n",)), "/bin/sh", "-c", _HOLDER, str(old), str(fifo), str(new)]
+    try:
+        done = subprocess.run([*words, tools.sysctl], stdin=None if can_ask else subprocess.DEVNULL, check=False)
+    except OSError as error:
+        raise DeniedError(f"sudo does not run: {error.strerror}.") from None
+    if done.returncode != 0:
+        raise DeniedError("The wired limit was not raised: sudo or macOS refused.")
+
+
+def _join(fifo: Path) -> int | None:
+    """The writing end, if somebody reads who will go on reading."""
+    try:
+        fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        raise
+    # a reader that has just seen the end of the last session is on its way out
+    poll = select.poll()
+    poll.register(fd, 0)
+    if poll.poll(_SETTLE_S * 1000):
+        os.close(fd)
+        return None
+    return fd
+
+
+@contextmanager
+def _lock(folders: Folders) -> Iterator[None]:
+    make_folder(folders.state)
+    with (folders.state / "wired.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _record(folders: Folders) -> Mapping[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folders.state / "wired.json").read_text("utf-8"))
+        if isinstance(found, dict) and all(isinstance(found.get(key), int) for key in ("old", "new")):
+            return found
+    return {}
+
+
+def left_raised(tools: Tools, folders: Folders) -> str | None:
+    """The line that puts the limit back, if everything that should have done so is gone; forgets what is past."""
+    record = _record(folders)
+    if not record:
+        return None
+    with _lock(folders):
+        held = _join(folders.state / "wired.fifo") if (folders.state / "wired.fifo").exists() else None
+        if held is not None:
+            os.close(held)
+            return None
+        if record.get("boot") != boot_id() or current_mib(tools) != record["new"]:
+            # after a restart the system's own limit counts again; and another value is somebody else's wish
+            (folders.state / "wired.json").unlink(missing_ok=True)
+            return None
+    return restore_line(record["old"], tools)
+
+
+def restore_line(old_mib: int, tools: Tools) -> str:
+    """What to type to put the limit back."""
+    return f"sudo {tools.sysctl} {NAME}={old_mib}"

@@ -41,7 +41,8 @@ def write(header: Header, path: Path, *, random_weights: bool = False) -> int:
     Random weights are Q8_0 blocks of a small scale and random bytes, one mebibyte of them over and over.
     """
     architecture = header.architecture
-    vocabulary = {f"{architecture}.vocab_size": next(t.dims[1] for t in header.tensors if "token_embd" in t.name)}
+    embeddings = [tensor for tensor in header.tensors if tensor.name == "token_embd.weight"]
+    vocabulary = {f"{architecture}.vocab_size": embedding.dims[1] for embedding in embeddings}
     metadata = {"tokenizer.ggml.model": "no_vocab", **vocabulary, **header.metadata}
     head = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(header.tensors), len(metadata)))
     for key, value in metadata.items():

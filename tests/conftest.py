@@ -15,8 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.world import World
+
+# a busy machine is no failure
+settings.register_profile("cclocal", deadline=None)
+settings.load_profile("cclocal")
 
 # nohup and a shell's & start us with these ignored, and everything we start would inherit that
 for _number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cclocal import homes, hub, logs, measured, memory_ui, tiny, ui, wired
+from cclocal import fit_params, homes, hub, logs, measured, memory_ui, tiny, ui, wired
 from cclocal.agents import AGENTS, Session
 from cclocal.command import KEY, PORT, SESSION, Endpoint, SessionFile
 from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError, ServerDiedError, UsageError
@@ -139,9 +139,11 @@ def _prepare(
         ui.say(f"The wired limit is still raised; nothing is left that would put it back. To do so: {line}", "yellow")
     seen: dict[str, Shape] = {}
     if plan.fetch.repo and plan.mem_check:
-        seen = look_before_fetching(plan)
+        seen, header = look_before_fetching(plan)
         plan = replan(seen, {})
-    asked = plan.fit is not None
+        _say_what_llama_cpp_thinks(plan, header, environ)
+    # without a header there is nothing to ask about before the file is here
+    asked = plan.fit is not None or not plan.fetch.repo
     changes = settle_memory(plan, safe=safe) if asked else {}
     plan = replan(seen, changes) if changes else plan
     model = fetch(plan, folders, environ)
@@ -187,18 +189,30 @@ def _serve(
     raise AssertionError("the last attempt returns or raises")
 
 
-def look_before_fetching(plan: Plan) -> dict[str, Shape]:
+def look_before_fetching(plan: Plan) -> tuple[dict[str, Shape], tuple[bytes, int]]:
     """What the model's header says, read from the hub: megabytes tell whether gigabytes are worth it.
 
-    Whatever goes wrong with that is left to the download to say.
+    Returns the shape by its placeholder, and the header with the file's size. Whatever goes wrong with that is left
+    to the download to say.
     """
     file = plan.fetch.files[0]
     try:
         with ui.busy(f"{plan.model.name}: looking at its header"):
             peeked = hub.peek(plan.fetch.repo or "", file, lambda data: shape_of(read_header(data)))
     except (CclocalError, BadHeaderError):
-        return {}
-    return {placeholder_of(file): peeked.value}
+        return {}, (b"", 0)
+    return {placeholder_of(file): peeked.value}, (peeked.data, peeked.size_bytes)
+
+
+def _say_what_llama_cpp_thinks(plan: Plan, header: tuple[bytes, int], environ: Mapping[str, str]) -> None:
+    """llama-fit-params' answer, where there is one and it is another."""
+    tool = fit_params.program(plan.engine, environ)
+    fit = plan.wanted or plan.fit
+    if not tool or not fit or not header[0]:
+        return
+    opinion = fit_params.ask(tool, fit, environ, header)
+    if opinion and opinion.differs(fit):
+        ui.say(opinion.in_words(fit), "dim")
 
 
 def settle_memory(plan: Plan, *, safe: bool) -> dict[str, Any]:
@@ -207,7 +221,10 @@ def settle_memory(plan: Plan, *, safe: bool) -> dict[str, Any]:
     Returns the settings to change. Raises DoesNotFitError if nothing fits and there is nobody to ask.
     """
     wished = plan.wanted or plan.fit
-    if not plan.mem_check or wished is None:
+    if not plan.mem_check:
+        return {}
+    if wished is None:
+        ui.say(f"{plan.model.name}: what it needs in memory is not known; its header says something new.", "yellow")
         return {}
     if wished.verdict in ("roomy", "unknown") and not safe:
         ui.say(f"{plan.model.name} {plan.memory}.", "dim" if wished.verdict == "roomy" else "yellow")

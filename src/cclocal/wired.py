@@ -30,15 +30,18 @@ from cclocal.keeper import boot_id
 
 NAME = "iogpu.wired_limit_mb"
 #: $0 = old, $1 = FIFO, $2 = new, $3 = sysctl. The holder goes on behind the back of sudo, which returns at once; it
-#: must outlive the terminal. After a restore the FIFO's other users find no reader, and raise anew.
+#: must outlive the terminal. After a restore the FIFO's other users find no reader, and raise anew. A launcher that
+#: dies before it holds anything must not leave it waiting for ever: after a while it is woken once.
 _HOLDER = f"""
 "$3" {NAME}="$2" >/dev/null || exit 1
 trap "" HUP INT QUIT TERM TSTP
 ( cat "$1" >/dev/null; "$3" {NAME}="$0" ) </dev/null >/dev/null 2>&1 &
+( sleep 5; : <>"$1" ) </dev/null >/dev/null 2>&1 &
 """
 #: A holder that is gone needs no longer than this to show it.
 _SETTLE_S = 0.05
 _READER_LIMIT_S = 5.0
+_RESTORE_LIMIT_S = 1.0
 
 
 class DeniedError(CclocalError):
@@ -69,17 +72,24 @@ def raise_limit(limit_mib: int, tools: Tools, folders: Folders, *, can_ask: bool
         fifo = folders.state / "wired.fifo"
         if not fifo.exists():
             os.mkfifo(fifo, 0o600)
-        now = current_mib(tools)
         held = _join(fifo)
+        now, record = current_mib(tools), _record(folders)
+        ours = record.get("boot") == boot_id() and record.get("new") == now
+        if held is None and ours:
+            # the last session's end is being dealt with this very moment, or what should have dealt with it is gone
+            deadline = time.monotonic() + _RESTORE_LIMIT_S
+            while (now := current_mib(tools)) == record["new"] and time.monotonic() < deadline:
+                time.sleep(0.02)
+            ours = now == record["new"]
         if held is not None and now >= limit_mib:
             return held
-        if held is None and now >= limit_mib:
+        if held is None and not ours and now >= limit_mib:
             return None
-        old = _record(folders).get("old", now) if held is not None else now
-        # a higher limit than the running sessions': a second holder, whose old value is still the first one
-        _start_holder(int(old), int(limit_mib), fifo, tools, can_ask=can_ask)
+        # the first old value is the one to go back to, however often it was raised since
+        old = int(record["old"] if ours else now)
+        _start_holder(old, max(int(limit_mib), now), fifo, tools, can_ask=can_ask)
         write_private(
-            folders.state / "wired.json", json.dumps({"old": int(old), "new": int(limit_mib), "boot": boot_id()})
+            folders.state / "wired.json", json.dumps({"old": old, "new": max(int(limit_mib), now), "boot": boot_id()})
         )
         deadline = time.monotonic() + _READER_LIMIT_S
         while held is None and time.monotonic() < deadline:

@@ -117,6 +117,10 @@ def test_a_model_that_cannot_fit_is_told_before_its_gigabytes_come(world: World,
     assert "TOO BIG" in done.stderr
     assert "--no-mem-check" in done.stderr
     assert [line for line in asked(world) if line.startswith("SENT GET")] == ["SENT GET 16777216"]
+    # llama.cpp is asked about the header too, where it can be
+    (world.bin / "llama-fit-params").write_text('#!/bin/sh\necho "Host 1 2 3"\n')
+    (world.bin / "llama-fit-params").chmod(0o755)
+    assert "llama-fit-params counts 6 MB" in world.run("--mine", **at).stderr
     assert world.run("--mine", "--no-mem-check", **at).returncode == 0
     assert world.run("--mine", **at).returncode == 25
     assert world.run("--mine", CCLOCAL_NO_MEMCHECK="1", **at).returncode == 0

@@ -14,11 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cclocal import lookup, tiny
-from cclocal.memory.budget import GIB, Budget, apple_budget, host_budget
+from cclocal import catalog, lookup, tiny
+from cclocal.files import packaged
+from cclocal.memory.budget import GIB, Budget, Card, apple_budget, card_budget, host_budget, safe_limit_mib
+from cclocal.memory.buffers import read_buffers
+from cclocal.memory.config import shape_of_config
 from cclocal.memory.fit import fit
 from cclocal.memory.footprint import KV_TYPES, Serving, footprint, kv_bytes
 from cclocal.memory.gguf import BadHeaderError, CutHeaderError, Header, UnknownHeaderError, read_header
+from cclocal.memory.known import HEADERS, known_shape
+from cclocal.memory.remedies import remedies
+from cclocal.memory.safetensors import weights_bytes
 from cclocal.memory.shape import Layer, Shape, shape_of
 
 MIB = 2**20
@@ -259,3 +265,252 @@ def test_the_verdicts() -> None:
     need = footprint(shape, serving, memory="host").need_bytes
     for left, verdict in ((2 * GIB, "roomy"), (GIB // 2, "tight"), (-1, "too_big")):
         assert fit(shape, serving, Budget(need + left, "test"), memory="host").verdict == verdict
+
+
+# -- the whole plan of a card: what stays in host memory
+
+
+def test_layers_and_experts_on_the_processor_count_in_host_memory() -> None:
+    shape = known_shape("qwen3-coder-30b-a3b")
+    assert shape
+    whole = footprint(shape, Serving(65536), memory="discrete")
+    half = footprint(shape, Serving(65536, gpu_layers=24), memory="discrete")
+    moe = footprint(shape, Serving(65536, cpu_moe_layers=48), memory="discrete")
+    # whatever leaves the card arrives in host memory
+    for parts in (half, moe):
+        card = parts.weights_bytes + parts.kv_bytes
+        assert card + parts.host_bytes == whole.weights_bytes + whole.kv_bytes + whole.host_bytes
+    # 24 of 49, the output among them: 25 of 48 layers and their caches are with the processor
+    assert half.kv_bytes == whole.kv_bytes * 23 // 48
+    assert moe.kv_bytes == whole.kv_bytes
+    assert moe.weights_bytes < whole.weights_bytes // 10
+    nothing = footprint(shape, Serving(65536, gpu_layers=0), memory="discrete")
+    assert (nothing.weights_bytes, nothing.kv_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_published_dimensions_are_shapes_that_are_known(name: str) -> None:
+    shape = known_shape(name, 10**10)
+    assert shape
+    assert not shape.bound
+    assert shape.weights_bytes == 10**10
+    assert sum(shape.layer_weights_bytes) <= shape.device_weights_bytes + 10**6 <= 10**10 + 10**6
+    if name in RECORDED:
+        recorded = shape_named(name)
+        for serving in (Serving(32768), Serving(65536, "q8_0", 4, 2048)):
+            assert kv_bytes(shape, serving) == kv_bytes(recorded, serving)
+
+
+def test_every_model_of_the_catalog_that_has_dimensions_has_known_ones() -> None:
+    for model in catalog.load(packaged("models.toml")).models.values():
+        assert model.shape is None or model.shape in HEADERS
+        assert model.shape or model.variants[0].builtin
+
+
+# -- MLX
+
+MLX = json.loads((Path(__file__).parent / "recorded_mlx.json").read_text())
+
+
+@pytest.mark.parametrize("name", MLX)
+def test_the_caches_are_what_mlx_lm_makes(name: str) -> None:
+    shape = shape_of_config(MLX[name]["config"], 10**9)
+    assert not shape.bound
+    for context, step, full, sliding, state in MLX[name]["cases"]:
+        ours = footprint(shape, Serving(context, prefill_step_tokens=step), memory="unified")
+        assert ours.kv_bytes == full + sliding
+        assert ours.state_bytes == state
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "gib"),
+    [
+        # 16 heads of 512: materialised, two bytes a score
+        ("gemma-4-26b-a4b", 2048, 2.0),
+        ("gemma-4-26b-a4b", 256, 0.25),
+        ("gemma-4-e4b", 2048, 1.0),
+        # heads of 128 are fused
+        ("qwen3-coder-30b-a3b", 2048, 0.0),
+        ("gpt-oss-20b", 2048, 0.0),
+    ],
+)
+def test_prefill_scores_are_counted_where_mlx_materialises_them(name: str, step: int, gib: float) -> None:
+    shape = shape_of_config(MLX[name]["config"], 10**9)
+    assert footprint(shape, Serving(32768, prefill_step_tokens=step), memory="unified").compute_bytes == gib * GIB
+
+
+def test_latent_attention_needs_more_than_its_scores() -> None:
+    shape = shape_of_config(MLX["glm-4.7-flash"]["config"], 10**9)
+    need = footprint(shape, Serving(32768), memory="unified").compute_bytes
+    assert need == 2 * 20 * 2048 * 32768 * 2 + 20 * (192 + 256) * 32768 * 2
+
+
+def test_stored_prefixes_may_be_held_twice() -> None:
+    shape = shape_of_config(MLX["qwen3-8b"]["config"], 10**9)
+    assert footprint(shape, Serving(4096, prefix_cache_bytes=GIB), memory="unified").other_bytes == 2 * GIB
+
+
+def test_an_unknown_kind_of_configuration_is_an_upper_bound() -> None:
+    known = shape_of_config(MLX["gpt-oss-20b"]["config"], 1)
+    unknown = shape_of_config({**MLX["gpt-oss-20b"]["config"], "model_type": "gpt_oss_next"}, 1)
+    assert unknown.bound
+    for context in (4096, 32768):
+        upper, exact = (footprint(s, Serving(context), memory="unified").kv_bytes for s in (unknown, known))
+        assert upper >= exact
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": 2**31},
+        {"num_hidden_layers": 2**60},
+        {"num_hidden_layers": "many"},
+        {"num_hidden_layers": -1},
+        {"num_hidden_layers": 0},
+        {"num_key_value_heads": 1.5},
+        {"head_dim": True},
+        {"num_hidden_layers": None},
+    ],
+)
+def test_absurd_configurations_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(BadHeaderError):
+        shape_of_config({**MLX["qwen3-8b"]["config"], **change}, 1)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(MLX["gemma-4-e4b"]["config"]["text_config"])), st.none() | st.integers()))
+def test_any_configuration_is_a_shape_or_an_error_in_words(change: dict[str, Any]) -> None:
+    config = MLX["gemma-4-e4b"]["config"]
+    with contextlib.suppress(BadHeaderError):
+        shape_of_config({**config, "text_config": {**config["text_config"], **change}}, 1)
+
+
+def safetensors(header: object, *, size: int | None = None) -> bytes:
+    data = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(data) if size is None else size) + data
+
+
+def test_the_weights_of_a_safetensors_file() -> None:
+    tensors = {f"t{i}": {"dtype": "BF16", "shape": [2, 4], "data_offsets": [16 * i, 16 * i + 16]} for i in range(3)}
+    assert weights_bytes(safetensors({"__metadata__": {"format": "mlx"}, **tensors})) == 48
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        safetensors({}, size=2**60),
+        safetensors({}, size=1),
+        safetensors(b"not json"),
+        safetensors([1, 2]),
+        safetensors({"t": {"data_offsets": [0]}}),
+        safetensors({"t": {"data_offsets": [0, "9"]}}),
+        safetensors({"t": {"data_offsets": [0, 2**70]}}),
+        safetensors(b"[" * 100_000),
+    ],
+)
+def test_a_hostile_safetensors_header_is_refused(data: bytes) -> None:
+    with pytest.raises(BadHeaderError):
+        weights_bytes(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"12345", safetensors({"a": 1})[:-2]])
+def test_a_cut_safetensors_header_asks_for_more(data: bytes) -> None:
+    with pytest.raises(CutHeaderError):
+        weights_bytes(data)
+
+
+# -- remedies
+
+BUDGETS = st.builds(
+    Budget,
+    size_bytes=st.integers(10**9, 10**11),
+    source=st.just("test"),
+    memory=st.sampled_from(["host", "unified", "discrete"]),
+    host_bytes=st.none() | st.integers(10**9, 10**11),
+    limit_mib=st.none() | st.integers(8_000, 60_000),
+)
+
+
+@given(SHAPES, SERVINGS, BUDGETS, st.integers(1, 80).map(lambda n: n * 256), st.integers(0, 120_000))
+def test_what_is_offered_helps_and_never_needs_more(
+    shape: Shape, serving: Serving, budget: Budget, least: int, safe_mib: int
+) -> None:
+    wanted = fit(shape, serving, budget)
+    for remedy in remedies(wanted, least_context_tokens=least, safe_limit_mib=safe_mib):
+        assert remedy.fit.fits
+        assert remedy.fit.serving.context_tokens <= max(serving.context_tokens, least)
+        assert remedy.fit.footprint.need_bytes <= wanted.footprint.need_bytes
+        assert remedy.fit.serving.context_tokens >= min(least, serving.context_tokens)
+        if "wired_limit_mib" in remedy.changes:
+            assert (budget.limit_mib or 0) < remedy.changes["wired_limit_mib"] <= safe_mib
+        # the context that a remedy says it would serve is a fixed point
+        again = fit(shape, remedy.fit.serving, remedy.fit.budget)
+        assert again.max_context_tokens == remedy.max_context_tokens
+
+
+def test_the_cheapest_comes_first() -> None:
+    shape = known_shape("qwen3-coder-30b-a3b")
+    assert shape
+    serving = Serving(65536, slots=2, ubatch_tokens=1024, cache_ram_bytes=GIB)
+    budget = apple_budget(32 * GIB, "15.5")
+    found = remedies(fit(shape, serving, budget), least_context_tokens=20480, safe_limit_mib=safe_limit_mib(32 * GIB))
+    assert [remedy.name for remedy in found] == ["shrink", "raise", "both", "slots", "ubatch", "kv"]
+    assert "context" in found[0].words
+
+
+def test_a_card_too_small_is_offered_the_processors_help() -> None:
+    moe, dense = known_shape("qwen3-coder-30b-a3b"), known_shape("qwen2.5-coder-7b")
+    assert moe
+    assert dense
+    card = card_budget([Card("RTX 3060", 12 * GIB, 12 * GIB)], 40 * GIB)
+    (experts,) = remedies(fit(moe, Serving(65536), card), least_context_tokens=20480)
+    assert experts.name == "offload"
+    assert "slower" in experts.words
+    assert experts.changes["cpu_moe"] > 10
+    one_less = fit(moe, Serving(65536, cpu_moe_layers=experts.changes["cpu_moe"] - 1), card)
+    assert not one_less.fits
+    little = card_budget([Card("GTX 1650", 4 * GIB, 4 * GIB)], 40 * GIB)
+    found = {r.name: r for r in remedies(fit(dense, Serving(32768), little), least_context_tokens=20480)}
+    assert 0 < found["offload"].changes["gpu_layers"] < 28
+    # not without the memory for what leaves the card
+    poor = card_budget([Card("GTX 1650", 4 * GIB, 4 * GIB)], 2 * GIB)
+    assert "offload" not in {r.name for r in remedies(fit(dense, Serving(32768), poor), least_context_tokens=20480)}
+
+
+def test_quantised_caches_are_not_offered_twice_nor_where_they_cannot_be() -> None:
+    shape = known_shape("qwen3-coder-30b-a3b")
+    assert shape
+    budget = Budget(22 * GIB, "test")
+    for serving in (Serving(65536, "q8_0"), Serving(65536, flash_attention=False)):
+        names = [r.name for r in remedies(fit(shape, serving, budget), least_context_tokens=4096)]
+        assert "kv" not in names
+    assert remedies(fit(shape, Serving(65536), None), least_context_tokens=4096) == ()
+
+
+# -- what an engine says of its buffers
+
+
+def test_the_buffers_of_a_real_log() -> None:
+    # the words of builds from 2024 to 2026; sizes as an M5 of 24 GB and gpt-oss-20b have them
+    metal = """
+        load_tensors:   CPU_Mapped model buffer size =   586.82 MiB
+        load_tensors:  MTL0_Mapped model buffer size = 11536.18 MiB
+        llama_context:        CPU  output buffer size =     0.77 MiB
+        llama_kv_cache:       MTL0 KV buffer size =  3072.00 MiB
+        llama_kv_cache: size = 3072.00 MiB (131072 cells,  12 layers,  1/1 seqs), K (f16): 1536.00 MiB
+        llama_kv_cache:       MTL0 KV buffer size =    18.00 MiB
+        sched_reserve:       MTL0 compute buffer size =   200.00 MiB
+        sched_reserve:       MTL0 compute buffer size =   398.38 MiB
+        sched_reserve:        CPU compute buffer size =   264.52 MiB
+    """
+    found = read_buffers(metal)
+    assert found
+    assert found.weights_bytes == round(11536.18 * MIB)
+    assert found.kv_bytes == 3090 * MIB == kv_bytes(known_shape("gpt-oss-20b") or shape_named("x"), Serving(131072))
+    assert found.compute_bytes == round(398.38 * MIB)
+    assert found.host_bytes == sum(round(size * MIB) for size in (586.82, 0.77, 264.52))
+    processor = read_buffers(
+        "x: CPU KV buffer size = 8.00 MiB\nx: CPU RS buffer size = 50.25 MiB\nx: CPU compute buffer size = 9 MiB"
+    )
+    assert processor
+    assert (processor.state_bytes, processor.compute_bytes, processor.host_bytes) == (52_690_944, 9 * MIB, 0)
+    assert read_buffers("nothing of the kind") is None

@@ -324,10 +324,14 @@ def extras_of(variant: Variant, engine: Engine | None, shape: Shape, serving: Me
 
 
 def correction_key(engine: Engine, shape: Shape, serving: MemoryServing) -> str:
-    """What the compute buffers follow beside the context: engine, device, architecture, micro-batch."""
+    """What the compute buffers follow beside the context: engine, device, the model's dimensions, micro-batch."""
     devices = ",".join(device.split(" (")[0] for device in engine.devices) or "cpu"
     attention = "" if serving.flash_attention else " without flash attention"
-    return f"{engine.form} {engine.version} | {devices} | {shape.architecture} | {serving.ubatch_tokens}{attention}"
+    widest = max((layer.key_elements for layer in shape.layers), default=0)
+    dimensions = (
+        f"{shape.architecture} {len(shape.layers)}x{shape.query_heads}x{widest}, {shape.weights_bytes >> 20} MiB"
+    )
+    return f"{engine.form} {engine.version} | {devices} | {dimensions} | {serving.ubatch_tokens}{attention}"
 
 
 def _kind(engine: Engine | None) -> Any:

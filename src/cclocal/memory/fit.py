@@ -92,7 +92,7 @@ class Fit:
 
 def memory_size(size_bytes: int) -> str:
     """A size as memory is counted, in the units people use for it: 1 GB = 2^30 bytes."""
-    return f"{size_bytes / GIB:.1f} GB" if abs(size_bytes) >= GIB / 10 else f"{size_bytes / 2**20:.0f} MB"
+    return f"{size_bytes / GIB:.1f} GB" if abs(size_bytes) >= GIB else f"{size_bytes / 2**20:.0f} MB"
 
 
 def fit(

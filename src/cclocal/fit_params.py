@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Command
 from cclocal.facts import Engine
 from cclocal.memory.fit import Fit, memory_size
+from cclocal.process import ask as ask_program
 
 LIMIT_S = 20.0
 #: Below this two answers are the same.
@@ -82,17 +82,7 @@ def ask(tool: Path, fit: Fit, environ: Mapping[str, str], model: Path | tuple[by
             # repacked weights would count twice
             "--no-repack",
         ]
-        command = Command(tuple(words), keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES)
-        done = subprocess.run(
-            words,
-            env=command.environ(environ),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            timeout=LIMIT_S,
-            check=False,
-        )
+        done = ask_program(words, environ, LIMIT_S)
         rows = re.findall(r"^(\S+) (\d+) (\d+) (\d+)\s*$", done.stdout, re.MULTILINE)
         cards = [row for row in rows if row[0] != "Host"] or rows
         if cards:

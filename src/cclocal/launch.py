@@ -14,8 +14,9 @@ from cclocal.agents import AGENTS, Session
 from cclocal.command import KEY, PORT, SESSION, Endpoint, SessionFile
 from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError, ServerDiedError, UsageError
 from cclocal.files import Folders, make_folder, write_private
+from cclocal.hardware import is_mac, mac_tool, resident_servers
 from cclocal.keeper import how_it_ended
-from cclocal.machine import is_mac, look_around, mac_tool, resident_servers
+from cclocal.machine import look_around
 from cclocal.memory.fit import memory_size
 from cclocal.memory.gguf import BadHeaderError, read_header
 from cclocal.memory.shape import Shape, shape_of

@@ -1,7 +1,4 @@
-"""Look at this machine: hardware, engines, agents. The only module that asks the system about itself.
-
-What differs between Linux and macOS stays in here; the rest of cclocal sees `Facts`.
-"""
+"""Look around: the machine, its engines, its agents, the folder we are in, what is on disk → `Facts`."""
 
 from __future__ import annotations
 
@@ -9,23 +6,22 @@ import contextlib
 import importlib.util
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cclocal import tiny
 from cclocal.catalog import Catalog, Model, Variant
-from cclocal.command import MODEL_FILE, SERVER_NAMES, SERVER_PREFIXES, Command
+from cclocal.command import MODEL_FILE
 from cclocal.errors import AgentMissingError, BackendMissingError, FolderError
-from cclocal.facts import AgentFound, Alternative, Engine, Facts, Gpu, Machine
+from cclocal.facts import AgentFound, Alternative, Engine, Facts, Machine
 from cclocal.files import Folders, packaged, write_private
+from cclocal.hardware import machine
 from cclocal.hub import cached_files
 from cclocal.lookup import of_gguf
 from cclocal.measured import corrections
@@ -33,9 +29,8 @@ from cclocal.memory.gguf import read_header
 from cclocal.memory.known import known_shape
 from cclocal.memory.shape import Shape, shape_of
 from cclocal.plan import placeholder_of
+from cclocal.process import ask
 from cclocal.settings import Settings
-
-PROBE_LIMIT_S = 20.0
 
 
 def probe(settings: Settings, model: Model, folders: Folders, environ: Mapping[str, str]) -> Facts:
@@ -134,110 +129,6 @@ def _parent_claude_mds(cwd: Path, root: Path | None) -> Iterator[tuple[Path, int
             yield folder / "CLAUDE.md", (folder / "CLAUDE.md").stat().st_size
 
 
-# -- hardware ---------------------------------------------------------------------------------------------------
-
-
-def machine(environ: Mapping[str, str] | None = None) -> Machine:
-    """The hardware and its system.
-
-    Everything that only a Mac can answer is asked of programs, found by `mac_tool`: tests give them recorded answers.
-    """
-    import psutil
-
-    environ = environ or {}
-    memory = psutil.virtual_memory()
-    arch = {"aarch64": "arm64", "amd64": "x86_64"}.get(platform.machine().lower(), platform.machine())
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    if not is_mac(environ):
-        gpus = tuple(_linux_gpus(Path("/")))
-        free = available_bytes(memory.available, Path("/sys/fs/cgroup"))
-        cpu = _cpu_name() or arch
-        return Machine("linux", platform.release(), arch, cpu, cores, memory.total, gpus, free)
-    ask = partial(_ask_mac, environ)
-    cpu = ask("sysctl", "-n", "machdep.cpu.brand_string") or arch
-    return Machine(
-        os="macos",
-        os_version=ask("sw_vers", "-productVersion"),
-        arch="arm64" if cpu.startswith("Apple") else arch,
-        cpu=cpu,
-        cores=cores,
-        ram_bytes=int(ask("sysctl", "-n", "hw.memsize") or memory.total),
-        available_bytes=reclaimable_bytes(ask("vm_stat")) or memory.available,
-        # Ventura had it under another name
-        wired_limit_mib=wired_limit_mib(environ),
-        mlx_limit_bytes=_mlx_limit(environ),
-        gpus=tuple(_apple_gpu(cpu)),
-    )
-
-
-_MAC_TOOLS = {
-    "sysctl": "/usr/sbin/sysctl",
-    "sw_vers": "/usr/bin/sw_vers",
-    "vm_stat": "/usr/bin/vm_stat",
-    "sudo": "/usr/bin/sudo",
-}
-
-
-def is_mac(environ: Mapping[str, str]) -> bool:
-    """Whether this is a Mac, or a test that stands in for one (docs/development.md)."""
-    return sys.platform == "darwin" or "CCLOCAL_TEST_MAC" in environ
-
-
-def mac_tool(environ: Mapping[str, str], name: str) -> str:
-    """A program of macOS by its full path: nothing that PATH could exchange."""
-    stand_ins = environ.get("CCLOCAL_TEST_MAC")
-    return str(Path(stand_ins, name)) if stand_ins else _MAC_TOOLS[name]
-
-
-def _ask_mac(environ: Mapping[str, str], name: str, *words: str) -> str:
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(
-            [mac_tool(environ, name), *words], capture_output=True, text=True, check=True, timeout=5
-        ).stdout.strip()
-    return ""
-
-
-def wired_limit_mib(environ: Mapping[str, str]) -> int:
-    """What a Mac's GPU may wire, if somebody set it; 0 = the system's own share. Ventura had it under another name."""
-    for name in ("iogpu.wired_limit_mb", "debug.iogpu.wired_limit"):
-        if answer := _ask_mac(environ, "sysctl", "-n", name):
-            return int(answer) if answer.isdigit() else 0
-    return 0
-
-
-def reclaimable_bytes(vm_stat: str) -> int:
-    """What macOS could hand out at once, from `vm_stat`: free, speculative and inactive pages, as psutil counts."""
-    page = re.search(r"page size of (\d+) bytes", vm_stat)
-    pages = dict(re.findall(r"^Pages ([\w ]+):\s+(\d+)\.", vm_stat, re.MULTILINE))
-    return int(page[1]) * sum(int(pages.get(kind, 0)) for kind in ("free", "speculative", "inactive")) if page else 0
-
-
-def _mlx_limit(environ: Mapping[str, str]) -> int:
-    """What Metal told MLX, if MLX is in our own environment."""
-    if not importlib.util.find_spec("mlx"):
-        return 0
-    question = (
-        "import mlx.core as mx; ask = getattr(mx, 'device_info', None) or mx.metal.device_info; "
-        "print(ask()['max_recommended_working_set_size'])"
-    )
-    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        return int(_ask([sys.executable, "-P", "-c", question], environ).stdout)
-    return 0
-
-
-def available_bytes(free_bytes: int, cgroup: Path) -> int:
-    """What is free, or left under the container's limit (cgroup v2, then v1) if that is less."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            # "max" is no number, and no limit
-            left = int((cgroup / limit).read_text()) - int((cgroup / used).read_text())
-            return min(free_bytes, max(0, left))
-    return free_bytes
-
-
 def _shapes(model: Model, found: Mapping[tuple[str, str], Path], folders: Folders) -> Iterator[tuple[str, Shape]]:
     """The shapes of a model's files: what their headers say, else what its published dimensions make of them."""
     for variant in model.variants:
@@ -254,134 +145,6 @@ def _shapes(model: Model, found: Mapping[tuple[str, str], Path], folders: Folder
             yield MODEL_FILE, known.shape if known else shape_of(read_header(tiny.gguf()))
         elif published := known_shape(model.shape or "", variant.size_bytes):
             yield placeholder_of(variant.files[0]), published
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        return found[1] if found else ""
-    return ""
-
-
-def _apple_gpu(cpu: str) -> list[Gpu]:
-    return [Gpu("apple", f"{cpu} GPU", unified=True)] if cpu.startswith("Apple") else []
-
-
-def _linux_gpus(root: Path) -> Iterator[Gpu]:
-    """NVIDIA's and AMD's cards, from what their drivers tell: NVML, and files under /proc and /sys."""
-    yield from _nvml_gpus() or _nvidia_names(root)
-    for vendor in sorted(root.glob("sys/class/drm/card[0-9]*/device/vendor")):
-        with contextlib.suppress(OSError):
-            # integrated graphics without memory of their own count too: Vulkan and ROCm can use them
-            if vendor.read_text().strip() == "0x1002" and vendor.with_name("mem_info_vram_total").exists():
-                yield _amd_gpu(vendor.parent)
-
-
-def _nvidia_names(root: Path) -> Iterator[Gpu]:
-    for info in sorted(root.glob("proc/driver/nvidia/gpus/*/information")):
-        with contextlib.suppress(OSError):
-            name = re.search(r"^Model:\s*(.+)$", info.read_text(), re.MULTILINE)
-            yield Gpu("nvidia", name[1].strip() if name else "an NVIDIA GPU")
-
-
-def _nvml_gpus() -> list[Gpu]:
-    """NVIDIA's cards and their memory. One that tells none, as a DGX Spark does, uses the machine's own."""
-    import ctypes
-
-    try:
-        ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return []
-    import pynvml
-
-    found = []
-    with contextlib.suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
-        for number in range(pynvml.nvmlDeviceGetCount()):
-            card = pynvml.nvmlDeviceGetHandleByIndex(number)
-            name = pynvml.nvmlDeviceGetName(card)
-            try:
-                memory = pynvml.nvmlDeviceGetMemoryInfo(card)
-                found.append(Gpu("nvidia", str(name), int(memory.total), int(memory.free)))
-            except pynvml.NVMLError:
-                found.append(Gpu("nvidia", str(name), unified=True))
-        pynvml.nvmlShutdown()
-    return found
-
-
-#: An AMD GPU with no more memory of its own than this, and several times as much of the machine's, shares it.
-_APU_VRAM_BYTES, _APU_GTT_BYTES, _APU_TIMES = 4 * 2**30, 8 * 2**30, 4
-
-
-def _amd_gpu(device: Path) -> Gpu:
-    """An AMD GPU's memory: its own, or for a processor's graphics what it may map of the machine's (GTT)."""
-
-    def number(name: str) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            return int((device / name).read_text())
-        return 0
-
-    product = device / "product_name"
-    name = product.read_text().strip() if product.exists() else "an AMD GPU"
-    vram, gtt = number("mem_info_vram_total"), number("mem_info_gtt_total")
-    if vram <= _APU_VRAM_BYTES and gtt >= _APU_GTT_BYTES and gtt >= _APU_TIMES * vram:
-        return Gpu("amd", name, gtt, max(0, gtt - number("mem_info_gtt_used")), unified=True)
-    return Gpu("amd", name, vram, max(0, vram - number("mem_info_vram_used")))
-
-
-#: Programs that hold models in memory, by the words of their command lines.
-_MODEL_SERVERS = {
-    "llama-server": "llama-server",
-    "cclocal.wheel_server": "llama.cpp's server in the wheel",
-    "ollama": "Ollama",
-    "vllm-mlx": "vllm-mlx",
-    "mlx_lm.server": "mlx-lm",
-    "mlx_lm": "mlx-lm",
-    "mlx_vlm.server": "mlx-vlm",
-    "vllm": "vLLM",
-    "koboldcpp": "KoboldCpp",
-    "omlx": "oMLX",
-    "lms": "LM Studio",
-    "LM Studio": "LM Studio",
-}
-#: A program that holds less is not the reason why a model does not fit.
-_WORTH_NAMING_BYTES = 512 * 2**20
-
-
-def resident_servers() -> list[tuple[str, int, int]]:
-    """Model servers that are running already: (name, pid, bytes they hold), the largest first."""
-    import psutil
-
-    found = []
-    for process in psutil.process_iter(["cmdline", "memory_info"]):
-        words = [Path(word).name for word in (process.info["cmdline"] or [])[:4]]
-        name = next((_MODEL_SERVERS[word] for word in words if word in _MODEL_SERVERS), None)
-        if name and process.info["memory_info"]:
-            found.append((name, process.pid, process.info["memory_info"].rss))
-    for pid, held in _nvml_processes().items():
-        found = [(name, known, max(size, held) if known == pid else size) for name, known, size in found]
-    return sorted((row for row in found if row[2] >= _WORTH_NAMING_BYTES), key=lambda row: -row[2])
-
-
-def _nvml_processes() -> dict[int, int]:
-    """What processes hold on NVIDIA's cards, by pid."""
-    import ctypes
-
-    try:
-        ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return {}
-    import pynvml
-
-    held: dict[int, int] = {}
-    with contextlib.suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
-        for number in range(pynvml.nvmlDeviceGetCount()):
-            card = pynvml.nvmlDeviceGetHandleByIndex(number)
-            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(card):
-                held[process.pid] = held.get(process.pid, 0) + (process.usedGpuMemory or 0)
-        pynvml.nvmlShutdown()
-    return held
 
 
 # -- programs ---------------------------------------------------------------------------------------------------
@@ -426,7 +189,7 @@ def find_agent(environ: Mapping[str, str], memory: Remembered) -> AgentFound | N
     version = memory.get(key)
     if version is None:
         try:
-            done = _ask([str(path), "--version"], environ)
+            done = ask([str(path), "--version"], environ)
             version = re.match(r"\d+(\.\d+)+", done.stdout.strip())
         except (OSError, subprocess.SubprocessError) as error:
             raise AgentMissingError(f"{path} does not run: {error}.") from None
@@ -460,20 +223,6 @@ def find_engines(wish: str | None, environ: Mapping[str, str], here: Machine, me
         yield from _wheel(environ, here, memory)
 
 
-def _ask(argv: list[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    command = Command(tuple(argv), keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES)
-    return subprocess.run(
-        argv,
-        env=command.environ(environ),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        stdin=subprocess.DEVNULL,
-        timeout=PROBE_LIMIT_S,
-        check=False,
-    )
-
-
 def _context_of(here: Machine) -> str:
     """What an engine's view of its devices depends on beside its own file."""
     from cclocal.keeper import boot_id
@@ -486,13 +235,13 @@ def _binary(path: Path, environ: Mapping[str, str], here: Machine, memory: Remem
     key = memory.key(path, "llama-server", _context_of(here))
     known = memory.get(key)
     if known is None:
-        help_text = _ask([str(path), "--help"], environ)
+        help_text = ask([str(path), "--help"], environ)
         flags = sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", help_text.stdout)))
         if help_text.returncode != 0 or not flags:
             raise OSError((help_text.stderr.strip() or "its --help says nothing").splitlines()[-1])
-        version = _ask([str(path), "--version"], environ)
+        version = ask([str(path), "--version"], environ)
         first = re.search(r"version:\s*(.+)", version.stdout + version.stderr)
-        devices = _ask([str(path), "--list-devices"], environ).stdout if "--list-devices" in flags else ""
+        devices = ask([str(path), "--list-devices"], environ).stdout if "--list-devices" in flags else ""
         known = memory.put(
             key,
             {
@@ -528,7 +277,7 @@ def _wheel(environ: Mapping[str, str], here: Machine, memory: Remembered) -> Ite
     key = memory.key(libraries[0], _WHEEL_PROBE, _context_of(here))
     known = memory.get(key)
     if known is None:
-        done = _ask([sys.executable, "-P", "-c", _WHEEL_PROBE], environ)
+        done = ask([sys.executable, "-P", "-c", _WHEEL_PROBE], environ)
         if done.returncode != 0:
             raise BackendMissingError(
                 "The xllamacpp package is installed but does not load.",

@@ -12,7 +12,8 @@ from typing import Any
 from cclocal.errors import FolderError
 from cclocal.files import Folders, write_private
 from cclocal.memory.buffers import read_buffers
-from cclocal.plan import Plan, correction_key
+from cclocal.memory_plan import correction_key
+from cclocal.plan import Plan
 
 #: A difference larger than this is not a correction: the plan was about something else.
 MOST_BYTES = 8 * 2**30

@@ -14,13 +14,13 @@ from cclocal.facts import Engine, Facts, Gpu, Machine
 from cclocal.files import Folders
 from cclocal.lookup import Found, find
 from cclocal.machine import alternatives, probe
-from cclocal.memory.budget import GIB, safe_limit_mib
-from cclocal.memory.fit import Fit, fit
+from cclocal.memory.budget import GIB
+from cclocal.memory.fit import Fit
 from cclocal.memory.footprint import CELLS
-from cclocal.memory.remedies import Remedy, Smaller, remedies
+from cclocal.memory.remedies import Remedy
 from cclocal.memory.shape import Shape
+from cclocal.memory_plan import adjusted, fit_on, memory_serving, what_helps
 from cclocal.memory_ui import Row
-from cclocal.plan import adjusted, budget_of, extras_of, memory_serving, smaller_models
 from cclocal.settings import Settings
 
 #: Served where nothing else says how much.
@@ -150,8 +150,7 @@ def _fit(model: Model, shape: Shape, wishes: Wishes, facts: Facts, engine: Engin
     serving = memory_serving(variant, wishes.ctx_tokens or model.served_context_tokens)
     if wishes.prefill_step:
         serving = replace(serving, prefill_step_tokens=wishes.prefill_step)
-    extras = extras_of(variant, engine, shape, serving, facts)
-    return fit(shape, serving, budget_of(engine, facts.machine, shape), extras=extras), variant
+    return fit_on(shape, serving, variant, engine, facts), variant
 
 
 def _remedies(
@@ -162,15 +161,4 @@ def _remedies(
     least = least_context_tokens(model.out_tokens) * variant.slots
     if least > (model.native_context_tokens or least):
         least = CELLS
-    smaller: list[Smaller] = []
-    if result.verdict == "too_big":
-        smaller = smaller_models(result, replace(facts, alternatives=alternatives(shelf, model)))
-    return remedies(
-        result,
-        least_context_tokens=least,
-        can_quantise_kv=bool(engine and engine.has("--cache-type-k")),
-        can_offload=bool(engine and engine.has("--n-gpu-layers")),
-        can_offload_experts=bool(engine and engine.has("--n-cpu-moe")),
-        safe_limit_mib=safe_limit_mib(facts.machine.ram_bytes) if facts.machine.os == "macos" else 0,
-        smaller=smaller,
-    )
+    return what_helps(result, engine, replace(facts, alternatives=alternatives(shelf, model)), least)

@@ -11,13 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cclocal import keeper
-from cclocal.command import Command, SessionFile, Stop
+from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Command, SessionFile, Stop
 from cclocal.errors import AgentMissingError, ServerDiedError
 
 LOG_CAP_BYTES = 16 * 2**20
@@ -83,6 +83,21 @@ class Held:
             self._read()
         if not self.server_pid:
             raise ServerDiedError(f"The server could not be started: {self.failure or 'its keeper was killed'}.")
+
+
+def ask(argv: Sequence[str], environ: Mapping[str, str], limit_s: float = 20.0) -> subprocess.CompletedProcess[str]:
+    """What a small program answers, run with a server's environment. Raises OSError or SubprocessError."""
+    command = Command(tuple(argv), keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES)
+    return subprocess.run(
+        list(argv),
+        env=command.environ(environ),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        timeout=limit_s,
+        check=False,
+    )
 
 
 def new_session_id() -> str:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from cclocal import machine
+from cclocal import hardware, machine
 from cclocal.facts import Engine, Gpu, Machine
 from cclocal.memory.budget import GIB, Card, apple_budget, card_budget, device_memory, highest_limit_mib, safe_limit_mib
 from cclocal.memory.shape import Layer, Shape
-from cclocal.plan import budget_of
+from cclocal.memory_plan import budget_of
 from tests.world import FAKES, World
 
 MIB = 2**20
@@ -56,7 +56,7 @@ def test_the_share_of_a_macs_memory_is_what_metal_grants(ram: int, macos: str, m
 
 def mac(world: World, ram: int, macos: str, question: str = "machine") -> Machine:
     world.mac(ram, macos)
-    return machine.machine(world.env)
+    return hardware.machine(world.env)
 
 
 @pytest.mark.parametrize(("ram", "macos"), [(16, "15.5"), (24, "26.1"), (36, "15.5"), (64, "26.5.2"), (128, "26.3")])
@@ -68,7 +68,7 @@ def test_what_a_mac_tells_of_itself(world: World, ram: int, macos: str) -> None:
     assert 0.85 * ram * GIB < here.available_bytes < 0.95 * ram * GIB
     assert here.wired_limit_mib == 0
     (world.root / "wired_limit").write_text("20480\n")
-    assert machine.machine(world.env).wired_limit_mib == 20480
+    assert hardware.machine(world.env).wired_limit_mib == 20480
 
 
 def test_what_vm_stat_counts_as_free() -> None:
@@ -77,8 +77,8 @@ def test_what_vm_stat_counts_as_free() -> None:
     text = "Mach Virtual Memory Statistics: (page size of 16384 bytes)\n"
     text += "".join(f"Pages {kind + ':':<40}{count:>10}.\n" for kind, count in counts.items())
     text += '"Translation faults":                 200155580.\nFile-backed pages:                      1049935.\n'
-    assert machine.reclaimable_bytes(text) == (180727 + 766214 + 187537) * 16384
-    assert machine.reclaimable_bytes("") == 0
+    assert hardware.reclaimable_bytes(text) == (180727 + 766214 + 187537) * 16384
+    assert hardware.reclaimable_bytes("") == 0
 
 
 def engine(*devices: str) -> Engine:
@@ -144,7 +144,7 @@ def test_blas_is_no_graphics_processor(world: World) -> None:
     world.fake_server(
         devices=["MTL0: Apple M4 Pro (38338 MiB, 38338 MiB free)", "BLAS: Accelerate (0 MiB, 0 MiB free)"]
     )
-    found = machine.find_engines(None, world.env, machine.machine(), machine.Remembered(world.root / "probes.json"))
+    found = machine.find_engines(None, world.env, hardware.machine(), machine.Remembered(world.root / "probes.json"))
     assert next(found).devices == ("MTL0: Apple M4 Pro (38338 MiB, 38338 MiB free)",)
 
 
@@ -166,9 +166,9 @@ def nvml(tmp_path: Path) -> Path:
 
 def nvidia(nvml: Path, cards: str) -> list[Gpu]:
     code = (
-        "import json, dataclasses; from cclocal import machine\n"
-        "print(json.dumps([dataclasses.asdict(gpu) for gpu in machine._nvml_gpus()]))\n"
-        "assert machine._nvml_processes() == {}\n"
+        "import json, dataclasses; from cclocal import hardware\n"
+        "print(json.dumps([dataclasses.asdict(gpu) for gpu in hardware._nvml_gpus()]))\n"
+        "assert hardware._nvml_processes() == {}\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -198,12 +198,12 @@ def test_a_dgx_spark_shares_the_machines_memory(nvml: Path) -> None:
 
 
 def test_without_a_driver_there_are_names_or_nothing(tmp_path: Path) -> None:
-    assert machine._nvml_gpus() == []
-    assert machine._nvml_processes() == {}
+    assert hardware._nvml_gpus() == []
+    assert hardware._nvml_processes() == {}
     information = tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0/information"
     information.parent.mkdir(parents=True)
     information.write_text("Model: \t\t NVIDIA GeForce RTX 4090\n")
-    assert list(machine._linux_gpus(tmp_path)) == [Gpu("nvidia", "NVIDIA GeForce RTX 4090")]
+    assert list(hardware._linux_gpus(tmp_path)) == [Gpu("nvidia", "NVIDIA GeForce RTX 4090")]
 
 
 def test_a_cards_budget_is_what_is_free_on_it() -> None:
@@ -254,7 +254,7 @@ def test_amds_cards_and_processors_with_graphics(tmp_path: Path) -> None:
     # the same chip with 96 GiB carved out, and a card: their own memory counts
     amd(tmp_path, 1, vram_total=103079215104, vram_used=0, gtt_total=103079215104, gtt_used=0)
     amd(tmp_path, 2, vram_total=25753026560, vram_used=15960199168, gtt_total=33520500736, gtt_used=0)
-    halo, carved, card = machine._linux_gpus(tmp_path)
+    halo, carved, card = hardware._linux_gpus(tmp_path)
     assert halo == Gpu("amd", "an AMD GPU", 112742891520, 112742891520 - 1121689600, unified=True)
     assert carved == Gpu("amd", "an AMD GPU", 103079215104, 103079215104)
     assert card == Gpu("amd", "an AMD GPU", 25753026560, 25753026560 - 15960199168)
@@ -275,9 +275,9 @@ def test_a_containers_limit_of_either_kind_counts(tmp_path: Path) -> None:
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory/memory.limit_in_bytes").write_text("700\n")
     (tmp_path / "memory/memory.usage_in_bytes").write_text("300\n")
-    assert machine.available_bytes(1000, tmp_path) == 400
+    assert hardware.available_bytes(1000, tmp_path) == 400
     (tmp_path / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
-    assert machine.available_bytes(1000, tmp_path) == 1000
+    assert hardware.available_bytes(1000, tmp_path) == 1000
 
 
 def test_other_model_servers_are_named(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_other_model_servers_are_named(tmp_path: Path) -> None:
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout
         child.stdout.readline()
-        found = {pid: (name, held) for name, pid, held in machine.resident_servers()}
+        found = {pid: (name, held) for name, pid, held in hardware.resident_servers()}
         name, held = found[child.pid]
         assert name == "llama-server"
         assert held > 600 << 20

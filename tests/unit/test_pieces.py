@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cclocal import catalog, homes, keeper, machine, tiny, tomlfile, wheel_server
+from cclocal import catalog, hardware, homes, keeper, tiny, tomlfile, wheel_server
 from cclocal.agents import Home
 from cclocal.agents.claude import least_context_tokens, window_tokens
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, KEY, PORT, Command, bind, refusal
@@ -183,7 +183,7 @@ def test_graphics_cards_from_what_their_drivers_show(tmp_path: Path) -> None:
     intel = tmp_path / "sys/class/drm/card0/device"
     intel.mkdir(parents=True)
     (intel / "vendor").write_text("0x8086\n")
-    found = list(machine._linux_gpus(tmp_path))
+    found = list(hardware._linux_gpus(tmp_path))
     assert [(gpu.vendor, gpu.name) for gpu in found] == [
         ("nvidia", "NVIDIA GeForce RTX 4090"),
         ("amd", "an AMD GPU"),
@@ -191,16 +191,16 @@ def test_graphics_cards_from_what_their_drivers_show(tmp_path: Path) -> None:
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:
-    assert machine.available_bytes(1000, tmp_path) == 1000
+    assert hardware.available_bytes(1000, tmp_path) == 1000
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("300\n")
-    assert machine.available_bytes(1000, tmp_path) == 1000
+    assert hardware.available_bytes(1000, tmp_path) == 1000
     (tmp_path / "memory.max").write_text("700\n")
-    assert machine.available_bytes(1000, tmp_path) == 400
+    assert hardware.available_bytes(1000, tmp_path) == 400
 
 
 def test_this_machine_has_a_name_and_memory() -> None:
-    here = machine.machine()
+    here = hardware.machine()
     assert here.os in ("linux", "macos")
     assert here.ram_bytes > 2**30
     assert here.cores >= 1

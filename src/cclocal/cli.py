@@ -245,6 +245,7 @@ def launch(
 ) -> None:
     """Claude Code on a model on your own machine: one command, tools that execute, nothing sent anywhere."""
     if ctx.invoked_subcommand:
+        _refuse_lost_options(ctx)
         return
     if version:
         print(f"cclocal {__version__}")
@@ -279,7 +280,10 @@ def launch(
         cpu_moe=cpu_moe,
         wired_limit_mib=wired_limit,
         mem_check=mem_check
-        and (sources.get("mem_check") == "command line" or not _is_on(started.environ.get("CCLOCAL_NO_MEMCHECK", ""))),
+        and (
+            "command line" in (sources.get("mem_check"), sources.get("safe"))
+            or not _is_on(started.environ.get("CCLOCAL_NO_MEMCHECK", ""))
+        ),
         server_only=server,
         agent_args=started.agent_args,
         sources=sources,
@@ -315,8 +319,6 @@ def _carry_out(shelf: Catalog, settings: Settings, started: Start, *, dry_run: b
         if not ui.can_ask():
             raise UsageError("--safe asks first, and there is no terminal to ask on.", hint="--no-safe")
         ui.show_plan(plan, started.environ)
-        if plan.fit is None and not plan.fetch.repo and not ui.confirm("Start it?"):
-            return
     from cclocal import launch as story
 
     try:
@@ -366,12 +368,21 @@ def plan(
             "Without one: the whole catalog.",
         ),
     ] = None,
-    ctx_tokens: Annotated[int | None, typer.Option("--ctx", metavar="TOKENS", min=256, help="Context window.")] = None,
-    kv: Annotated[
-        str | None, typer.Option("--kv", metavar="TYPE", help="KV cache type: f16, q8_0, q5_1, q4_0.")
+    ctx_tokens: Annotated[
+        int | None, typer.Option("--ctx", metavar="TOKENS", min=1, envvar="CCLOCAL_CTX", help="Context window.")
     ] = None,
-    slots: Annotated[int | None, typer.Option("--slots", metavar="N", min=1, help="Conversations at once.")] = None,
-    ubatch: Annotated[int | None, typer.Option("--ubatch", metavar="TOKENS", min=1, help="Micro-batch.")] = None,
+    kv: Annotated[
+        str | None,
+        typer.Option("--kv", metavar="TYPE", envvar="CCLOCAL_KV", help="KV cache type: f16, q8_0, q5_1, q4_0."),
+    ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option("--slots", metavar="N", min=1, max=64, envvar="CCLOCAL_SLOTS", help="Conversations at once."),
+    ] = None,
+    ubatch: Annotated[
+        int | None,
+        typer.Option("--ubatch", metavar="TOKENS", min=1, max=65536, envvar="CCLOCAL_UBATCH", help="Micro-batch."),
+    ] = None,
     prefill_step: Annotated[
         int | None, typer.Option("--prefill-step", metavar="TOKENS", min=1, help="MLX: tokens of a prompt at once.")
     ] = None,
@@ -424,9 +435,12 @@ class Start:
 
     def default_map(self) -> dict[str, Any]:
         """The user's lasting defaults under the names of our parameters."""
-        return {_PARAMETERS.get(key, key): value for key, value in self.user_file.defaults.items()}
+        ours = {_PARAMETERS.get(key, key): value for key, value in self.user_file.defaults.items()}
+        return {**ours, "plan": {key: value for key, value in ours.items() if key in _PLANNED}}
 
 
+#: The defaults that `cclocal plan` goes by, as a launch would.
+_PLANNED = ("ctx_tokens", "kv", "slots", "ubatch")
 _PARAMETERS = {"ctx": "ctx_tokens", "wired_limit_mib": "wired_limit"}
 _SOURCE_WORDS = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment", "DEFAULT_MAP": "user file"}
 
@@ -455,6 +469,18 @@ def _wanted(flags: list[str], model: str | None, sources: dict[str, str], starte
         sources["model"] = "command line"
         return _FLAG_IDS[flags[0]]
     return model
+
+
+def _refuse_lost_options(ctx: typer.Context) -> None:
+    """Options of a launch before a command would do nothing, in silence."""
+    for name in ctx.params:
+        source = ctx.get_parameter_source(name)
+        if source and source.name == "COMMANDLINE":
+            option = "--" + name.removeprefix("model_").replace("_tokens", "").replace("_", "-")
+            raise UsageError(
+                f"{option} is of a launch and does nothing for “{ctx.invoked_subcommand}”.",
+                hint=f"cclocal {ctx.invoked_subcommand} -h",
+            )
 
 
 def _is_on(value: str) -> bool:

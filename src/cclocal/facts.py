@@ -34,10 +34,12 @@ class Machine:
     gpus: tuple[Gpu, ...] = ()
     #: free now, or left under a container's limit if that is less
     available_bytes: int = 0
-    #: what a Mac's GPU may wire, if somebody set it (0 = the system's own share)
-    wired_limit_mib: int = 0
+    #: what a Mac's GPU may wire, if somebody set it (0 = the system's own share; None = it cannot be set)
+    wired_limit_mib: int | None = 0
     #: what Metal told MLX that it may wire (0 = MLX was not there to ask)
     mlx_limit_bytes: int = 0
+    #: what available_bytes is
+    memory_words: str = "the memory that is free now"
 
     @property
     def in_words(self) -> str:

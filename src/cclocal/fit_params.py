@@ -44,12 +44,30 @@ class Opinion:
         return abs(self.need_bytes - ours) > WORTH_SAYING * ours
 
     def in_words(self, fit: Fit) -> str:
-        ours = fit.footprint.need_bytes - fit.footprint.other_bytes
+        parts = fit.footprint
+        rows = (
+            (
+                "weights",
+                self.weights_bytes,
+                parts.weights_bytes,
+                "without a GPU an embedding that is the output too counts twice there",
+            ),
+            ("caches", self.cache_bytes, parts.kv_bytes + parts.state_bytes, "ask it yourself, and trust it"),
+            (
+                "compute",
+                self.compute_bytes,
+                parts.compute_bytes,
+                "it holds logits of a whole micro-batch, which a server does not make",
+            ),
+        )
+        off = [
+            f"{name} {memory_size(theirs)} instead of {memory_size(ours)} ({why})"
+            for name, theirs, ours, why in rows
+            if abs(theirs - ours) > WORTH_SAYING * max(theirs, ours)
+        ]
+        ours = parts.need_bytes - parts.other_bytes
         return (
-            f"llama-fit-params counts {memory_size(self.need_bytes)} (weights {memory_size(self.weights_bytes)}, "
-            f"caches {memory_size(self.cache_bytes)}, compute {memory_size(self.compute_bytes)}) instead of "
-            f"{memory_size(ours)}. Its compute holds the logits of a whole micro-batch, which a server does not make; "
-            f"without a GPU it counts an embedding that is the output too twice."
+            f"llama-fit-params counts {memory_size(self.need_bytes)} instead of {memory_size(ours)}: {'; '.join(off)}."
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from pathlib import Path
 from cclocal.facts import Gpu, Machine
 from cclocal.process import ask
 
+#: 0 means that nobody told; memory that is used up is this much.
+NOTHING_LEFT = 1
+
 
 def machine(environ: Mapping[str, str] | None = None) -> Machine:
     """The hardware and its system.
@@ -46,7 +49,6 @@ def machine(environ: Mapping[str, str] | None = None) -> Machine:
         cores=cores,
         ram_bytes=int(ask("sysctl", "-n", "hw.memsize") or memory.total),
         available_bytes=reclaimable_bytes(ask("vm_stat")) or memory.available,
-        # Ventura had it under another name
         wired_limit_mib=wired_limit_mib(environ),
         mlx_limit_bytes=_mlx_limit(environ),
         gpus=tuple(_apple_gpu(cpu)),
@@ -80,12 +82,13 @@ def _ask_mac(environ: Mapping[str, str], name: str, *words: str) -> str:
     return ""
 
 
-def wired_limit_mib(environ: Mapping[str, str]) -> int:
-    """What a Mac's GPU may wire, if somebody set it; 0 = the system's own share. Ventura had it under another name."""
-    for name in ("iogpu.wired_limit_mb", "debug.iogpu.wired_limit"):
-        if answer := _ask_mac(environ, "sysctl", "-n", name):
-            return int(answer) if answer.isdigit() else 0
-    return 0
+def wired_limit_mib(environ: Mapping[str, str]) -> int | None:
+    """What a Mac's GPU may wire, if somebody set it; 0 = the system's own share; None = it cannot be set here.
+
+    (macOS 13 has it under another name, in a unit that nobody has confirmed.)
+    """
+    answer = _ask_mac(environ, "sysctl", "-n", "iogpu.wired_limit_mb")
+    return int(answer) if answer.isdecimal() else None
 
 
 def reclaimable_bytes(vm_stat: str) -> int:
@@ -110,15 +113,19 @@ def _mlx_limit(environ: Mapping[str, str]) -> int:
 
 def available_bytes(free_bytes: int, cgroup: Path) -> int:
     """What is free, or left under the container's limit (cgroup v2, then v1) if that is less."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for limit, used, stat, cached in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
     ):
         with contextlib.suppress(OSError, ValueError):
             # "max" is no number, and no limit
             left = int((cgroup / limit).read_text()) - int((cgroup / used).read_text())
-            return min(free_bytes, max(0, left))
-    return free_bytes
+            with contextlib.suppress(OSError):
+                # files that were read, as a model just downloaded, go when somebody needs the room
+                found = re.search(rf"^{cached} (\d+)$", (cgroup / stat).read_text(), re.MULTILINE)
+                left += int(found[1]) if found else 0
+            return min(free_bytes, max(NOTHING_LEFT, left))
+    return max(NOTHING_LEFT, free_bytes)
 
 
 def _cpu_name() -> str:
@@ -167,7 +174,7 @@ def _nvml_gpus() -> list[Gpu]:
             name = pynvml.nvmlDeviceGetName(card)
             try:
                 memory = pynvml.nvmlDeviceGetMemoryInfo(card)
-                found.append(Gpu("nvidia", str(name), int(memory.total), int(memory.free)))
+                found.append(Gpu("nvidia", str(name), int(memory.total), max(NOTHING_LEFT, int(memory.free))))
             except pynvml.NVMLError:
                 found.append(Gpu("nvidia", str(name), unified=True))
         pynvml.nvmlShutdown()
@@ -190,8 +197,8 @@ def _amd_gpu(device: Path) -> Gpu:
     name = product.read_text().strip() if product.exists() else "an AMD GPU"
     vram, gtt = number("mem_info_vram_total"), number("mem_info_gtt_total")
     if vram <= _APU_VRAM_BYTES and gtt >= _APU_GTT_BYTES and gtt >= _APU_TIMES * vram:
-        return Gpu("amd", name, gtt, max(0, gtt - number("mem_info_gtt_used")), unified=True)
-    return Gpu("amd", name, vram, max(0, vram - number("mem_info_vram_used")))
+        return Gpu("amd", name, gtt, max(NOTHING_LEFT, gtt - number("mem_info_gtt_used")), unified=True)
+    return Gpu("amd", name, vram, max(NOTHING_LEFT, vram - number("mem_info_vram_used")))
 
 
 #: Programs that hold models in memory, by the words of their command lines.

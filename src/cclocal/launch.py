@@ -135,35 +135,84 @@ def _prepare(
     """(the plan as it will be, where the model's files are, what holds a raised limit)."""
     if plan.port:
         _check_port(plan.port, folders)
-    tools = _wired_tools(environ)
-    if tools and (line := wired.left_raised(tools, folders)):
-        ui.say(f"The wired limit is still raised; nothing is left that would put it back. To do so: {line}", "yellow")
+    tools, limit = _wired_tools(environ), None
+    if tools:
+        limit, plan = _hold_a_raised_limit(plan, replan, tools, folders)
     seen: dict[str, Shape] = {}
-    if plan.fetch.repo and plan.mem_check:
-        seen, header = look_before_fetching(plan)
-        plan = replan(seen, {})
-        _say_what_llama_cpp_thinks(plan, header, environ)
+    plan, seen = _look_ahead(plan, replan, {}, environ)
     # without a header there is nothing to ask about before the file is here
     asked = plan.fit is not None or not plan.fetch.repo
     changes = settle_memory(plan, safe=safe) if asked else {}
-    plan = replan(seen, changes) if changes else plan
+    if not asked and safe and not ui.confirm("Start it?"):
+        raise KeyboardInterrupt
+    if changes:
+        plan = replan(seen, changes)
+    if "model" in changes:
+        if plan.port:
+            _check_port(plan.port, folders)
+        plan, seen = _look_ahead(plan, replan, changes, environ)
+    if plan.wired_limit_mib and tools:
+        # before the download: whoever is to give a password is here now
+        limit, plan, changes = _raise_limit(plan, replan, seen, changes, tools, folders, limit)
     model = fetch(plan, folders, environ)
     if plan.fetch.repo:
         plan = replan({}, changes)
-        if not asked and (changes := settle_memory(plan, safe=safe)):
+        if not asked and (changes := settle_memory(plan, safe=False)):
             plan = replan({}, changes)
-    limit = None
-    if plan.wired_limit_mib and tools:
-        try:
-            limit = wired.raise_limit(plan.wired_limit_mib, tools, folders, can_ask=ui.can_ask())
-        except wired.DeniedError as error:
-            ui.say(f"{error.message} Going on with less context.", "yellow")
-            plan = replan({}, {"wired_limit_mib": None})
-            _refuse_what_does_not_fit(plan)
     for note in plan.notes:
         ui.say(note, "yellow")
     homes.prepare(plan.home)
     return plan, model, limit
+
+
+def _look_ahead(
+    plan: Plan, replan: Replan, changes: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[Plan, dict[str, Shape]]:
+    """(the plan with what a header on the hub says, that header's shape)."""
+    if not plan.fetch.repo or not plan.mem_check:
+        return plan, {}
+    seen, header = look_before_fetching(plan)
+    plan = replan(seen, changes)
+    _say_what_llama_cpp_thinks(plan, header, environ)
+    return plan, seen
+
+
+def _hold_a_raised_limit(plan: Plan, replan: Replan, tools: wired.Tools, folders: Folders) -> tuple[int | None, Plan]:
+    """(what holds the limit that another session raised, the plan for the limit there is)."""
+    if line := wired.left_raised(tools, folders):
+        ui.say(f"The wired limit is still raised; nothing is left that would put it back. To do so: {line}", "yellow")
+    held, changed = wired.join(tools, folders)
+    return held, replan({}, {}) if changed else plan
+
+
+def _raise_limit(
+    plan: Plan,
+    replan: Replan,
+    seen: Mapping[str, Shape],
+    changes: dict[str, Any],
+    tools: wired.Tools,
+    folders: Folders,
+    held: int | None,
+) -> tuple[int | None, Plan, dict[str, Any]]:
+    """(what holds the limit, the plan, the changes): with the limit raised, or with less context if that is denied."""
+    assert plan.wired_limit_mib
+    try:
+        raised = wired.raise_limit(
+            plan.wired_limit_mib,
+            tools,
+            folders,
+            can_ask=ui.can_ask(),
+            waiting=lambda: ui.say("Waiting for another session that is raising the wired limit…"),
+        )
+    except wired.DeniedError as error:
+        ui.say(f"{error.message} Going on with less context.", "yellow")
+        if error.hint:
+            ui.say(f"To put it back: {error.hint}", "yellow")
+        changes = {**changes, "wired_limit_mib": None}
+        plan = replan(seen, changes)
+        _refuse_what_does_not_fit(plan)
+        return held, plan, changes
+    return raised if raised is not None else held, plan, changes
 
 
 def _wired_tools(environ: Mapping[str, str]) -> wired.Tools | None:
@@ -222,10 +271,11 @@ def settle_memory(plan: Plan, *, safe: bool) -> dict[str, Any]:
     Returns the settings to change. Raises DoesNotFitError if nothing fits and there is nobody to ask.
     """
     wished = plan.wanted or plan.fit
-    if not plan.mem_check:
-        return {}
-    if wished is None:
-        ui.say(f"{plan.model.name}: what it needs in memory is not known; its header says something new.", "yellow")
+    if not plan.mem_check or wished is None:
+        if plan.mem_check:
+            ui.say(f"{plan.model.name}: what it needs in memory is not known; its header says something new.", "yellow")
+        if safe and not ui.confirm("Start it?"):
+            raise KeyboardInterrupt
         return {}
     if wished.verdict in ("roomy", "unknown") and not safe:
         ui.say(f"{plan.model.name} {plan.memory}.", "dim" if wished.verdict == "roomy" else "yellow")

@@ -9,13 +9,14 @@ import mmap
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from cclocal import hub
 from cclocal.errors import HubError, UsageError
 from cclocal.memory.config import shape_of_config
-from cclocal.memory.gguf import BadHeaderError, CutHeaderError, Header, UnknownHeaderError, read_header
+from cclocal.memory.gguf import BadHeaderError, Header, UnknownHeaderError, read_header
 from cclocal.memory.safetensors import LONGEST_BYTES, weights_bytes
 from cclocal.memory.shape import Shape, shape_of
 
@@ -23,6 +24,8 @@ from cclocal.memory.shape import Shape, shape_of
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 #: Which file of a repository is meant if no quantisation is named: the first of these there is.
 _PREFERRED = ("Q4_K_M", "UD-Q4_K_XL", "MXFP4", "Q4_K_S", "Q4_0", "Q8_0")
+#: What mlx-lm loads of a folder (mlx_lm/utils.py); other safetensors files are not for it.
+_MLX_WEIGHTS = "model*.safetensors"
 _REGISTRY = "registry.ollama.ai"
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
 #: [host/][namespace/]model[:tag]
@@ -41,13 +44,19 @@ class Found:
     file_bytes: int = 0
 
 
-def of_gguf(path: Path) -> Found | None:
+def of_gguf(path: Path, *, whole: bool = False) -> Found | None:
     """A GGUF file on disk, with its other parts if it has any; None if it is newer than we know.
 
-    Raises UsageError if the file is damaged or no GGUF file.
+    Raises UsageError if the file is damaged or no GGUF file, and with `whole` if part of it is missing.
     """
     try:
-        header = _whole([_header_of(part) for part in _parts(path)])
+        parts = _parts(path)
+        header = _whole([_header_of(part) for part in parts])
+        if not header.tensors:
+            raise BadHeaderError("it holds no weights")
+        there, needed = sum(part.stat().st_size for part in parts), sum(t.size_bytes for t in header.tensors)
+        if whole and there < needed:
+            raise BadHeaderError(f"only {there / 1e9:.1f} of at least {needed / 1e9:.1f} GB are there")
         return Found(path.name, shape_of(header), "the file's own header", path)
     except UnknownHeaderError:
         return None
@@ -62,7 +71,7 @@ def _header_of(path: Path) -> Header:
 
 def _parts(path: Path) -> list[Path]:
     part = _PART.search(path.name)
-    if not part:
+    if not part or not 1 <= int(part[1]) <= int(part[2]):
         return [path]
     names = [path.name[: part.start()] + f"-{n:05d}-of-{part[2]}.gguf" for n in range(1, int(part[2]) + 1)]
     return [path.with_name(name) for name in names]
@@ -75,7 +84,7 @@ def _whole(parts: list[Header]) -> Header:
 
 def of_folder(folder: Path) -> Found:
     """An MLX model's folder. Raises UsageError if it is none."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob(_MLX_WEIGHTS))
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         sizes = [_weights_of(file) for file in files]
@@ -112,7 +121,7 @@ def of_repo(name: str) -> Found:
             header=one.data if one else b"",
             file_bytes=one.size_bytes if one else 0,
         )
-    weights = sum(size for file, size in sizes.items() if file.endswith(".safetensors"))
+    weights = sum(size for file, size in sizes.items() if fnmatch(file, _MLX_WEIGHTS) and "/" not in file)
     if "config.json" not in sizes or not weights:
         raise HubError(f"{repo} holds neither GGUF nor safetensors files.")
     config = hub.peek(repo, "config.json", json.loads).value
@@ -180,17 +189,19 @@ def _model_layer(tag: str, manifest: Any) -> tuple[str, int]:
 def find(name: str, environ: Mapping[str, str]) -> Found:
     """Whatever is meant by a name that is not in the catalog. Raises UsageError or HubError."""
     path = Path(name).expanduser()
+    if not name:
+        raise UsageError("Which model?")
     try:
         if path.is_dir():
             return of_folder(path)
-        if name.endswith(".gguf") and ("/" not in name or path.exists() or name.startswith((".", "/", "~"))):
-            if not path.is_file():
-                raise UsageError(f"There is no file {name}.")
-            if found := of_gguf(path):
+        if path.is_file():
+            if found := of_gguf(path, whole=True):
                 return found
             raise UsageError(f"{name} uses something newer than this version of cclocal knows.")
+        if name.lower().endswith(".gguf") or name.startswith((".", "/", "~")):
+            raise UsageError(f"There is no file {name}.")
         if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?", name, re.ASCII):
             return of_repo(name)
         return of_tag(name, environ)
-    except (CutHeaderError, BadHeaderError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{name} cannot be used: {error}.") from None

@@ -35,14 +35,16 @@ def _read(folders: Folders) -> dict[str, Any]:
 
 def corrections(folders: Folders) -> Mapping[str, int]:
     """Bytes that earlier starts used beyond their plan (or below it), by engine and architecture."""
-    known = _read(folders).get("corrections", {})
-    return {key: size for key, size in known.items() if isinstance(size, int) and abs(size) <= MOST_BYTES}
+    known = _read(folders).get("corrections")
+    rows = known.items() if isinstance(known, dict) else ()
+    return {key: size for key, size in rows if isinstance(size, int) and abs(size) <= MOST_BYTES}
 
 
 def last(folders: Folders) -> dict[str, Any] | None:
     """The last start's plan and what its engine allocated."""
     found = _read(folders).get("last")
-    return found if isinstance(found, dict) else None
+    whole = isinstance(found, dict) and {"model", "engine", "plan", "allocated", "log"} <= found.keys()
+    return found if whole else None
 
 
 def learn(plan: Plan, log: Path, folders: Folders) -> None:
@@ -61,8 +63,7 @@ def learn(plan: Plan, log: Path, folders: Folders) -> None:
     fit = plan.fit
     computed = fit.footprint.compute_bytes - fit.extras.correction_bytes
     difference = buffers.compute_bytes - computed
-    known = _read(folders)
-    kept = dict(list(known.get("corrections", {}).items())[-_KEPT:])
+    kept = dict(list(corrections(folders).items())[-_KEPT:])
     key = correction_key(plan.engine, fit.shape, fit.serving)
     kept.pop(key, None)
     if abs(difference) <= MOST_BYTES:

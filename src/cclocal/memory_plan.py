@@ -45,19 +45,24 @@ def adjusted(variant: Variant, settings: Settings) -> Variant:
     return replace(variant, **{name: wish for name, wish in wishes.items() if wish is not None})
 
 
-def wired_limit(settings: Settings, machine: Machine) -> int | None:
-    """The wired limit to raise to. Raises UsageError for one that cannot be asked for."""
+def wired_limit(settings: Settings, machine: Machine, engine: Engine) -> tuple[int | None, str | None]:
+    """(the wired limit to raise to, or None; what to say if it is not). Raises UsageError for an impossible one."""
     wished = settings.wired_limit_mib
     if wished is None:
-        return None
+        return None, None
     if machine.os != "macos":
         raise UsageError("--wired-limit is for Macs: here the GPU has its own memory, or all of it.")
     most = highest_limit_mib(machine.ram_bytes) if safe_limit_mib(machine.ram_bytes) else 0
     if not most:
         raise UsageError("With 16 GB or less the wired limit is not raised: macOS needs the rest for itself.")
+    if machine.wired_limit_mib is None:
+        raise UsageError("This macOS has no iogpu.wired_limit_mb to raise.")
     if wished > most:
         raise UsageError(f"--wired-limit {wished} is too much: {most} MiB at most, so that 3 GB are left for macOS.")
-    return wished
+    now = _apple(engine, machine, MARGIN_BYTES).limit_mib or 0
+    if wished <= now:
+        return None, f"The wired limit is {now:,} MiB already, so it is not raised."
+    return wished, None
 
 
 def memory_serving(variant: Variant, context_tokens: int) -> Serving:
@@ -95,7 +100,7 @@ def what_helps(wanted: Fit, engine: Engine | None, facts: Facts, least_context_t
         can_quantise_kv=can("--cache-type-k"),
         can_offload=can("--n-gpu-layers"),
         can_offload_experts=can("--n-cpu-moe"),
-        safe_limit_mib=safe_limit_mib(machine.ram_bytes) if machine.os == "macos" else 0,
+        safe_limit_mib=_safe_limit(machine),
         smaller=_smaller_models(wanted, facts) if wanted.verdict == "too_big" else (),
     )
 
@@ -124,49 +129,73 @@ def budget_of(
     """What this machine has for a model on this engine; None if that was not found out."""
     margin = MLX_MARGIN_BYTES if shape.form == "mlx" else MARGIN_BYTES
     if machine.os == "macos" and (shape.form == "mlx" or (engine and engine.devices)):
-        told = [(device_memory(device)[0], device.split(":")[0]) for device in (engine.devices if engine else ())]
-        told_bytes, told_by = next((row for row in told if row[0]), (machine.mlx_limit_bytes, "MLX"))
-        budget = apple_budget(
-            machine.ram_bytes,
-            machine.os_version,
-            machine.wired_limit_mib,
-            told_bytes=told_bytes,
-            told_by=f"Metal says the GPU ({told_by})",
-            available_bytes=machine.available_bytes,
-            margin_bytes=margin,
-        )
+        budget = _apple(engine, machine, margin)
         # never lowered: a limit that is high enough already is fine
-        return (
-            budget.raised(wired_limit_mib) if wired_limit_mib and wired_limit_mib > (budget.limit_mib or 0) else budget
-        )
+        higher = wired_limit_mib and wired_limit_mib > (budget.limit_mib or 0)
+        return budget.raised(wired_limit_mib) if wired_limit_mib and higher else budget
     if engine and engine.devices:
         return card_budget(_cards(engine, machine), machine.available_bytes)
-    return host_budget(machine.available_bytes, margin) if machine.available_bytes else None
+    if not machine.available_bytes:
+        return None
+    return host_budget(machine.available_bytes, margin, machine.memory_words)
 
 
-_VENDORS = {"CUDA": "nvidia", "ROCm": "amd"}
+def _apple(engine: Engine | None, machine: Machine, margin_bytes: int) -> Budget:
+    told = [(device_memory(device)[0], device.split(":")[0]) for device in (engine.devices if engine else ())]
+    told_bytes, told_by = next((row for row in told if row[0]), (machine.mlx_limit_bytes, "MLX"))
+    return apple_budget(
+        machine.ram_bytes,
+        machine.os_version,
+        machine.wired_limit_mib or 0,
+        told_bytes=told_bytes,
+        told_by=f"Metal says the GPU ({told_by})",
+        available_bytes=machine.available_bytes,
+        margin_bytes=margin_bytes,
+    )
+
+
+#: Whose cards an engine's backend uses, or a device's name tells of.
+_VENDORS = {"CUDA": "nvidia", "NVIDIA": "nvidia", "GeForce": "nvidia", "ROCm": "amd", "AMD": "amd", "Radeon": "amd"}
 
 
 def _cards(engine: Engine, machine: Machine) -> list[Card]:
     """The cards that this engine uses: how much they have in its own words, how much is free in their drivers'."""
     left = list(machine.gpus)
-    cards: dict[str, Card] = {}
+    cards: list[Card] = []
     for device in engine.devices:
-        backend, _, name = device.split(" (")[0].partition(": ")
-        vendor = _VENDORS.get(backend.rstrip("0123456789"))
-        mine = [gpu for gpu in left if gpu.vendor == vendor or gpu.name == name] or (left if len(left) == 1 else [])
-        gpu = mine[0] if mine else None
-        if gpu:
-            left.remove(gpu)
-        elif name in cards:
+        name = device.split(" (")[0].partition(": ")[2]
+        total, free = device_memory(device)
+        vendor = next((whose for word, whose in _VENDORS.items() if word in device), None)
+        named = [gpu for gpu in left if gpu.name == name]
+        mine = named or [gpu for gpu in left if gpu.vendor == vendor]
+        if not mine and name in [card.name for card in cards]:
             # the same card once more, through another of the engine's backends
             continue
-        total, free = device_memory(device)
-        total = total or (gpu.total_bytes if gpu else 0)
-        cards[f"{name} {len(cards)}" if name in cards else name] = Card(
-            name, total, min(total, gpu.free_bytes) if gpu and gpu.free_bytes else free, bool(gpu and gpu.unified)
-        )
-    return list(cards.values())
+        # of several without a name of their own the one of about that size
+        gpu = min(mine, key=lambda one: abs(one.total_bytes - total), default=None)
+        if gpu:
+            left.remove(gpu)
+            total = total or gpu.total_bytes
+            free = min(total, gpu.free_bytes) if gpu.free_bytes else free
+        cards.append(Card(name, total, free, bool(gpu and gpu.unified)))
+    return cards
+
+
+def _safe_limit(machine: Machine) -> int:
+    return safe_limit_mib(machine.ram_bytes) if machine.os == "macos" and machine.wired_limit_mib is not None else 0
+
+
+def limit_words(wanted: Fit, machine: Machine) -> str | None:
+    """Why raising the wired limit is not among the remedies, on a Mac; None elsewhere."""
+    budget = wanted.budget
+    if machine.os != "macos" or budget is None or budget.limit_mib is None:
+        return None
+    now, safe = budget.limit_mib, _safe_limit(machine)
+    if not safe:
+        return "the wired limit is not raised on this Mac: macOS needs the rest"
+    if now * 2**20 - budget.margin_bytes >= wanted.footprint.need_bytes or now >= safe:
+        return f"the wired limit: already fine ({now:,} MiB)"
+    return f"the wired limit: not even {safe:,} MiB would be enough (now {now:,})"
 
 
 def _smaller_models(wanted: Fit, facts: Facts) -> list[Smaller]:
@@ -178,5 +207,6 @@ def _smaller_models(wanted: Fit, facts: Facts) -> list[Smaller]:
         result = fit_memory(other.shape, replace(wanted.serving, context_tokens=other.context_tokens), wanted.budget)
         if result.verdict in ("roomy", "tight"):
             words = f"{other.name} instead (--{other.id})"
-            found.append(Smaller(words, {"model": other.id}, result))
+            changes = {"model": other.id, "ctx": other.context_tokens, "wired_limit_mib": None}
+            found.append(Smaller(words, changes, result))
     return sorted(found, key=lambda one: -one.fit.shape.weights_bytes)[:1]

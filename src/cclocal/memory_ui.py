@@ -22,6 +22,8 @@ from cclocal.ui import console, output
 
 #: The context that the chart begins with, and how wide its bars may be.
 _CHART_FROM_TOKENS, _CHART_WIDTH = 4096, 44
+#: Below this width only what matters most is shown, and numbers are never cut.
+_WIDE = 70
 #: Seed 002's keys; every other remedy gets a number after them.
 _KEYS = {"shrink": "1", "raise": "2", "both": "3"}
 _FIRST_OTHER = 4
@@ -30,36 +32,44 @@ _FIRST_OTHER = 4
 # -- one model --------------------------------------------------------------------------------------------------
 
 
-def fit_table(name: str, found: Fit) -> Table:
-    """One model's memory, part by part."""
+def fit_table(name: str, found: Fit, width: int) -> Table:
+    """One model's memory, part by part; where it is narrow without the remarks."""
     parts, serving, budget = found.footprint, found.serving, found.budget
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     table.add_column(justify="right", no_wrap=True)
-    table.add_column(style="dim")
-    table.add_row(Text(name, style="bold"), "", found.shape.architecture)
-    table.add_row("weights", memory_size(parts.weights_bytes), _where_weights_are(found))
-    table.add_row("KV cache", memory_size(parts.kv_bytes), f"{serving.context_tokens:,} tokens of {_kv_type(found)}")
+    if width >= _WIDE:
+        table.add_column(style="dim", overflow="fold")
+
+    def row(label: str | Text, size: str | Text, remark: str = "") -> None:
+        # names come from files and drivers: no markup of theirs
+        cells = [Text(label) if isinstance(label, str) else label, Text(size) if isinstance(size, str) else size]
+        table.add_row(*cells, *((Text(remark),) if width >= _WIDE else ()))
+
+    row(Text(name, style="bold"), "", found.shape.architecture)
+    row("weights", memory_size(parts.weights_bytes), _where_weights_are(found))
+    row("KV cache", memory_size(parts.kv_bytes), f"{serving.context_tokens:,} tokens of {_kv_type(found)}")
     if parts.state_bytes:
         conversations = "one conversation" if serving.slots == 1 else f"{serving.slots} conversations"
-        table.add_row("state", memory_size(parts.state_bytes), f"of recurrent layers, {conversations}")
-    table.add_row("compute", memory_size(parts.compute_bytes), _batch(found))
+        row("state", memory_size(parts.state_bytes), f"of recurrent layers, {conversations}")
+    row("compute", memory_size(parts.compute_bytes), _batch(found))
     if parts.other_bytes:
-        table.add_row("other", memory_size(parts.other_bytes), "projector, memory for idle prompts")
+        row("other", memory_size(parts.other_bytes), "projector, memory for idle prompts")
     bound = "an upper bound: this architecture is not known" if found.shape.bound else ""
-    table.add_row("need", memory_size(parts.need_bytes), bound)
+    row("need", memory_size(parts.need_bytes), bound)
     if budget is None:
-        table.add_row("budget", "?", "what this machine has for it was not found out")
+        row("budget", "?", "what this machine has for it was not found out")
         return table
-    table.add_row("budget", memory_size(budget.size_bytes), budget.source)
+    row("budget", memory_size(budget.size_bytes), budget.source)
     left = found.left_bytes or 0
     style = {"roomy": "green", "tight": "yellow", "too_big": "red"}.get(found.verdict, "")
-    table.add_row("left over", Text(memory_size(left), style=style), found.verdict.replace("_", " "))
+    row("left over", Text(memory_size(left), style=style), found.verdict.replace("_", " "))
     if parts.host_bytes:
         has = f"of {memory_size(budget.host_bytes)}" if budget.host_bytes is not None else ""
-        table.add_row("in host memory", memory_size(parts.host_bytes), has)
-    own = f"the model's own is {found.shape.native_context_tokens:,}"
-    table.add_row("largest context", f"{found.max_context_tokens:,}", own)
+        row("in host memory", memory_size(parts.host_bytes), has)
+    native = found.shape.native_context_tokens
+    own = f"the model's own is {native:,}" if native else "the file does not say what the model was made for"
+    row("largest context", f"{found.max_context_tokens:,}", own)
     return table
 
 
@@ -89,10 +99,11 @@ def chart(found: Fit) -> Iterator[str]:
     native = found.shape.native_context_tokens or found.serving.context_tokens
     contexts = []
     tokens = min(_CHART_FROM_TOKENS, native)
-    while tokens < native:
+    last = native // CELLS * CELLS or CELLS
+    while tokens < last:
         contexts.append(tokens)
         tokens *= 2
-    needs = [(tokens, replace_context(found, tokens)) for tokens in (*contexts, native // CELLS * CELLS or CELLS)]
+    needs = [(tokens, replace_context(found, tokens)) for tokens in (*contexts, last)]
     budget = found.budget.size_bytes if found.budget else 0
     most = max([budget, *(one.footprint.need_bytes for _, one in needs)]) or 1
     line = round(budget / most * _CHART_WIDTH) if found.budget else -1
@@ -139,7 +150,7 @@ def show_one(row: Row, *, as_json: bool) -> None:
         return
     assert row.fit is not None
     screen = output()
-    screen.print(fit_table(row.name, row.fit))
+    screen.print(fit_table(row.name, row.fit, screen.width))
     screen.print(f"read from {row.source}", style="dim", markup=False)
     if row.opinion and row.opinion.differs(row.fit):
         screen.print(row.opinion.in_words(row.fit), style="yellow", markup=False)
@@ -157,26 +168,29 @@ def show_all(rows: Sequence[Row], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([{**row_as_json(row), **_largest(row)} for row in rows], indent=2))
         return
+    screen = output()
+    columns = ("model", "context", "needs", "of", "verdict", "largest, f16", "q8_0")
+    shown = columns if screen.width >= _WIDE else ("model", "verdict", "largest, f16")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("model", "context", "needs", "of", "verdict", "largest, f16", "q8_0"):
-        table.add_column(name, justify="left" if name in ("model", "verdict") else "right", no_wrap=True)
+    for name in shown:
+        table.add_column(name, justify="left" if name in ("model", "verdict") else "right", overflow="fold")
     for row in rows:
-        if row.fit is None:
-            table.add_row(f"--{row.id}", "", "?", "", "its dimensions are not known yet", "", "")
-            continue
-        largest = _largest(row)
-        table.add_row(
-            f"--{row.id}",
-            f"{row.fit.serving.context_tokens:,}",
-            memory_size(row.fit.footprint.need_bytes),
-            memory_size(row.fit.budget.size_bytes) if row.fit.budget else "?",
-            row.fit.verdict.replace("_", " "),
-            _tokens(largest["max_context_tokens_f16"]),
-            _tokens(largest["max_context_tokens_q8_0"]),
-        )
-    output().print(table)
+        cells = dict.fromkeys(columns, "?")
+        cells["model"] = f"--{row.id}"
+        if row.fit:
+            largest = _largest(row)
+            cells |= {
+                "context": f"{row.fit.serving.context_tokens:,}",
+                "needs": memory_size(row.fit.footprint.need_bytes),
+                "of": memory_size(row.fit.budget.size_bytes) if row.fit.budget else "?",
+                "verdict": row.fit.verdict.replace("_", " "),
+                "largest, f16": _tokens(largest["max_context_tokens_f16"]),
+                "q8_0": _tokens(largest["max_context_tokens_q8_0"]),
+            }
+        table.add_row(*(Text(cells[name]) for name in shown))
+    screen.print(table)
     if budget := next((row.fit.budget for row in rows if row.fit and row.fit.budget), None):
-        output().print(f"\nBudget: {budget.source}", markup=False, style="dim")
+        screen.print(f"\nBudget: {budget.source}", markup=False, style="dim")
 
 
 def _largest(row: Row) -> dict[str, int | None]:
@@ -240,15 +254,16 @@ def ask(name: str, plan: Plan, servers: Sequence[tuple[str, int, int]]) -> Remed
     listed = dict(choices(plan))
     verdict = {"too_big": "Too big", "tight": "Tight memory"}.get(wished.verdict, "Memory")
     screen.print(f"[yellow]⚠ {verdict}[/]" if wished.verdict != "roomy" else verdict)
-    screen.print(Group(*_screenful(name, wished, servers)))
+    screen.print(Group(*_screenful(name, wished, servers, screen.width)))
     # never by a bare Enter: another model, which may be gigabytes away
     helpful = [key for key, remedy in listed.items() if remedy.name != "smaller"]
     default = next(iter(helpful), "c" if wished.fits else "q")
     keys = [*listed, "c", "q"]
-    for key, remedy in listed.items():
-        _option(screen, key, _remedy_line(remedy), recommended=key == default)
-    if wished.budget and wished.budget.limit_mib and "2" not in listed:
-        _option(screen, "2", f"the wired limit: already fine ({wished.budget.limit_mib:,} MiB)", off=True)
+    lines = {key: _remedy_line(remedy) for key, remedy in listed.items()}
+    if plan.limit_words and not {"2", "3"} & listed.keys():
+        lines["2"] = plan.limit_words
+    for key in sorted(lines, key=int):
+        _option(screen, key, lines[key], recommended=key == default, off=key not in listed)
     _option(screen, "c", "go on as it is" + (" (risky)" if wished.verdict == "too_big" else ""))
     _option(screen, "q", "quit")
     while True:
@@ -263,8 +278,8 @@ def ask(name: str, plan: Plan, servers: Sequence[tuple[str, int, int]]) -> Remed
         screen.print(f"There is no {escape(answer)}.", style="yellow")
 
 
-def _screenful(name: str, wished: Fit, servers: Sequence[tuple[str, int, int]]) -> list[RenderableType]:
-    rows: list[RenderableType] = [fit_table(name, wished)]
+def _screenful(name: str, wished: Fit, servers: Sequence[tuple[str, int, int]], width: int) -> list[RenderableType]:
+    rows: list[RenderableType] = [fit_table(name, wished, width)]
     rows += [
         Text(f"{server} (pid {pid}) is running and holds {memory_size(held)}", style="yellow")
         for server, pid, held in servers

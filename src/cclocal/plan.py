@@ -19,7 +19,7 @@ from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOld
 from cclocal.facts import Engine, Facts
 from cclocal.memory.fit import Fit
 from cclocal.memory.remedies import Remedy
-from cclocal.memory_plan import adjusted, fit_on, memory_serving, what_helps, wired_limit
+from cclocal.memory_plan import adjusted, fit_on, limit_words, memory_serving, what_helps, wired_limit
 from cclocal.settings import Settings
 
 #: llama.cpp rounds a context up to this.
@@ -70,6 +70,8 @@ class Plan:
     wanted: Fit | None = None
     #: on a Mac: the wired limit to raise to for this session
     wired_limit_mib: int | None = None
+    #: why raising it is not offered
+    limit_words: str | None = None
     notes: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     #: whether a model that does not fit is asked about
@@ -189,10 +191,10 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
     # slots share the server's context, and an agent has one of them
     window = context // variant.slots // CONTEXT_STEP_TOKENS * CONTEXT_STEP_TOKENS
     out = _out(model, settings, window, sources, variant.slots)
-    limit = wired_limit(settings, facts.machine)
+    limit, not_raised = wired_limit(settings, facts.machine, engine)
     shape = facts.shapes.get(model_file)
     fit = fit_on(shape, memory_serving(variant, context), variant, engine, facts, limit) if shape else None
-    found = what_helps(fit, engine, facts, least_context_tokens(out) * variant.slots) if fit else ()
+    found = what_helps(fit, engine, facts, least_context_tokens(out)) if fit else ()
     port = _port(model, settings, sources)
     for variable in settings.pass_env:
         if why := refusal(variable):
@@ -230,9 +232,11 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         fit=fit,
         remedies=found,
         wired_limit_mib=limit,
+        limit_words=limit_words(fit, facts.machine) if fit else None,
         notes=(
             *((model.warning,) if model.warning else ()),
             *((f"It will hardly fit: {model.name} {fit.in_words}.",) if fit and fit.verdict == "too_big" else ()),
+            *((not_raised,) if not_raised else ()),
             *backend.notes(engine, facts),
             *agent.notes(facts, session),
         ),

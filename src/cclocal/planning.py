@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from cclocal.files import Folders
 from cclocal.lookup import Found, find
 from cclocal.machine import alternatives, probe
 from cclocal.memory.budget import GIB
-from cclocal.memory.fit import Fit
+from cclocal.memory.fit import Fit, memory_size
 from cclocal.memory.footprint import CELLS
 from cclocal.memory.remedies import Remedy
 from cclocal.memory.shape import Shape
@@ -25,6 +26,8 @@ from cclocal.settings import Settings
 
 #: Served where nothing else says how much.
 _DEFAULT_CONTEXT_TOKENS = 65536
+#: What a system takes for itself on a machine that is not this one.
+_SYSTEM_BYTES = 2 * GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,8 @@ def plan_one(shelf: Catalog, name: str, wishes: Wishes, folders: Folders, enviro
             f"{model.name} is not on disk, and its dimensions are not known: nothing can be computed.",
             hint="cclocal plan owner/repository:QUANT looks at a header on the hub",
         )
-    result, variant = _fit(model, shape, wishes, facts, engine)
-    row = Row(model.id, model.name, result, source, remedies=_remedies(result, model, variant, facts, engine, shelf))
+    result = _fit(model, shape, wishes, facts, engine)
+    row = Row(model.id, model.name, result, source, remedies=_remedies(result, model, facts, engine, shelf))
     tool = fit_params.program(engine, environ) if shape.form == "gguf" and not wishes.ram_gib else None
     about = (found.path or (found.header, found.file_bytes)) if found else _path(model, facts)
     if tool and about and about != (b"", 0):
@@ -77,7 +80,7 @@ def plan_catalog(shelf: Catalog, wishes: Wishes, folders: Folders, environ: Mapp
         one = with_local_files(model, folders.config)
         facts, engine = _facts(one, wishes, folders, environ)
         shape, source = _shape(one, facts)
-        rows.append(Row(one.id, one.name, _fit(one, shape, wishes, facts, engine)[0] if shape else None, source))
+        rows.append(Row(one.id, one.name, _fit(one, shape, wishes, facts, engine) if shape else None, source))
     return rows
 
 
@@ -85,7 +88,7 @@ def _of_catalog(shelf: Catalog, name: str) -> Model | None:
     words = {word for model in shelf.models.values() for word in (model.id, model.name.lower(), *model.flags)}
     if name.lower() in words:
         return shelf.find(name)
-    if Path(name).expanduser().exists() or "/" in name or ":" in name or name.endswith(".gguf"):
+    if not name or Path(name).expanduser().exists() or {"/", ":"} & set(name) or name.lower().endswith(".gguf"):
         return None
     # a plain word is a name of ours that was mistyped: shelf.find says which is near
     return shelf.find(name)
@@ -126,10 +129,12 @@ def _other_machine(wishes: Wishes, here: Machine) -> Machine:
     ram_bytes = (wishes.ram_gib or 0) * GIB or here.ram_bytes
     if wishes.macos or here.os == "macos":
         version = wishes.macos or here.os_version
-        if not version.split(".")[0].isdigit():
+        if not re.fullmatch(r"\d{1,3}(\.\d+)*", version, re.ASCII):
             raise UsageError(f"“{version}” is no version of macOS.", hint="--macos 26")
         return Machine("macos", version, "arm64", "Apple", 8, ram_bytes, (Gpu("apple", "Apple GPU", unified=True),))
-    return Machine("linux", "", here.arch, "processor", 8, ram_bytes, (), available_bytes=ram_bytes)
+    free = max(1, ram_bytes - _SYSTEM_BYTES)
+    words = f"{memory_size(ram_bytes)} with {memory_size(_SYSTEM_BYTES)} for the system"
+    return Machine("linux", "", here.arch, "processor", 8, ram_bytes, (), available_bytes=free, memory_words=words)
 
 
 def _path(model: Model, facts: Facts) -> Path | None:
@@ -145,20 +150,22 @@ def _shape(model: Model, facts: Facts) -> tuple[Shape | None, str]:
     return shape, "the file's own header" if on_disk else "the model's published dimensions, until its header is seen"
 
 
-def _fit(model: Model, shape: Shape, wishes: Wishes, facts: Facts, engine: Engine | None) -> tuple[Fit, Variant]:
+def _fit(model: Model, shape: Shape, wishes: Wishes, facts: Facts, engine: Engine | None) -> Fit:
+    native = shape.native_context_tokens
+    if wishes.ctx_tokens and native and wishes.ctx_tokens > native:
+        raise UsageError(f"{model.name} was made for {native:,} tokens; {wishes.ctx_tokens:,} is beyond that.")
     variant = adjusted(model.variants[0], wishes.settings)
-    serving = memory_serving(variant, wishes.ctx_tokens or model.served_context_tokens)
+    served = min(model.served_context_tokens, native or model.served_context_tokens)
+    serving = memory_serving(variant, wishes.ctx_tokens or served)
     if wishes.prefill_step:
         serving = replace(serving, prefill_step_tokens=wishes.prefill_step)
-    return fit_on(shape, serving, variant, engine, facts), variant
+    return fit_on(shape, serving, variant, engine, facts)
 
 
-def _remedies(
-    result: Fit, model: Model, variant: Variant, facts: Facts, engine: Engine | None, shelf: Catalog
-) -> tuple[Remedy, ...]:
+def _remedies(result: Fit, model: Model, facts: Facts, engine: Engine | None, shelf: Catalog) -> tuple[Remedy, ...]:
     if result.verdict == "roomy":
         return ()
-    least = least_context_tokens(model.out_tokens) * variant.slots
+    least = least_context_tokens(model.out_tokens)
     if least > (model.native_context_tokens or least):
         least = CELLS
     return what_helps(result, engine, replace(facts, alternatives=alternatives(shelf, model)), least)

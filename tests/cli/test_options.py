@@ -265,6 +265,65 @@ def test_a_file_is_a_model_too(world: World, tmp_path: Path) -> None:
     assert world.run("plan", str(tmp_path / "none.gguf")).returncode == 2
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan", "tiny", "--ctx", "131328"),
+        ("plan", "tiny", "--macos", "²"),
+        ("plan", ""),
+        ("plan", "./x-00001-of-00000.gguf"),
+        ("plan", "no such/model"),
+        ("--kv", "q8_0", "plan", "tiny"),
+        ("--gemma", "logs"),
+    ],
+)
+def test_plans_that_make_no_sense(world: World, words: tuple[str, ...]) -> None:
+    world.fake_server()
+    done = world.run(*words)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_not_whole_is_said(world: World, tmp_path: Path) -> None:
+    from cclocal import tiny
+
+    world.fake_server()
+    file = tmp_path / "half.bin"
+    file.write_bytes(tiny.gguf()[:1_000_000])
+    done = world.run("plan", str(file))
+    assert done.returncode == 2
+    assert "are there" in done.stderr
+
+
+def test_a_plan_goes_by_the_users_defaults(world: World) -> None:
+    world.fake_server()
+    config = world.home / ".config/cclocal/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('[defaults]\nkv = "q8_0"\nctx = 16384\n')
+    told = json.loads(world.run("plan", "tiny", "--json").stdout)
+    assert (told["kv_type"], told["context_tokens"]) == ("q8_0", 16384)
+    told = json.loads(world.run("plan", "tiny", "--json", CCLOCAL_KV="q4_0").stdout)
+    assert told["kv_type"] == "q4_0"
+
+
+def test_numbers_are_never_cut(world: World) -> None:
+    world.fake_server()
+    narrow = world.run("plan", COLUMNS="40").stdout
+    assert "262,144" in narrow
+    assert "…" not in narrow
+    assert "largest context" in world.run("plan", "gemma", COLUMNS="40").stdout
+
+
+def test_a_damaged_memory_of_earlier_starts_is_no_failure(world: World) -> None:
+    world.fake_server()
+    state = world.home / ".local/state/cclocal/memory.json"
+    state.parent.mkdir(parents=True)
+    for text in ('{"corrections": [1]}', '{"last": {}}', "[]", "nonsense"):
+        state.write_text(text)
+        assert world.run("plan", "tiny").returncode == 0
+        assert world.run("plan", "--last").returncode == 2
+
+
 def test_nothing_was_started_yet(world: World) -> None:
     done = world.run("plan", "--last")
     assert done.returncode == 2

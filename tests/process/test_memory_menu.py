@@ -131,6 +131,44 @@ def test_a_denied_limit_means_less_context(world: World, coder: Path) -> None:
     assert world.wired_limit() == 0
 
 
+def test_a_denied_limit_leaves_the_rest_of_the_answer(world: World, coder: Path) -> None:
+    world.mac(32, "15.5", denied=True)
+    world.fake_server(devices=[METAL])
+    world.fake_claude()
+    answer_default = r"Choose \[[^]]+\] "
+    for key, flag, value in (("c", "--ctx-size", "65536"), ("5", "--cache-type-k", "q8_0")):
+        with world.on_terminal("--model", str(coder), "--wired-limit", "22528") as child:
+            child.expect(answer_default)
+            child.sendline(key)
+            child.expect(r"AGENT \d+")
+            child.sendline("quit 0")
+            child.expect(pexpect.EOF)
+        assert served(world, flag) == value
+
+
+def test_safe_asks_even_where_memory_is_not_to_be_looked_at(mac: World, coder: Path) -> None:
+    with mac.on_terminal("--model", str(coder), "--safe", CCLOCAL_NO_MEMCHECK="1") as child:
+        child.expect("Choose ")
+        child.sendline("q")
+        child.expect(pexpect.EOF)
+    with mac.on_terminal("--model", str(coder), "--safe", "--no-mem-check") as child:
+        child.expect(r"Start it\? \[Y/n\] ")
+        child.sendline("n")
+        child.expect(pexpect.EOF)
+    assert not (mac.record / "pids.json").exists()
+
+
+def test_why_the_limit_is_not_among_the_remedies(world: World) -> None:
+    world.mac(16, "26.1")
+    world.fake_server(devices=["MTL0: Apple M2 (12124 MiB, 12124 MiB free)"])
+    world.fake_claude()
+    write(HEADERS["gpt-oss-20b"](), world.root / "oss.gguf")
+    with world.on_terminal("--model", str(world.root / "oss.gguf"), "--kv", "q8_0") as child:
+        child.expect("2\\) the wired limit is not raised on this Mac")
+        child.sendline("q")
+        child.expect(pexpect.EOF)
+
+
 def test_where_nobody_can_be_asked_the_recommended_is_taken_and_said(mac: World, coder: Path) -> None:
     mac.fake_claude(exits=0)
     done = mac.run("--model", str(coder), "--", "-p", "x")

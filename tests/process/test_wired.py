@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pexpect
 import psutil
 import pytest
 
@@ -18,7 +19,7 @@ from cclocal.files import Folders
 from cclocal.keeper import boot_id
 from tests.world import World, wait_for
 
-LIMIT = 20480
+LIMIT = 24576
 
 
 @pytest.fixture
@@ -90,12 +91,70 @@ def test_the_last_of_several_sessions_puts_it_back(mac: World) -> None:
 
 
 def test_a_limit_that_is_high_enough_is_left_alone(mac: World) -> None:
-    (mac.root / "wired_limit").write_text("24576\n")
+    (mac.root / "wired_limit").write_text("25600\n")
     child = session(mac)
     assert not (mac.record / "sudo").exists()
     child.kill()
     child.wait()
-    assert mac.wired_limit() == 24576
+    assert mac.wired_limit() == 25600
+
+
+def test_whoever_plans_on_a_raised_limit_holds_it(mac: World) -> None:
+    first = session(mac)
+    (mac.record / "agent.json").unlink()
+    # no wish of its own, but a budget that the first one's raise made
+    second = mac.start("--tiny")
+    mac.agent()
+    first.kill()
+    first.wait()
+    time.sleep(0.5)
+    assert mac.wired_limit() == LIMIT
+    second.kill()
+    second.wait()
+    wait_for(lambda: mac.wired_limit() == 0, "the old limit")
+
+
+def test_a_wish_below_the_systems_own_share_changes_nothing(mac: World) -> None:
+    mac.fake_claude(exits=0)
+    done = mac.run("--tiny", "--wired-limit", "16000")
+    assert done.returncode == 0, done.stderr
+    assert "21,845 MiB already" in done.stderr
+    assert not (mac.record / "sudo").exists()
+    assert mac.wired_limit() == 0
+
+
+def test_only_programs_of_the_system_run_as_root(mac: World) -> None:
+    for name in ("cat", "sleep"):
+        (mac.bin / name).write_text(f'#!/bin/sh\n[ -n "$AS_ROOT" ] && touch {mac.record}/mine\nexec /bin/{name} "$@"\n')
+        (mac.bin / name).chmod(0o755)
+    child = session(mac)
+    child.kill()
+    child.wait()
+    wait_for(lambda: mac.wired_limit() == 0, "the old limit")
+    assert not (mac.record / "mine").exists()
+
+
+def test_interrupted_at_the_prompt_for_a_password(mac: World) -> None:
+    sudo = mac.root / "mac/sudo"
+    sudo.write_text(f"#!/bin/sh\ntouch {mac.record}/asked\nsleep 60\n")
+    with mac.on_terminal("--tiny", "--wired-limit", str(LIMIT)) as child:
+        wait_for((mac.record / "asked").exists, "sudo")
+        child.sendintr()
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 130
+    assert not (mac.record / "pids.json").exists()
+
+
+def test_a_fifo_that_is_none_any_more_is_made_anew(mac: World) -> None:
+    folders = _folders(mac)
+    folders.state.mkdir(parents=True)
+    (folders.state / "wired.fifo").write_text("")
+    child = session(mac)
+    assert mac.wired_limit() == LIMIT
+    child.kill()
+    child.wait()
+    wait_for(lambda: mac.wired_limit() == 0, "the old limit")
 
 
 def _folders(world: World) -> Folders:

@@ -71,6 +71,13 @@ def test_what_a_mac_tells_of_itself(world: World, ram: int, macos: str) -> None:
     assert hardware.machine(world.env).wired_limit_mib == 20480
 
 
+def test_a_macos_without_the_setting_is_not_offered_it(world: World) -> None:
+    world.mac(32, "13.7")
+    tool = world.root / "mac/sysctl"
+    tool.write_text(tool.read_text().replace("iogpu.wired_limit_mb) cat", "nothing.of_the_kind) cat"))
+    assert hardware.machine(world.env).wired_limit_mib is None
+
+
 def test_what_vm_stat_counts_as_free() -> None:
     # a Mac mini of 32 GB, and one of 8 GB with macOS 26.6 and its wider columns
     counts = {"free": 180727, "active": 665282, "inactive": 766214, "speculative": 187537, "wired down": 138995}
@@ -237,6 +244,32 @@ def test_the_cards_an_engine_uses_not_all_there_are() -> None:
     assert once.size_bytes == 32149 * MIB - GIB
 
 
+def test_the_right_one_of_several_cards() -> None:
+    # the driver names the smaller card first, the engine the larger
+    small = Gpu("nvidia", "NVIDIA GeForce RTX 3060", 12288 * MIB, 11000 * MIB)
+    large = Gpu("nvidia", "NVIDIA GeForce RTX 4090", 24564 * MIB, 23000 * MIB)
+    here = Machine("linux", "6.8", "x86_64", "R9", 16, 64 * GIB, (small, large), available_bytes=60 * GIB)
+    only = budget_of(engine("CUDA0: NVIDIA GeForce RTX 4090 (24082 MiB, 23687 MiB free)"), here, SHAPE)
+    assert only
+    assert only.size_bytes == 23000 * MIB
+    # a processor's graphics beside a card: what it shares is not counted as a card's
+    own = Gpu("amd", "an AMD GPU", 24 * GIB, 23 * GIB, unified=True)
+    card = Gpu("nvidia", "NVIDIA GeForce RTX 4060", 8188 * MIB, 7900 * MIB)
+    mixed = Machine("linux", "6.8", "x86_64", "R7", 8, 64 * GIB, (card, own), available_bytes=60 * GIB)
+    both = engine(
+        "Vulkan0: AMD Radeon 780M (RADV PHOENIX) (24000 MiB, 23000 MiB free)",
+        "Vulkan1: NVIDIA GeForce RTX 4060 (8188 MiB, 7900 MiB free)",
+    )
+    budget = budget_of(both, mixed, SHAPE)
+    assert budget
+    assert (budget.memory, budget.size_bytes) == ("discrete", 8188 * MIB - GIB)
+    # a card that is full is full, whatever it was when the engine was asked
+    full = Machine("linux", "6.8", "x86_64", "R7", 8, 64 * GIB, (Gpu("amd", "x", 24 * GIB, 1),), 60 * GIB)
+    nothing = budget_of(engine("ROCm0: AMD Radeon RX 7900 XTX (24560 MiB, 24000 MiB free)"), full, SHAPE)
+    assert nothing
+    assert nothing.size_bytes <= 1
+
+
 # -- AMD
 
 
@@ -276,6 +309,15 @@ def test_a_containers_limit_of_either_kind_counts(tmp_path: Path) -> None:
     (tmp_path / "memory/memory.limit_in_bytes").write_text("700\n")
     (tmp_path / "memory/memory.usage_in_bytes").write_text("300\n")
     assert hardware.available_bytes(1000, tmp_path) == 400
+    # what was only read from files goes when somebody needs the room
+    (tmp_path / "memory/memory.stat").write_text("cache 250\ntotal_inactive_file 200\n")
+    assert hardware.available_bytes(1000, tmp_path) == 600
+    # a container that is full has nothing, which is not the same as nobody knows
+    (tmp_path / "memory/memory.limit_in_bytes").write_text("50\n")
+    full = hardware.available_bytes(1000, tmp_path)
+    budget = budget_of(engine(), Machine("linux", "6", "x86_64", "x", 1, GIB, (), full), SHAPE)
+    assert budget
+    assert budget.size_bytes == 0
     (tmp_path / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
     assert hardware.available_bytes(1000, tmp_path) == 1000
 

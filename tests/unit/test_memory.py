@@ -452,7 +452,7 @@ def test_the_cheapest_comes_first() -> None:
     assert shape
     serving = Serving(65536, slots=2, ubatch_tokens=1024, cache_ram_bytes=GIB)
     budget = apple_budget(32 * GIB, "15.5")
-    found = remedies(fit(shape, serving, budget), least_context_tokens=20480, safe_limit_mib=safe_limit_mib(32 * GIB))
+    found = remedies(fit(shape, serving, budget), least_context_tokens=8192, safe_limit_mib=safe_limit_mib(32 * GIB))
     assert [remedy.name for remedy in found] == ["shrink", "raise", "both", "slots", "ubatch", "kv"]
     assert "context" in found[0].words
 
@@ -514,3 +514,113 @@ def test_the_buffers_of_a_real_log() -> None:
     assert processor
     assert (processor.state_bytes, processor.compute_bytes, processor.host_bytes) == (52_690_944, 9 * MIB, 0)
     assert read_buffers("nothing of the kind") is None
+
+
+# -- upper bounds
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values", "state_bytes"),
+    [
+        # what llama.cpp's n_embd_r() and n_embd_s() make of these, in f32
+        (
+            "mamba2",
+            {"ssm.conv_kernel": 4, "ssm.inner_size": 5120, "ssm.state_size": 128, "ssm.group_count": 1},
+            ((3 * (5120 + 2 * 128)) + 128 * 5120) * 4,
+        ),
+        (
+            "falcon-h1",
+            {"ssm.conv_kernel": 4, "ssm.inner_size": 3072, "ssm.state_size": 256, "ssm.group_count": 1},
+            ((3 * (3072 + 2 * 256)) + 256 * 3072) * 4,
+        ),
+        ("rwkv7", {"token_shift_count": 2, "wkv.head_size": 64}, 1024 * (2 + 64) * 4),
+        ("lfm2", {"shortconv.l_cache": 3}, 1024 * 2 * 4),
+    ],
+)
+def test_an_unknown_architecture_counts_every_state_there_may_be(
+    architecture: str, values: dict[str, Any], state_bytes: int
+) -> None:
+    shape = shape_of(
+        header(architecture, block_count=4, embedding_length=1024, **{"attention.head_count": 8}, **values)
+    )
+    assert shape.bound
+    assert footprint(shape, Serving(4096, slots=2), memory="host").state_bytes >= 4 * 2 * state_bytes
+
+
+def test_an_index_of_latent_attention_counts() -> None:
+    values = {"attention.head_count": 64, "attention.key_length": 576, "attention.key_length_mla": 192}
+    plain = shape_of(header("deepseek32", block_count=61, embedding_length=7168, **values))
+    indexed = shape_of(
+        header("deepseek32", block_count=61, embedding_length=7168, **values, **{"attention.indexer.key_length": 128})
+    )
+    assert plain.bound
+    assert kv_bytes(indexed, Serving(65536)) - kv_bytes(plain, Serving(65536)) == 61 * 128 * 2 * 65536
+    assert kv_bytes(indexed, Serving(65536)) >= 61 * (576 + 128) * 2 * 65536
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"block_count": 1001},
+        {"block_count": True},
+        {"block_count": 4, "attention.shared_kv_layers": 99},
+    ],
+)
+def test_numbers_that_no_model_has(values: dict[str, Any]) -> None:
+    with pytest.raises(BadHeaderError):
+        shape_of(header("gemma4", **{"embedding_length": 64, "attention.head_count": 4, **values}))
+
+
+@pytest.mark.parametrize("name", ["[/foo]", "a\x1b[2Jb", "", "x" * 99])
+def test_names_that_would_draw_on_the_screen_are_refused(name: str) -> None:
+    with pytest.raises(BadHeaderError):
+        shape_of(Header({"general.architecture": name, f"{name}.block_count": 1}, ()))
+    with pytest.raises(BadHeaderError):
+        shape_of_config({**MLX["qwen3-8b"]["config"], "model_type": name}, 1)
+
+
+def test_slots_divide_what_was_rounded_first() -> None:
+    # as llama-fit-params says: 1,025 becomes 1,280, a slot's 320 become 512
+    shape = shape_named("gemma-4-e4b")
+    assert kv_bytes(shape, Serving(1025, slots=4)) == kv_bytes(shape, Serving(2048, slots=4))
+
+
+def test_a_micro_batch_is_no_larger_than_the_context() -> None:
+    shape = shape_named("qwen3-coder-30b-a3b")
+    few, many = (footprint(shape, Serving(4096, ubatch_tokens=n), memory="host") for n in (4096, 10**8))
+    assert few == many
+
+
+def test_what_is_not_with_the_gpu_still_needs_memory_where_there_is_one() -> None:
+    shape = known_shape("gemma-4-26b-a4b")
+    assert shape
+    budget = apple_budget(16 * GIB, "26.0", available_bytes=8 * GIB)
+    for serving in (Serving(65536, gpu_layers=0), Serving(65536, gpu_layers=10), Serving(65536, cpu_moe_layers=30)):
+        assert fit(shape, serving, budget).verdict == "too_big"
+
+
+def test_a_projectors_buffer_is_not_the_models() -> None:
+    text = "x: CUDA0 KV buffer size = 1.00 MiB\nsched_reserve: CUDA0 compute buffer size = 523.00 MiB\n"
+    found = read_buffers(text + "reserve_compute_meta: CUDA0 compute buffer size = 72.50 MiB\n")
+    assert found
+    assert found.compute_bytes == 523 * MIB
+
+
+def test_a_remedy_of_one_slot_needs_the_context_of_one() -> None:
+    shape = known_shape("qwen3-coder-30b-a3b")
+    assert shape
+    wanted = fit(shape, Serving(131072, slots=4), apple_budget(32 * GIB, "15.5"))
+    first = remedies(wanted, least_context_tokens=20480)[0]
+    assert first.name == "shrink"
+    assert first.changes["slots"] == 1
+    assert first.changes["ctx"] >= 20480
+
+
+def test_many_layers_are_divided_quickly() -> None:
+    layers = (Layer("full", 1024, 1024),) * 1000
+    sizes = (100 * MIB,) * 1000
+    shape = Shape("llama", 131072, layers, 0, 8, 1000 * 100 * MIB, 1000 * 100 * MIB, False, sizes, sizes)
+    began = time.process_time()
+    card = card_budget([Card("x", 24 * GIB, 24 * GIB)], 200 * GIB)
+    assert remedies(fit(shape, Serving(32768), card), least_context_tokens=4096)
+    assert time.process_time() - began < 10

@@ -35,6 +35,8 @@ NEEDED = ("--jinja", "--api-key-file", "--alias", "--parallel", "--ctx-size")
 #: Above Claude Code's own 30 minutes, so that the server is never the first to hang up.
 SERVER_TIMEOUT_S = 3600
 LOG_VERBOSITY = 4
+#: llama.cpp's own default.
+DEFAULT_BATCH_TOKENS = 2048
 
 
 def engines(facts: Facts) -> tuple[Engine, ...]:
@@ -128,7 +130,9 @@ def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFil
     # 8 GiB of host memory by default, which no plan counted on.
     add("--cache-ram", variant.cache_ram_mib)
     add("--timeout", SERVER_TIMEOUT_S)
-    add("--batch-size", variant.batch_tokens)
+    batch = max(variant.batch_tokens or DEFAULT_BATCH_TOKENS, variant.ubatch_tokens or 0)
+    # a micro-batch beyond the batch would silently be cut to it
+    add("--batch-size", batch if batch > DEFAULT_BATCH_TOKENS else variant.batch_tokens)
     add("--ubatch-size", variant.ubatch_tokens)
     if variant.kv_type != "f16":
         argv += ["--cache-type-k", variant.kv_type, "--cache-type-v", variant.kv_type]

@@ -55,10 +55,10 @@ class Budget:
 
     def raised(self, limit_mib: int) -> Budget:
         """The same Mac with another wired limit."""
-        size = max(0, limit_mib * 2**20 - self.margin_bytes)
-        if self.available_bytes:
-            size = min(size, self.available_bytes)
-        return replace(self, size_bytes=size, limit_mib=limit_mib, source=f"iogpu.wired_limit_mb = {limit_mib}")
+        size, source = _bounded(
+            limit_mib * 2**20 - self.margin_bytes, f"iogpu.wired_limit_mb = {limit_mib}", self.available_bytes
+        )
+        return replace(self, size_bytes=size, limit_mib=limit_mib, source=source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,11 @@ class Card:
     unified: bool = False
 
 
-def host_budget(available_bytes: int, margin_bytes: int = MARGIN_BYTES) -> Budget:
+def host_budget(
+    available_bytes: int, margin_bytes: int = MARGIN_BYTES, what: str = "the memory that is free now"
+) -> Budget:
     """What the processor may use: the memory that is free now, or the container's limit if that is less."""
-    return Budget(max(0, available_bytes - margin_bytes), f"the memory that is free now, less {_gb(margin_bytes)}")
+    return Budget(max(0, available_bytes - margin_bytes), f"{what}, less {_gb(margin_bytes)}")
 
 
 def card_budget(cards: Sequence[Card], available_bytes: int) -> Budget | None:
@@ -129,18 +131,23 @@ def apple_budget(
         share = _apple_share(ram_bytes / GIB, macos_version)
         limit = int(ram_bytes * share)
         source = f"macOS {macos_version} wires {share:.0%} of {ram_bytes / GIB:.0f} GB for the GPU"
-    size = limit - margin_bytes
-    bound = 0 < available_bytes < size
-    if bound:
-        size, source = available_bytes, f"{_gb(available_bytes)} are free now; {source}"
+    # a limit beyond all memory is no promise
+    size, source = _bounded(min(limit, ram_bytes) - margin_bytes, source, available_bytes)
     return Budget(
-        max(0, size),
+        size,
         source,
         "unified",
         limit_mib=limit // 2**20,
         margin_bytes=margin_bytes,
         available_bytes=available_bytes,
     )
+
+
+def _bounded(size_bytes: int, source: str, available_bytes: int) -> tuple[int, str]:
+    """No more than is free now, if that is known; and why."""
+    if 0 < available_bytes < size_bytes:
+        return available_bytes, f"{_gb(available_bytes)} are free now; {source}"
+    return max(0, size_bytes), source
 
 
 def _apple_share(ram_gib: float, macos_version: str) -> float:

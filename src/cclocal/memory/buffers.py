@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 #: "llama_kv_cache:      CUDA0 KV buffer size =   512.00 MiB"; the words before have changed over the years.
 _LINE = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size\s*=\s*([\d.]+) MiB")
+#: A vision model's projector tells of its own compute buffer in the same words.
+_PROJECTOR = re.compile(r"^.*(?:clip|reserve_compute_meta).*$", re.MULTILINE)
 _HOST = re.compile(r"CPU|.*_Host$")
 
 
@@ -31,7 +33,7 @@ def read_buffers(log: str) -> Buffers | None:
     A device's compute buffer is named each time it grows, so its last size counts; caches of several kinds add up.
     """
     sizes: dict[tuple[str, str], int] = {}
-    for device, part, mib in _LINE.findall(log):
+    for device, part, mib in _LINE.findall(_PROJECTOR.sub("", log)):
         size = round(float(mib) * 2**20)
         key = (device, part)
         sizes[key] = size if part in ("compute", "output") else sizes.get(key, 0) + size

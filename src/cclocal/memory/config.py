@@ -6,10 +6,12 @@ Source: mlx-lm 0.31.3's models/*.py, whose caches were measured for every archit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from cclocal.memory.gguf import BadHeaderError
+from cclocal.memory.shape import MOST_LAYERS as _LAYER_LIMIT
 from cclocal.memory.shape import Layer, Shape
 
 #: Model types whose caches were compared; any other gets the upper bound, every layer with full attention.
@@ -21,7 +23,6 @@ KNOWN = frozenset(
 #: Source: mlx/backend/metal/scaled_dot_product_attention.cpp, 0.31; newer versions fuse some more.
 _FUSED = (64, 80, 128)
 _GATED_DELTA = ("qwen3_5", "qwen3_5_text", "qwen3_next")
-_LAYER_LIMIT = 10_000
 
 
 class _Config:
@@ -29,7 +30,9 @@ class _Config:
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         text = raw.get("text_config")
-        self.kind = str(raw.get("model_type", "?"))
+        self.kind = raw.get("model_type", "?")
+        if not isinstance(self.kind, str) or not re.fullmatch(r"[\w.?-]{1,64}", self.kind, re.ASCII):
+            raise BadHeaderError("its config.json has no plain model_type")
         self.raw: Mapping[str, Any] = text if isinstance(text, dict) else raw
 
     def one(self, key: str, default: int | None = None) -> int:

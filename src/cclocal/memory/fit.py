@@ -29,10 +29,14 @@ class Fit:
         """What would be left of the scarcer memory; below 0 = it does not fit."""
         if self.budget is None:
             return None
-        left = self.budget.size_bytes - self.footprint.need_bytes
-        if self.budget.host_bytes is not None and (self.serving.gpu_layers is not None or self.serving.cpu_moe_layers):
-            left = min(left, self.budget.host_bytes - self.footprint.host_bytes)
-        return left
+        parts, budget = self.footprint, self.budget
+        left = budget.size_bytes - parts.need_bytes
+        if self.serving.gpu_layers is None and not self.serving.cpu_moe_layers:
+            return left
+        if budget.host_bytes is not None:
+            return min(left, budget.host_bytes - parts.host_bytes)
+        # one memory: what is not with the GPU is beside it
+        return min(left, (budget.available_bytes or budget.size_bytes) - parts.need_bytes - parts.host_bytes)
 
     @property
     def fits(self) -> bool:
@@ -67,13 +71,15 @@ class Fit:
 
     def as_json(self) -> dict[str, Any]:
         parts = self.footprint
+        mlx = self.shape.form == "mlx"
+        batch = {"prefill_step_tokens": self.serving.prefill_step_tokens} if mlx else {}
         return {
             "architecture": self.shape.architecture,
             "context_tokens": self.serving.context_tokens,
-            "native_context_tokens": self.shape.native_context_tokens,
-            "kv_type": self.serving.kv_type,
+            "native_context_tokens": self.shape.native_context_tokens or None,
+            "kv_type": "bf16" if mlx else self.serving.kv_type,
             "slots": self.serving.slots,
-            "ubatch_tokens": self.serving.ubatch_tokens,
+            **(batch or {"ubatch_tokens": self.serving.ubatch_tokens}),
             "weights_bytes": parts.weights_bytes,
             "kv_bytes": parts.kv_bytes,
             "state_bytes": parts.state_bytes,
@@ -115,11 +121,12 @@ def fit(
         return tried.fits
 
     # more context never needs less, so halving finds the last step that fits
-    low, high = 0, (shape.native_context_tokens or serving.context_tokens) // CELLS
+    native = shape.native_context_tokens or serving.context_tokens
+    low, high = 0, max(1, native // CELLS)
     while low < high:
         middle = (low + high + 1) // 2
         if fits(middle * CELLS):
             low = middle
         else:
             high = middle - 1
-    return Fit(shape, serving, here, budget, low * CELLS, extras)
+    return Fit(shape, serving, here, budget, min(low * CELLS, native), extras)

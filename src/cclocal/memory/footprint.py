@@ -140,8 +140,8 @@ def layer_kv_bytes(shape: Shape, serving: Serving) -> list[int]:
     Each slot has a cache of its own for its share of the context; sliding layers keep their window and one
     micro-batch, never more than the context.
     """
-    context = _round_up(serving.context_tokens // serving.slots)
-    sliding = min(context, _round_up(shape.window_tokens + serving.ubatch_tokens))
+    context = _per_slot(serving)
+    sliding = min(context, _round_up(shape.window_tokens + _ubatch(serving)))
     # without flash attention V is stored transposed, in rows as wide as the widest layer's
     widest = 0 if serving.flash_attention else max(layer.value_elements for layer in shape.layers)
     per_element = KV_TYPES[serving.kv_type] * serving.slots
@@ -158,12 +158,22 @@ def _round_up(tokens: int) -> int:
     return -(-tokens // CELLS) * CELLS
 
 
+def _per_slot(serving: Serving) -> int:
+    """The cells of one slot: llama.cpp rounds the whole context, divides it, and rounds again."""
+    return _round_up(_round_up(serving.context_tokens) // serving.slots)
+
+
+def _ubatch(serving: Serving) -> int:
+    """A micro-batch is never larger than the context."""
+    return min(serving.ubatch_tokens, _round_up(serving.context_tokens))
+
+
 def compute_bytes(shape: Shape, serving: Serving) -> int:
     """The compute buffers; without flash attention they hold every score of a micro-batch besides."""
-    context = _round_up(serving.context_tokens // serving.slots)
-    total = serving.ubatch_tokens * (COMPUTE_BYTES_PER_UBATCH_TOKEN + MASK_BYTES * context)
+    context, ubatch = _per_slot(serving), _ubatch(serving)
+    total = ubatch * (COMPUTE_BYTES_PER_UBATCH_TOKEN + MASK_BYTES * context)
     if not serving.flash_attention:
-        total += shape.query_heads * context * serving.ubatch_tokens * 4
+        total += shape.query_heads * context * ubatch * 4
     return int(total)
 
 

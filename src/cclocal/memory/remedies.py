@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cclocal.memory.budget import Budget
 from cclocal.memory.fit import Fit, fit
-from cclocal.memory.footprint import Serving
+from cclocal.memory.footprint import CELLS, Serving, footprint
 
 #: The smaller micro-batch (and MLX's prefill step) that is offered: reading a prompt gets somewhat slower.
 SMALL_UBATCH_TOKENS = 256
@@ -59,11 +60,19 @@ def remedies(
 ) -> tuple[Remedy, ...]:
     """Every remedy that helps `wanted`, the recommended shrink first; empty if nothing is known of the machine.
 
+    `least_context_tokens` is what one conversation must have at least.
+
     Where there is room enough the shrink is to keep what there is, and no other is needed.
     """
     if wanted.budget is None:
         return ()
-    found = list(_shrinks(wanted, least_context_tokens, can_quantise_kv=can_quantise_kv))
+    # never one that needs more: the same context in one slot has larger buffers than in several
+    most = wanted.footprint.need_bytes
+
+    def worth_it(remedy: Remedy) -> bool:
+        return remedy.helps and remedy.fit.footprint.need_bytes <= most
+
+    found = [one for one in _shrinks(wanted, least_context_tokens, can_quantise_kv=can_quantise_kv) if worth_it(one)]
     if wanted.verdict == "roomy":
         return tuple(found)
     shrunk = found[0].fit.serving.context_tokens if found else 0
@@ -72,7 +81,7 @@ def remedies(
     others += _offloads(wanted, layers_too=can_offload, experts_too=can_offload_experts)
     for name, words, changes, serving in others:
         result = _served(wanted, serving, wanted.budget)
-        if result.serving.context_tokens >= least_context_tokens and _gains(wanted, result):
+        if result.serving.context_tokens >= _least(least_context_tokens, serving) and _gains(wanted, result):
             kept = {"ctx": result.serving.context_tokens} if result.serving.context_tokens != _tokens(wanted) else {}
             found.append(Remedy(name, words, {**changes, **kept}, result))
     found += [
@@ -80,7 +89,12 @@ def remedies(
         for one in smaller
         if (one.fit.max_context_tokens or 0) > (wanted.max_context_tokens or 0)
     ]
-    return tuple(remedy for remedy in found if remedy.helps)
+    return tuple(remedy for remedy in found if worth_it(remedy))
+
+
+def _least(least_tokens: int, serving: Serving) -> int:
+    """What a server must have at least: each of its slots rounds down to whole cells."""
+    return -(-least_tokens // CELLS) * CELLS * serving.slots
 
 
 def _tokens(wanted: Fit) -> int:
@@ -129,7 +143,7 @@ def _shrinks(wanted: Fit, least_tokens: int, *, can_quantise_kv: bool) -> Iterat
         words += [label] if label else []
         result = _served(wanted, tried, wanted.budget)
         tokens = result.serving.context_tokens
-        if tokens >= least_tokens:
+        if tokens >= _least(least_tokens, tried) or (tokens == _tokens(wanted) and tried == wanted.serving):
             same = tokens == _tokens(wanted)
             context = f"context {tokens:,}" if not same else f"keep the context of {tokens:,}"
             yield Remedy("shrink", ", ".join((context, *words)), {**changes, "ctx": tokens}, result)
@@ -155,6 +169,7 @@ def _raises(wanted: Fit, least_tokens: int, safe_limit_mib: int, shrunk_tokens: 
     if limit <= budget.limit_mib:
         return
     result = _served(wanted, wanted.serving, budget.raised(limit))
+    least_tokens = _least(least_tokens, wanted.serving)
     if result.serving.context_tokens < least_tokens or not _gains(wanted, result):
         return
     words = f"raise the wired limit from {budget.limit_mib:,} to {limit:,} MiB for this session (sudo)"
@@ -196,17 +211,23 @@ def _offloads(
     if budget is None or budget.memory != "discrete" or not shape.layer_weights_bytes or wanted.verdict != "too_big":
         return
     count = len(shape.layers)
+
+    def at_ease(serving: Serving) -> bool:
+        """Whether the card holds its part."""
+        need = footprint(shape, serving, memory=budget.memory, extras=wanted.extras).need_bytes
+        return need <= budget.size_bytes
+
+    # the more stays in host memory, the less the card must hold: halving finds the least that has to
+    steps = range(1, count + 1)
     if experts_too and any(shape.expert_weights_bytes):
-        for layers in range(1, count + 1):
-            serving = replace(wanted.serving, cpu_moe_layers=layers)
-            if fit(shape, serving, budget, extras=wanted.extras).fits:
-                words = f"experts of {layers} of {count} layers on the processor: slower"
-                yield "offload", words, {"cpu_moe": layers}, serving
-                return
-    for layers in range(count, 0, -1) if layers_too else ():
-        serving = replace(wanted.serving, gpu_layers=layers)
-        if fit(shape, serving, budget, extras=wanted.extras).fits:
-            kept = count + 1 - layers
-            words = f"{kept} of {count} layers on the processor: much slower"
-            yield "offload", words, {"gpu_layers": layers}, serving
+        layers = 1 + bisect_left(steps, True, key=lambda n: at_ease(replace(wanted.serving, cpu_moe_layers=n)))
+        if layers <= count:
+            words = f"experts of {layers} of {count} layers on the processor: slower"
+            yield "offload", words, {"cpu_moe": layers}, replace(wanted.serving, cpu_moe_layers=layers)
             return
+    if layers_too:
+        kept = 1 + bisect_left(steps, True, key=lambda n: at_ease(replace(wanted.serving, gpu_layers=count + 1 - n)))
+        if kept <= count:
+            words = f"{kept} of {count} layers on the processor: much slower"
+            layers = count + 1 - kept
+            yield "offload", words, {"gpu_layers": layers}, replace(wanted.serving, gpu_layers=layers)

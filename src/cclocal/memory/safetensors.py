@@ -36,5 +36,5 @@ def weights_bytes(data: bytes) -> int:
 def _size(name: str, tensor: Any) -> int:
     at = tensor.get("data_offsets") if isinstance(tensor, dict) else None
     if not isinstance(at, list) or len(at) != 2 or not all(type(n) is int and 0 <= n < 2**63 for n in at):
-        raise BadHeaderError(f"its tensor {name[:80]} has no place")
+        raise BadHeaderError(f"its tensor {name[:80]!a} has no place")
     return max(0, int(at[1]) - int(at[0]))

@@ -23,6 +23,9 @@ _DEFAULT_PERIOD = {"gpt-oss": 2}
 #: A hybrid's layer has full attention if (i + 1) is a multiple of this, unless the file says another number.
 _DEFAULT_INTERVAL = 4
 _GATED_DELTA = ("qwen3next", "qwen35")
+#: No real model has more layers or weights; a damaged or hostile header may claim to.
+MOST_LAYERS = 1000
+_MOST_WEIGHTS_BYTES = 2**50
 #: Tensors of one layer; and those of its experts, which --n-cpu-moe keeps in host memory.
 #: Source: llama.cpp's llm_ffn_exps_block_regex in common/common.h.
 _OF_LAYER = re.compile(r"blk\.(\d+)\.")
@@ -68,12 +71,16 @@ class Shape:
 def shape_of(header: Header) -> Shape:
     """Read a shape from a header. Raises BadHeaderError if a needed number is missing or absurd."""
     numbers = _Numbers(header)
+    if not re.fullmatch(r"[\w.-]{1,64}", header.architecture, re.ASCII):
+        raise BadHeaderError("its architecture has no plain name")
     count = numbers.one("block_count") - numbers.one("nextn_predict_layers", 0)
-    if not 0 < count <= 10_000:
+    if not 0 < count <= MOST_LAYERS:
         raise BadHeaderError(f"it claims {count:,} layers")
     layers = _layers(header, numbers, count)
     names = {tensor.name for tensor in header.tensors}
     weights = sum(tensor.size_bytes for tensor in header.tensors)
+    if weights > _MOST_WEIGHTS_BYTES:
+        raise BadHeaderError(f"it claims more than {_MOST_WEIGHTS_BYTES >> 40} TB of weights")
     on_host = {"per_layer_token_embd.weight"} | ({"token_embd.weight"} if "output.weight" in names else set())
     return Shape(
         architecture=header.architecture,
@@ -123,7 +130,7 @@ class _Numbers:
     def _checked(self, key: str, value: Value) -> int:
         if value is None:
             raise BadHeaderError(f"it has no {self.header.architecture}.{key}")
-        if not isinstance(value, int) or not 0 <= value < 2**32:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
             raise BadHeaderError(f"its {self.header.architecture}.{key} is {value!r}")
         return int(value)
 
@@ -138,20 +145,29 @@ def _layers(header: Header, numbers: _Numbers, count: int) -> tuple[Layer, ...]:
     key_swa, value_swa = (
         numbers.one(f"attention.{part}_length_swa", whole) for part, whole in (("key", key), ("value", value))
     )
-    # multi-head latent attention caches one latent vector, and no V
+    # multi-head latent attention caches one latent vector, and no V; some models an index of it besides
     if header.get("attention.key_length_mla") is not None:
         kv_heads, value = [1] * count, 0
+        key += numbers.one("attention.indexer.key_length", 0)
+    # the last layers of some models read the caches of earlier ones
+    shared = numbers.one("attention.shared_kv_layers", 0)
+    if shared >= count:
+        raise BadHeaderError(f"it claims that {shared:,} of {count:,} layers share their caches")
+    if architecture not in KNOWN:
+        # nobody compared it: every layer with full attention, and with whatever state there may be
+        state = _any_state_bytes(numbers, max(heads))
+        kept = max(kv_heads) or (0 if state else max(heads))
+        return (Layer("full", kept * max(key, key_swa), kept * max(value, value_swa), state),) * count
     recurrent = _recurrent(header, numbers, kv_heads, count)
     state = _state_bytes(numbers) if any(recurrent) else 0
-    # the last layers of some models read the caches of earlier ones
-    owners = count - numbers.one("attention.shared_kv_layers", 0)
+    owners = count - shared
     found = []
     for i in range(count):
         if recurrent[i]:
             found.append(Layer("recurrent", state_bytes=state))
         elif i >= owners or not kv_heads[i]:
             found.append(Layer("none"))
-        elif sliding[i] and architecture in KNOWN:
+        elif sliding[i]:
             found.append(Layer("sliding", kv_heads[i] * key_swa, kv_heads[i] * value_swa))
         else:
             found.append(Layer("full", kv_heads[i] * key, kv_heads[i] * value))
@@ -185,3 +201,26 @@ def _state_bytes(numbers: _Numbers) -> int:
     """
     inner, state, groups = (numbers.one(f"ssm.{part}") for part in ("inner_size", "state_size", "group_count"))
     return ((numbers.one("ssm.conv_kernel") - 1) * (inner + 2 * groups * state) + state * inner) * 4
+
+
+def _any_state_bytes(numbers: _Numbers, heads: int) -> int:
+    """The most that a layer of any kind may keep for one conversation, in f32.
+
+    Source: all cases of llama.cpp's n_embd_r() and n_embd_s(): RWKV, short convolutions, delta attention, linear
+    attention, Mamba.
+    """
+
+    def one(key: str) -> int:
+        return numbers.one(key, 0)
+
+    width, kda, linear = one("embedding_length"), one("kda.head_dim"), one("attention.linear_head_dim")
+    tail = max(0, one("ssm.conv_kernel") - 1)
+    inner, state = one("ssm.inner_size"), one("ssm.state_size")
+    kinds = (
+        width * (one("token_shift_count") + one("wkv.head_size")),
+        width * max(0, one("shortconv.l_cache") - 1),
+        (3 * max(tail, 3) + kda) * heads * kda,
+        linear * linear * heads,
+        tail * (inner + 2 * one("ssm.group_count") * state) + state * inner,
+    )
+    return max(kinds) * 4

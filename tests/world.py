@@ -119,8 +119,8 @@ class World:
         return child
 
     @contextlib.contextmanager
-    def on_terminal(self, *args: str, **env: str) -> Iterator[pexpect.spawn]:  # type: ignore[type-arg]
-        """cclocal on a terminal of 24 by 100, with somebody to answer."""
+    def on_terminal(self, *args: str, size: tuple[int, int] = (24, 100), **env: str) -> Iterator[pexpect.spawn]:  # type: ignore[type-arg]
+        """cclocal on a terminal of `size` rows and columns, with somebody to answer."""
         child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]
             self.command[0],
             [*self.command[1:], *args],
@@ -128,7 +128,7 @@ class World:
             cwd=str(self.project),
             encoding="utf-8",
             timeout=PATIENCE_S,
-            dimensions=(24, 100),
+            dimensions=size,
         )
         try:
             yield child

@@ -47,7 +47,8 @@ class Variant:
     backend: BackendName
     quant: str
     default: bool = False
-    #: where it comes from: a Hugging Face repo with files (the first is the model), an Ollama tag, or "tiny"
+    #: where it comes from: a Hugging Face repo with files (the first is the model; none: the one of that quant), an
+    #: Ollama tag, or "tiny"
     repo: str | None = None
     files: tuple[str, ...] = ()
     tag: str | None = None
@@ -137,6 +138,20 @@ class Catalog:
         )
 
 
+def of_repo(name: str, native_context_tokens: int) -> Model:
+    """A model made of a repository of the hub, `owner/name` or `owner/name:QUANT`: nothing else is known of it."""
+    repo, _, quant = name.partition(":")
+    short = re.sub(r"-GGUF$", "", repo.partition("/")[2], flags=re.IGNORECASE)
+    return Model(
+        id="local-model" if _TAKEN.search(short) else short,
+        name=name,
+        note="from the hub; untested",
+        native_context_tokens=native_context_tokens,
+        variants=(Variant(backend="llama-server", quant=quant or "any", default=True, repo=repo),),
+        warning="This model is not in the catalog: its tool use is untested.",
+    )
+
+
 def of_gguf(path: Path, native_context_tokens: int) -> Model:
     """A model made of a GGUF file the user named: nothing is known of it but the file and its header's context."""
     # the id ends up in argv and in the agent's requests
@@ -158,7 +173,7 @@ _TAKEN = re.compile(r"claude|sonnet|haiku|opus|\[1m\]", re.IGNORECASE)
 
 
 #: A hub repository's id: it becomes a path in the cache, so nothing else may stand there.
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def load(shipped: Path, user: UserFile | None = None) -> Catalog:
@@ -209,9 +224,9 @@ def _unfit_variants(model: Model) -> Iterator[tuple[tuple[str | int, ...], str]]
         sources = [bool(variant.repo), bool(variant.tag), bool(variant.builtin), bool(variant.path)]
         if sum(sources) != 1:
             yield here, "must say where it comes from: exactly one of repo, path and tag"
-        elif variant.repo and not _REPO.fullmatch(variant.repo):
+        elif variant.repo and not REPO.fullmatch(variant.repo):
             yield (*here, "repo"), "must look like owner/name"
-        elif variant.repo and not variant.files:
+        elif variant.repo and not variant.files and variant.backend != "llama-server":
             yield here, "needs files: the first is the model"
         elif any(Path(file).is_absolute() or ".." in Path(file).parts for file in variant.files):
             yield (*here, "files"), "must name files inside the repository"

@@ -7,7 +7,8 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,8 @@ EXAMPLES = (
     ("cclocal --gemma --dry-run", "what would run, where, and why"),
     ("cclocal plan --ram 24 --macos 26", "which models fit a machine, with how much context"),
     ("cclocal --server --gemma", "only the server"),
+    ("cclocal --fetch gemma coder", "download now, start later"),
+    ("cclocal --list", "what is on this disk; cclocal --rm removes"),
     ("cclocal logs -f", "what the model server says"),
 )
 
@@ -66,11 +69,17 @@ def launch(
         str | None,
         typer.Option(
             "--model",
-            metavar="ID|FILE.gguf",
+            metavar="ID|FILE|REPO",
             envvar="CCLOCAL_MODEL",
             rich_help_panel=MODELS,
-            help="A model of the catalog by name, or a GGUF file.",
+            help="A model of the catalog by name, a GGUF file, or owner/name[:QUANT] of the Hugging Face hub.",
             autocompletion=_names_of_models,
+        ),
+    ] = None,
+    quant: Annotated[
+        str | None,
+        typer.Option(
+            "--quant", metavar="NAME", rich_help_panel=MODELS, help="Another quantisation of the catalog's, as Q8_0."
         ),
     ] = None,
     server: Annotated[
@@ -263,11 +272,15 @@ def launch(
     sources = _sources(ctx, started)
     wanted = _wanted(flags, model, sources, started)
     if wanted is None:
-        wanted = shelf.default if server or safe else ui.pick(shelf)
-        sources["model"] = "catalog" if server or safe else "picker"
+        from cclocal.front import menu
+
+        quiet = server or safe or dry_run
+        wanted = shelf.default if quiet else menu(shelf, started.folders, started.environ)
+        sources["model"] = "catalog" if quiet else "picker"
     settings = Settings(
         model=wanted,
         backend=backend,
+        quant=quant,
         llama_server=llama_server,
         ctx=ctx_tokens,
         out_tokens=out_tokens,
@@ -291,10 +304,10 @@ def launch(
     _carry_out(shelf, settings, started, dry_run=dry_run, as_json=as_json, safe=safe)
 
 
-def _carry_out(shelf: Catalog, settings: Settings, started: Start, *, dry_run: bool, as_json: bool, safe: bool) -> None:
-    from dataclasses import replace
-
-    from cclocal import ui
+def _planner(
+    shelf: Catalog, settings: Settings, started: Start
+) -> Callable[[Mapping[str, Shape], Mapping[str, Any]], Plan]:
+    """What makes the plan, again and again as more is known: looks around, and decides."""
     from cclocal.machine import alternatives, probe
     from cclocal.plan import make_plan
 
@@ -302,10 +315,16 @@ def _carry_out(shelf: Catalog, settings: Settings, started: Start, *, dry_run: b
         wishes = settings.changed(changes, "memory menu")
         model = _model(shelf, wishes.model or shelf.default, started)
         facts = probe(wishes, model, started.folders, started.environ)
-        return make_plan(
-            model, wishes, replace(facts, shapes={**facts.shapes, **seen}, alternatives=alternatives(shelf, model))
-        )
+        shapes = {**facts.shapes, **seen}
+        return make_plan(model, wishes, replace(facts, shapes=shapes, alternatives=alternatives(shelf, model)))
 
+    return planned
+
+
+def _carry_out(shelf: Catalog, settings: Settings, started: Start, *, dry_run: bool, as_json: bool, safe: bool) -> None:
+    from cclocal import ui
+
+    planned = _planner(shelf, settings, started)
     plan = planned({}, {})
     if dry_run and as_json:
         import json
@@ -353,6 +372,63 @@ def attach(
         story(port, started.folders, started.environ, started.agent_args)
     except KeyboardInterrupt:
         raise InterruptedByUser("Interrupted.") from None
+
+
+@app.command("list")
+def list_(
+    ctx: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="For scripts.")] = False,
+) -> None:
+    """The models on this disk (also: cclocal --list): the hub's cache, Ollama's store, files you used."""
+    from cclocal import catalog
+    from cclocal.front import show_stored
+
+    started: Start = ctx.obj
+    shelf = catalog.load(packaged("models.toml"), started.user_file)
+    show_stored(shelf, started.folders, started.environ, as_json=as_json)
+
+
+@app.command()
+def rm(
+    ctx: typer.Context,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]…", help="Models by flag or repository; all = cclocal's.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", metavar="", help="Only say what would go.")] = False,
+) -> None:
+    """Remove models from this disk (also: cclocal --rm). Without a name: a list to tick."""
+    from cclocal import catalog
+    from cclocal.front import remove_named
+
+    started: Start = ctx.obj
+    shelf = catalog.load(packaged("models.toml"), started.user_file)
+    remove_named(names or (), shelf, started.folders, started.environ, yes=yes, dry_run=dry_run)
+
+
+@app.command()
+def fetch(
+    ctx: typer.Context,
+    names: Annotated[list[str], typer.Argument(metavar="MODEL…", autocompletion=_names_of_models)],
+) -> None:
+    """Download models and exit (also: cclocal --fetch); a launch needs no network then."""
+    from cclocal import catalog
+    from cclocal import launch as story
+
+    started: Start = ctx.obj
+    shelf = catalog.load(packaged("models.toml"), started.user_file)
+    settings = Settings(server_only=True, mem_check=False)
+    try:
+        for name in names:
+            planned = _planner(shelf, replace(settings, model=_plain(name)), started)
+            story.fetch_only(planned({}, {}), planned, started.folders, started.environ)
+    except KeyboardInterrupt:
+        raise InterruptedByUser("Interrupted; finished files are kept.") from None
+
+
+def _plain(name: str) -> str:
+    """A model's name, also if it was written as its flag."""
+    return name.removeprefix("--")
 
 
 @app.command()
@@ -490,21 +566,42 @@ def _is_on(value: str) -> bool:
 
 def _model(shelf: Catalog, wanted: str, started: Start) -> Model:
     from cclocal import catalog
+    from cclocal.lookup import with_hub_files
 
+    found = _named(shelf, wanted, started)
+    return with_hub_files(catalog.with_local_files(found, started.folders.config), started.folders, started.environ)
+
+
+def _named(shelf: Catalog, wanted: str, started: Start) -> Model:
+    """A name of the catalog, a file, or a repository of the hub."""
+    from cclocal import catalog
+    from cclocal.lookup import is_repo, of_gguf
+
+    path = Path(wanted).expanduser()
+    if is_repo(wanted) and not path.exists():
+        # its header says what it was made for; until then what most can do
+        return catalog.of_repo(wanted, _native_of(wanted, started) or 131072)
     if wanted.endswith(".gguf") or os.sep in wanted:
-        path = Path(wanted).expanduser()
+        if path.is_dir():
+            raise UsageError(f"{wanted} is a folder: MLX models are not served yet.", hint=f"cclocal plan {wanted}")
         if not wanted.endswith(".gguf") and not path.exists():
-            raise UsageError(
-                f"There is no file {wanted}; and models are not fetched from the hub by their id yet.",
-                hint=f"give it a name in your config.toml: docs/catalog.md shows how; or look: cclocal plan {wanted}",
-            )
-        from cclocal.lookup import of_gguf
-
+            raise UsageError(f"There is no file {wanted}.", hint="--model owner/name:QUANT is one of the hub")
         # a file without a context of its own is served at what most models can do
         found = of_gguf(path) if path.is_file() else None
         native = found.shape.native_context_tokens if found else 0
-        return catalog.with_local_files(catalog.of_gguf(path.absolute(), native or 32768), started.folders.config)
-    return catalog.with_local_files(shelf.find(wanted), started.folders.config)
+        return catalog.of_gguf(path.absolute(), native or 32768)
+    return shelf.find(wanted)
+
+
+def _native_of(name: str, started: Start) -> int:
+    """What a repository's file was made for, if it is here."""
+    from cclocal import catalog, hub
+    from cclocal.lookup import of_gguf, with_hub_files
+
+    variant = with_hub_files(catalog.of_repo(name, 32768), started.folders, started.environ).variants[0]
+    files = hub.cached_files(variant.repo or "", variant.files, started.environ)
+    found = of_gguf(files[variant.files[0]]) if len(files) == len(variant.files) > 0 else None
+    return found.shape.native_context_tokens if found else 0
 
 
 #: parameter name of each model flag → the model's id
@@ -534,6 +631,18 @@ def _add_model_flags(sources: Sequence[Path]) -> None:
     by_panel = [fixed[0], *made, *(p.replace(kind=p.KEYWORD_ONLY) for p in fixed[1:])]
     launch.__signature__ = signature.replace(parameters=by_panel)  # type: ignore[attr-defined]
     launch.__annotations__ = {p.name: p.annotation for p in by_panel}
+
+
+#: Flags that are commands: an option cannot take any number of names, and seed 002's users type these.
+_COMMAND_FLAGS = {"--list": "list", "-l": "list", "--rm": "rm", "--clean": "rm", "--fetch": "fetch"}
+
+
+def _commands_by_flag(words: list[str]) -> list[str]:
+    """The command line with such a flag first and by its command's name."""
+    at = next((i for i, word in enumerate(words) if word in _COMMAND_FLAGS), None)
+    if at is None or (words and words[0] in ("list", "rm", "fetch", "plan", "logs", "attach")):
+        return words
+    return [_COMMAND_FLAGS[words[at]], *words[:at], *words[at + 1 :]]
 
 
 def _correction(words: Sequence[str], complaint: str) -> str:
@@ -566,6 +675,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index("--") if "--" in words else len(words)
     ours, theirs = words[:cut], words[cut + 1 :]
+    ours = _commands_by_flag(ours)
     lenient = "_CCLOCAL_COMPLETE" in os.environ or bool({"-h", "--help", "--version"} & set(ours))
     try:
         started = Start(dict(os.environ), theirs, lenient=lenient)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -51,6 +51,17 @@ def cached_files(repo: str, files: tuple[str, ...], environ: Mapping[str, str]) 
         return {}
     snapshot = folder / "snapshots" / revision
     return {name: snapshot / name for name in files if (snapshot / name).is_file()}
+
+
+def cached_names(repo: str, environ: Mapping[str, str]) -> dict[str, int]:
+    """The files of a repository that are in the cache, and their sizes."""
+    folder = cache_folder(environ) / f"models--{repo.replace('/', '--')}"
+    try:
+        snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text("utf-8").strip()
+        found = [path for path in snapshot.rglob("*") if path.is_file()]
+        return {str(path.relative_to(snapshot)): path.stat().st_size for path in found}
+    except OSError:
+        return {}
 
 
 def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: Any) -> dict[str, Path]:
@@ -150,6 +161,26 @@ def web(what: str) -> Iterator[Any]:
         if isinstance(error, BadHeaderError):
             raise
         raise HubError(f"The registry was not reached for {what}.", cause=[_first_line(error)]) from None
+
+
+def remove(repo: str, environ: Mapping[str, str]) -> None:
+    """Take a repository out of the hub's cache, through the hub's own library: blobs may be shared."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    import huggingface_hub
+
+    folder = cache_folder(environ)
+    cache = huggingface_hub.scan_cache_dir(folder)
+    # only this one: copies of a repository share the names of their revisions
+    mine = frozenset(found for found in cache.repos if found.repo_id == repo and found.repo_type == "model")
+    revisions = [revision.commit_hash for found in mine for revision in found.revisions]
+    replace(cache, repos=mine).delete_revisions(*revisions).execute()
+    left = folder / f"models--{repo.replace('/', '--')}"
+    # what a download that was cut off left behind is no revision
+    for dead in left.glob("blobs/*.incomplete") if not left.is_symlink() else ():
+        dead.unlink(missing_ok=True)
+    for empty in (left / "blobs", left / "refs", left / "snapshots", left / ".no_exist", left):
+        with suppress(OSError):
+            empty.rmdir()
 
 
 def _counting(bar: Bar) -> type:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError
 from cclocal.files import Folders, make_folder, write_private
 from cclocal.hardware import is_mac, mac_tool, resident_servers
 from cclocal.keeper import how_it_ended
+from cclocal.lookup import remember_files
 from cclocal.machine import look_around
 from cclocal.memory.fit import memory_size
 from cclocal.memory.gguf import BadHeaderError, read_header
@@ -24,6 +26,7 @@ from cclocal.plan import Plan, check_agent, model_file_values, placeholder_of
 from cclocal.process import Held, become, free_port, hold, new_key, new_session_id
 from cclocal.ready import holder_of, last_lines, wait_until_ready
 from cclocal.state import reclaim, sessions
+from cclocal.store import remember
 
 #: A random port may be taken between looking and listening; so often another one is tried.
 PORT_TRIES = 3
@@ -63,6 +66,23 @@ def run_server(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[st
     code, cause = held.server_exit, last_lines(held.log)
     held.end()
     raise ServerDiedError(f"The server stopped ({how_it_ended(code or 0)}).", cause=cause, log=str(held.log))
+
+
+def fetch_only(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str]) -> None:
+    """Put a model's files on disk, and no more."""
+    plan = _with_named_files(plan, replan, folders)
+    there = not plan.fetch.repo and not plan.fetch.builtin
+    fetch(plan, folders, environ)
+    ui.say(f"{plan.model.name} is on this disk{' already' if there else ''}.")
+
+
+def _with_named_files(plan: Plan, replan: Replan, folders: Folders) -> Plan:
+    """The plan with the files' names, where only their repository and quantisation were known."""
+    if not plan.fetch.repo or plan.fetch.files:
+        return plan
+    with ui.busy(f"{plan.model.name}: asking the hub for its files"):
+        remember_files(plan.fetch.repo, folders)
+    return replan({}, {})
 
 
 def attach(port: int, folders: Folders, environ: Mapping[str, str], arguments: Sequence[str]) -> None:
@@ -138,6 +158,7 @@ def _prepare(
     tools, limit = _wired_tools(environ), None
     if tools:
         limit, plan = _hold_a_raised_limit(plan, replan, tools, folders)
+    plan = _with_named_files(plan, replan, folders, {})
     seen: dict[str, Shape] = {}
     plan, seen = _look_ahead(plan, replan, {}, environ)
     # without a header there is nothing to ask about before the file is here
@@ -368,6 +389,8 @@ def _start(bound: Plan, folders: Folders, session_id: str, environ: Mapping[str,
         held.end()
         raise
     measured.learn(bound, log, folders)
+    with contextlib.suppress(FolderError):
+        remember(bound.variant.repo or bound.variant.path or name, bound.variant.path, folders)
     return held
 
 

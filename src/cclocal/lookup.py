@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cclocal import hub
+from cclocal.catalog import REPO, Model, Variant
 from cclocal.errors import HubError, UsageError
+from cclocal.files import Folders, write_private
 from cclocal.memory.config import shape_of_config
 from cclocal.memory.gguf import BadHeaderError, Header, UnknownHeaderError, read_header
 from cclocal.memory.safetensors import LONGEST_BYTES, weights_bytes
@@ -130,6 +132,45 @@ def of_repo(name: str) -> Found:
     return Found(repo, shape_of_config(config, weights), "config.json and the file sizes on the hub")
 
 
+# -- which file of a repository is meant --------------------------------------------------------------------------
+
+
+def remember_files(repo: str, folders: Folders) -> None:
+    """Ask the hub which files a repository has, and keep the answer. Raises HubError and its like."""
+    known = _listings(folders)
+    known[repo] = hub.list_files(repo)
+    write_private(folders.cache / "listings.json", json.dumps(known))
+
+
+def _listings(folders: Folders) -> dict[str, dict[str, int]]:
+    try:
+        known = json.loads((folders.cache / "listings.json").read_text("utf-8"))
+        return dict(known) if isinstance(known, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def with_hub_files(model: Model, folders: Folders, environ: Mapping[str, str]) -> Model:
+    """The model with the files of its repositories named, as far as the cache or an earlier answer tell."""
+    if all(variant.files or not variant.repo for variant in model.variants):
+        return model
+    listings = _listings(folders)
+
+    def named(variant: Variant) -> Variant:
+        if variant.files or not variant.repo:
+            return variant
+        sizes = hub.cached_names(variant.repo, environ) | listings.get(variant.repo, {})
+        ggufs = [file for file in sizes if file.endswith(".gguf") and "mmproj" not in file.lower()]
+        if not ggufs:
+            return variant
+        first = _choose(variant.repo, ggufs, "" if variant.quant == "any" else variant.quant)
+        files = tuple(str(part) for part in _parts(Path(first)))
+        size = sum(sizes.get(file) or 0 for file in files)
+        return replace(variant, files=files, size_bytes=variant.size_bytes or size or None)
+
+    return replace(model, variants=tuple(named(variant) for variant in model.variants))
+
+
 def _choose(repo: str, files: list[str], quant: str) -> str:
     firsts = sorted(file for file in files if not (part := _PART.search(file)) or part[1] == "00001")
     for wanted in (quant,) if quant else _PREFERRED:
@@ -186,6 +227,12 @@ def _model_layer(tag: str, manifest: Any) -> tuple[str, int]:
     raise HubError(f"The manifest of {tag} names no model.")
 
 
+def is_repo(name: str) -> bool:
+    """Whether a name is one of the hub's, `owner/name` or `owner/name:QUANT`."""
+    repo, _, quant = name.partition(":")
+    return bool(REPO.fullmatch(repo)) and bool(re.fullmatch(r"[\w.-]*", quant, re.ASCII))
+
+
 def find(name: str, environ: Mapping[str, str]) -> Found:
     """Whatever is meant by a name that is not in the catalog. Raises UsageError or HubError."""
     path = Path(name).expanduser()
@@ -200,7 +247,7 @@ def find(name: str, environ: Mapping[str, str]) -> Found:
             raise UsageError(f"{name} uses something newer than this version of cclocal knows.")
         if name.lower().endswith(".gguf") or name.startswith((".", "/", "~")):
             raise UsageError(f"There is no file {name}.")
-        if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?", name, re.ASCII):
+        if is_repo(name):
             return of_repo(name)
         return of_tag(name, environ)
     except (ValueError, RecursionError) as error:

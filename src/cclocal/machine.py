@@ -144,7 +144,8 @@ def _shapes(model: Model, found: Mapping[tuple[str, str], Path], folders: Folder
             known = of_gguf(built) if built.exists() else None
             yield MODEL_FILE, known.shape if known else shape_of(read_header(tiny.gguf()))
         elif published := known_shape(model.shape or "", variant.size_bytes):
-            yield placeholder_of(variant.files[0]), published
+            name = variant.files[0] if variant.files else f"{variant.quant} of {variant.repo}"
+            yield placeholder_of(name), published
 
 
 # -- programs ---------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOld
 from cclocal.facts import Engine, Facts
 from cclocal.memory.fit import Fit
 from cclocal.memory.remedies import Remedy
+from cclocal.memory.shape import Shape
 from cclocal.memory_plan import adjusted, fit_on, limit_words, memory_serving, what_helps, wired_limit
 from cclocal.settings import Settings
 
@@ -34,6 +35,8 @@ class Fetch:
     files: tuple[str, ...] = ()
     size_bytes: int | None = None
     builtin: str | None = None
+    #: which file is meant as long as its name is not known
+    quant: str = ""
 
     @property
     def in_words(self) -> str:
@@ -42,7 +45,8 @@ class Fetch:
         if not self.repo:
             return "nothing to download"
         size = f", {self.size_bytes / 1e9:.1f} GB" if self.size_bytes else ""
-        return f"{', '.join(self.files)} from {self.repo}{size}"
+        names = ", ".join(self.files) or f"the {self.quant} file" if self.quant != "any" else "its usual file"
+        return f"{names} from {self.repo}{size}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +190,14 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
 
     sources = dict(settings.sources)
     files = tuple(_on_disk(variant, file, facts) for file in variant.files)
-    model_file = variant.path or (files[0] if files else MODEL_FILE)
-    context = _context(model, variant, settings, sources)
+    unnamed = placeholder_of(f"{variant.quant} of {variant.repo}") if variant.repo else MODEL_FILE
+    model_file = variant.path or (files[0] if files else unnamed)
+    shape = facts.shapes.get(model_file)
+    context = _context(model, variant, settings, sources, shape)
     # slots share the server's context, and an agent has one of them
     window = context // variant.slots // CONTEXT_STEP_TOKENS * CONTEXT_STEP_TOKENS
     out = _out(model, settings, window, sources, variant.slots)
     limit, not_raised = wired_limit(settings, facts.machine, engine)
-    shape = facts.shapes.get(model_file)
     fit = fit_on(shape, memory_serving(variant, context), variant, engine, facts, limit) if shape else None
     found = what_helps(fit, engine, facts, least_context_tokens(out)) if fit else ()
     port = _port(model, settings, sources)
@@ -262,8 +267,11 @@ def _variant(model: Model, settings: Settings) -> tuple[str, Variant]:
             raise UsageError(
                 f"There is no backend “{name}”.{settings.origin('backend')}", hint=f"--backend {' | '.join(BACKENDS)}"
             )
-        if variant := model.variant(name):
+        if variant := model.variant(name, settings.quant):
             return name, variant
+    if settings.quant:
+        there = ", ".join(dict.fromkeys(v.quant for v in model.variants if wanted in (None, v.backend)))
+        raise UsageError(f"{model.name} has no {settings.quant}; it has {there}.{settings.origin('quant')}")
     raise UsageError(f"{model.name} has no variant for {wanted or ', '.join(BACKENDS)}.")
 
 
@@ -280,15 +288,16 @@ def _engine(backend: Backend, model: Model, variant: Variant, facts: Facts) -> E
     raise BackendMissingError(f"No {backend.NAME} was found on this machine.", hint=backend.INSTALL)
 
 
-def _context(model: Model, variant: Variant, settings: Settings, sources: dict[str, str]) -> int:
+def _context(model: Model, variant: Variant, settings: Settings, sources: dict[str, str], shape: Shape | None) -> int:
+    # the file knows best what it was made for, unless the catalog knows less is good
+    native = min(model.native_context_tokens, (shape and shape.native_context_tokens) or model.native_context_tokens)
     if settings.ctx is None:
         sources["ctx"] = "catalog"
         wanted = variant.context_tokens or model.context_tokens
-        return min(wanted, model.native_context_tokens) // CONTEXT_STEP_TOKENS * CONTEXT_STEP_TOKENS
-    if settings.ctx > model.native_context_tokens:
+        return min(wanted, native) // CONTEXT_STEP_TOKENS * CONTEXT_STEP_TOKENS
+    if settings.ctx > native:
         raise UsageError(
-            f"{model.name} was made for {model.native_context_tokens:,} tokens; {settings.ctx:,} is beyond that."
-            f"{settings.origin('ctx')}"
+            f"{model.name} was made for {native:,} tokens; {settings.ctx:,} is beyond that.{settings.origin('ctx')}"
         )
     return settings.ctx // CONTEXT_STEP_TOKENS * CONTEXT_STEP_TOKENS
 
@@ -326,6 +335,8 @@ def _on_disk(variant: Variant, file: str, facts: Facts) -> str:
 def _fetch(variant: Variant, facts: Facts) -> Fetch:
     if variant.builtin:
         return Fetch(None, builtin=variant.builtin)
+    if variant.repo and not variant.files:
+        return Fetch(variant.repo, (), variant.size_bytes, quant=variant.quant)
     if variant.repo and any((variant.repo, file) not in facts.cached for file in variant.hub_files):
         return Fetch(variant.repo, variant.hub_files, variant.size_bytes)
     return Fetch(None)

@@ -62,6 +62,7 @@ class Settings:
 
     model: str | None = None
     backend: str | None = None
+    quant: str | None = None
     llama_server: str | None = None
     ctx: int | None = None
     out_tokens: int | None = None

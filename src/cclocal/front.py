@@ -1,0 +1,171 @@
+"""What is done without a session: the menu, listing what is on disk, removing it, fetching ahead."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from cclocal import hub, memory_ui, picker, ui
+from cclocal.catalog import Catalog
+from cclocal.errors import UsageError
+from cclocal.files import Folders
+from cclocal.memory.fit import Fit
+from cclocal.planning import Wishes, plan_catalog, plan_one
+from cclocal.store import Stored, choose, free_bytes, remove, stored
+
+_DAY_S = 86400
+
+
+# -- the menu ---------------------------------------------------------------------------------------------------
+
+
+def menu(shelf: Catalog, folders: Folders, environ: Mapping[str, str]) -> str:
+    """Ask which model. Raises UsageError off a terminal, KeyboardInterrupt if the user quits."""
+    if not ui.can_ask() or environ.get("TERM") in ("dumb", None):
+        return ui.pick(shelf)
+    while True:
+        rows = _rows(shelf, folders, environ)
+        action, id_ = picker.pick(rows, "cclocal: which model?    ● on disk  ○ not yet")
+        if action == "start":
+            return id_
+        if action == "manage":
+            manage(shelf, folders, environ)
+        if action == "list":
+            show_stored(shelf, folders, environ, as_json=False)
+            _wait()
+        if action == "plan" and id_:
+            memory_ui.show_one(plan_one(shelf, id_, Wishes(), folders, environ), as_json=False)
+            _wait()
+
+
+def _wait() -> None:
+    ui.console().input("\n[dim]Enter goes back to the menu[/] ")
+
+
+def _rows(shelf: Catalog, folders: Folders, environ: Mapping[str, str]) -> list[picker.Row]:
+    here = {row.name for row in stored(shelf, folders, environ) if not row.incomplete_bytes}
+    fits = {row.id: row.fit for row in plan_catalog(shelf, Wishes(), folders, environ)}
+    best = recommended(shelf, fits)
+    rows = []
+    for model in shelf.models.values():
+        variant, fit = model.variants[0], fits.get(model.id)
+        on_disk = bool(variant.builtin or variant.path) or variant.repo in here
+        note = f"{'recommended here: ' if model.id == best else ''}{model.note}"
+        size = "built here" if variant.builtin else ui.human_size(variant.size_bytes)
+        verdict = fit.verdict if fit else "unknown"
+        mark = "●" if on_disk else "○"
+        rows.append(picker.Row(model.id, model.name, mark, size, variant.backend, verdict, note))
+    return sorted(rows, key=lambda row: row.id != best)
+
+
+def recommended(shelf: Catalog, fits: Mapping[str, Fit | None]) -> str:
+    """The model to begin with: the largest that is at ease on this machine's GPU and that nothing is warned of.
+
+    On a processor alone every model is slow, and the catalog's default is as large as makes sense.
+    """
+    sizes = {
+        model.id: model.variants[0].size_bytes or 0
+        for model in shelf.models.values()
+        if (fit := fits.get(model.id))
+        and fit.verdict == "roomy"
+        and fit.budget
+        and fit.budget.memory != "host"
+        and not model.warning
+        and not model.variants[0].builtin
+    }
+    return max(sizes, key=lambda id_: sizes[id_], default=shelf.default)
+
+
+# -- what is on disk --------------------------------------------------------------------------------------------
+
+
+def show_stored(shelf: Catalog, folders: Folders, environ: Mapping[str, str], *, as_json: bool) -> None:
+    """Every model on this disk, for people or for scripts."""
+    rows = stored(shelf, folders, environ)
+    total = sum(row.size_bytes for row in rows)
+    free, disk = free_bytes(hub.cache_folder(environ))
+    if as_json:
+        told = {"models": [row.as_json() for row in rows], "total_bytes": total, "free_bytes": free, "disk_bytes": disk}
+        print(json.dumps(told, indent=2))
+        return
+    screen = ui.output()
+    if rows:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in ("model", "in", "size", "start it with", "last used"):
+            table.add_column(name, justify="right" if name == "size" else "left", overflow="fold")
+        for row in rows:
+            dead = f" ({ui.human_size(row.incomplete_bytes)} of it unfinished)" if row.incomplete_bytes else ""
+            started = row.flag or (f"--model {row.name}" if row.kind == "hub" else "")
+            table.add_row(row.name, row.kind, ui.human_size(row.size_bytes) + dead, started, _when(row.last_used_s))
+        screen.print(table)
+    words = f"{len(rows)} models, {ui.human_size(total)}; {ui.human_size(free)} of {ui.human_size(disk)} are free."
+    screen.print(words if rows else f"No model is on this disk. {words.split('; ')[1]}", style="dim", markup=False)
+
+
+def _when(seconds: float) -> str:
+    if not seconds:
+        return ""
+    days = int((time.time() - seconds) // _DAY_S)
+    return "today" if days <= 0 else "yesterday" if days == 1 else f"{days} days ago"
+
+
+# -- removing ---------------------------------------------------------------------------------------------------
+
+
+def manage(shelf: Catalog, folders: Folders, environ: Mapping[str, str]) -> None:
+    """Tick what to remove, and confirm."""
+    rows = [row for row in stored(shelf, folders, environ) if row.kind != "file"]
+    if not rows:
+        ui.say("No model is on this disk.")
+        return
+    shown = [
+        picker.Row(f"{row.kind} {row.name}", row.name, "", ui.human_size(row.size_bytes), row.kind, note=row.flag or "")
+        for row in rows
+    ]
+    try:
+        ticked = picker.tick(shown, "Which models should go?")
+    except KeyboardInterrupt:
+        return
+    chosen = [row for row in rows if f"{row.kind} {row.name}" in ticked]
+    if chosen and ui.confirm(f"Remove {_named(chosen)}?", default=False):
+        _remove(chosen, environ)
+
+
+def remove_named(
+    names: Sequence[str],
+    shelf: Catalog,
+    folders: Folders,
+    environ: Mapping[str, str],
+    *,
+    yes: bool,
+    dry_run: bool,
+) -> None:
+    """Remove models by name. Raises UsageError for a wrong name, for one in use, or without anybody to confirm."""
+    if not names:
+        if not ui.can_ask():
+            raise UsageError("Which model? There is no terminal to ask on.", hint="cclocal --rm NAME… --yes")
+        manage(shelf, folders, environ)
+        return
+    chosen = choose(names, stored(shelf, folders, environ), shelf)
+    if dry_run:
+        print(f"Would remove {_named(chosen)}.")
+        return
+    if not yes and not ui.can_ask():
+        raise UsageError("There is no terminal to confirm on.", hint="--yes removes without asking")
+    if yes or ui.confirm(f"Remove {_named(chosen)}?", default=False):
+        _remove(chosen, environ)
+
+
+def _named(rows: Sequence[Stored]) -> str:
+    total = ui.human_size(sum(row.size_bytes for row in rows))
+    return f"{', '.join(row.name for row in rows)} ({total})" if rows else "nothing"
+
+
+def _remove(rows: Sequence[Stored], environ: Mapping[str, str]) -> None:
+    for row in rows:
+        with ui.busy(f"Removing {row.name}"):
+            remove(row, environ)
+        ui.say(f"Removed {row.name}, {ui.human_size(row.size_bytes)}.")

@@ -59,6 +59,7 @@ class World:
             "TERM": "xterm-256color",
             "LANG": "C.UTF-8",
         }
+        self.terminal = (24, 100)
         self._children: list[subprocess.Popen[str]] = []
 
     # -- programs on PATH
@@ -119,8 +120,8 @@ class World:
         return child
 
     @contextlib.contextmanager
-    def on_terminal(self, *args: str, size: tuple[int, int] = (24, 100), **env: str) -> Iterator[pexpect.spawn]:  # type: ignore[type-arg]
-        """cclocal on a terminal of `size` rows and columns, with somebody to answer."""
+    def on_terminal(self, *args: str, **env: str) -> Iterator[pexpect.spawn]:  # type: ignore[type-arg]
+        """cclocal on a terminal of `self.terminal` rows and columns, with somebody to answer."""
         child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]
             self.command[0],
             [*self.command[1:], *args],
@@ -128,7 +129,7 @@ class World:
             cwd=str(self.project),
             encoding="utf-8",
             timeout=PATIENCE_S,
-            dimensions=size,
+            dimensions=self.terminal,
         )
         try:
             yield child

@@ -124,6 +124,7 @@ class Catalog:
 
     models: Mapping[str, Model]
     default: str
+    recommended: tuple[str, ...] = ()
 
     def find(self, name: str) -> Model:
         """The model of that id, flag or name. Raises UsageError with the nearest ones."""
@@ -198,7 +199,7 @@ def load(shipped: Path, user: UserFile | None = None) -> Catalog:
             raise _explain(path, source, ("models", id_), error) from None
         for loc, what in (*_unfit_flags(model, flags), *_unfit_variants(model)):
             raise mistake(path, source, ("models", id_, *loc), what)
-    return Catalog(models=checked, default=raw["default"])
+    return Catalog(checked, raw["default"], tuple(raw.get("recommended", ())))
 
 
 def _unfit_flags(model: Model, taken: dict[str, str]) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -587,7 +587,7 @@ def _named(shelf: Catalog, wanted: str, started: Start) -> Model:
         if not wanted.endswith(".gguf") and not path.exists():
             raise UsageError(f"There is no file {wanted}.", hint="--model owner/name:QUANT is one of the hub")
         # a file without a context of its own is served at what most models can do
-        found = of_gguf(path) if path.is_file() else None
+        found = of_gguf(path, whole=True) if path.is_file() else None
         native = found.shape.native_context_tokens if found else 0
         return catalog.of_gguf(path.absolute(), native or 32768)
     return shelf.find(wanted)

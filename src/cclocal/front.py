@@ -62,21 +62,15 @@ def _rows(shelf: Catalog, folders: Folders, environ: Mapping[str, str]) -> list[
 
 
 def recommended(shelf: Catalog, fits: Mapping[str, Fit | None]) -> str:
-    """The model to begin with: the largest that is at ease on this machine's GPU and that nothing is warned of.
+    """The model to begin with: the first of the catalog's recommended ones that is at ease on this machine's GPU.
 
     On a processor alone every model is slow, and the catalog's default is as large as makes sense.
     """
-    sizes = {
-        model.id: model.variants[0].size_bytes or 0
-        for model in shelf.models.values()
-        if (fit := fits.get(model.id))
-        and fit.verdict == "roomy"
-        and fit.budget
-        and fit.budget.memory != "host"
-        and not model.warning
-        and not model.variants[0].builtin
-    }
-    return max(sizes, key=lambda id_: sizes[id_], default=shelf.default)
+    for id_ in shelf.recommended:
+        fit = fits.get(id_)
+        if fit and fit.verdict == "roomy" and fit.budget and fit.budget.memory != "host":
+            return id_
+    return shelf.default
 
 
 # -- what is on disk --------------------------------------------------------------------------------------------

@@ -70,19 +70,19 @@ def run_server(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[st
 
 def fetch_only(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str]) -> None:
     """Put a model's files on disk, and no more."""
-    plan = _with_named_files(plan, replan, folders)
+    plan = _with_named_files(plan, replan, {}, folders)
     there = not plan.fetch.repo and not plan.fetch.builtin
     fetch(plan, folders, environ)
     ui.say(f"{plan.model.name} is on this disk{' already' if there else ''}.")
 
 
-def _with_named_files(plan: Plan, replan: Replan, folders: Folders) -> Plan:
+def _with_named_files(plan: Plan, replan: Replan, changes: Mapping[str, Any], folders: Folders) -> Plan:
     """The plan with the files' names, where only their repository and quantisation were known."""
     if not plan.fetch.repo or plan.fetch.files:
         return plan
     with ui.busy(f"{plan.model.name}: asking the hub for its files"):
         remember_files(plan.fetch.repo, folders)
-    return replan({}, {})
+    return replan({}, changes)
 
 
 def attach(port: int, folders: Folders, environ: Mapping[str, str], arguments: Sequence[str]) -> None:
@@ -158,9 +158,8 @@ def _prepare(
     tools, limit = _wired_tools(environ), None
     if tools:
         limit, plan = _hold_a_raised_limit(plan, replan, tools, folders)
-    plan = _with_named_files(plan, replan, folders, {})
     seen: dict[str, Shape] = {}
-    plan, seen = _look_ahead(plan, replan, {}, environ)
+    plan, seen = _look_ahead(plan, replan, {}, folders, environ)
     # without a header there is nothing to ask about before the file is here
     asked = plan.fit is not None or not plan.fetch.repo
     changes = settle_memory(plan, safe=safe) if asked else {}
@@ -171,7 +170,7 @@ def _prepare(
     if "model" in changes:
         if plan.port:
             _check_port(plan.port, folders)
-        plan, seen = _look_ahead(plan, replan, changes, environ)
+        plan, seen = _look_ahead(plan, replan, changes, folders, environ)
     if plan.wired_limit_mib and tools:
         # before the download: whoever is to give a password is here now
         limit, plan, changes = _raise_limit(plan, replan, seen, changes, tools, folders, limit)
@@ -187,9 +186,10 @@ def _prepare(
 
 
 def _look_ahead(
-    plan: Plan, replan: Replan, changes: Mapping[str, Any], environ: Mapping[str, str]
+    plan: Plan, replan: Replan, changes: Mapping[str, Any], folders: Folders, environ: Mapping[str, str]
 ) -> tuple[Plan, dict[str, Shape]]:
     """(the plan with what a header on the hub says, that header's shape)."""
+    plan = _with_named_files(plan, replan, changes, folders)
     if not plan.fetch.repo or not plan.mem_check:
         return plan, {}
     seen, header = look_before_fetching(plan)

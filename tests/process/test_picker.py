@@ -18,12 +18,13 @@ COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|9\d)(?:;\d+)*m")
 def ready(world: World) -> World:
     world.fake_server()
     world.fake_claude()
+    world.terminal = (24, 80)
     return world
 
 
-def started(world: World, *keys: str, size: tuple[int, int] = (24, 80), **env: str) -> str:
+def started(world: World, *keys: str, **env: str) -> str:
     """The model that was started after these keys."""
-    with world.on_terminal(size=size, **env) as child:
+    with world.on_terminal(**env) as child:
         child.expect(TITLE)
         for key in keys:
             child.send(key)
@@ -37,7 +38,7 @@ def started(world: World, *keys: str, size: tuple[int, int] = (24, 80), **env: s
 
 
 def test_the_recommended_one_comes_first_and_every_row_says_what_it_is(ready: World) -> None:
-    with ready.on_terminal(size=(24, 80)) as child:
+    with ready.on_terminal() as child:
         child.expect(TITLE)
         child.expect("Enter start")
         screen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", str(child.before))
@@ -49,7 +50,7 @@ def test_the_recommended_one_comes_first_and_every_row_says_what_it_is(ready: Wo
         assert "●" in tiny
         assert "built here" in tiny
         assert tiny.endswith("fits")
-        assert len(rows) == 7
+        assert len(rows) == 16
         child.send("q")
         child.expect(pexpect.EOF)
         child.close()
@@ -70,7 +71,7 @@ def test_every_way_to_the_second_row(ready: World, keys: tuple[str, ...]) -> Non
 
 @pytest.mark.parametrize("key", ["q", ESCAPE, "\x03"])
 def test_leaving_starts_nothing(ready: World, key: str) -> None:
-    with ready.on_terminal(size=(24, 80)) as child:
+    with ready.on_terminal() as child:
         child.expect("Enter start")
         child.send(key)
         child.expect(pexpect.EOF)
@@ -80,7 +81,7 @@ def test_leaving_starts_nothing(ready: World, key: str) -> None:
 
 
 def test_escape_clears_a_filter_first(ready: World) -> None:
-    with ready.on_terminal(size=(24, 80)) as child:
+    with ready.on_terminal() as child:
         child.expect("Enter start")
         child.send("/zzz")
         child.expect("nothing matches")
@@ -91,7 +92,8 @@ def test_escape_clears_a_filter_first(ready: World) -> None:
 
 
 def test_a_small_terminal_shows_what_tells_models_apart(ready: World) -> None:
-    with ready.on_terminal(size=(20, 40)) as child:
+    ready.terminal = (20, 40)
+    with ready.on_terminal() as child:
         child.expect("cclocal: which model")
         child.expect("Enter / d l m q")
         screen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", str(child.before))
@@ -100,16 +102,16 @@ def test_a_small_terminal_shows_what_tells_models_apart(ready: World) -> None:
         assert max(len(line.strip("\r")) for line in screen.splitlines()) <= 40
         child.send("q")
         child.expect(pexpect.EOF)
-    assert started(ready, "G", "g", "j", size=(20, 40)) is not None
+    assert started(ready, "G", "g", "j") is not None
 
 
 def test_no_colour_where_none_is_wanted(ready: World) -> None:
-    with ready.on_terminal(size=(24, 80), NO_COLOR="1") as child:
+    with ready.on_terminal(NO_COLOR="1") as child:
         child.expect("Enter start")
         assert not COLOUR.search(str(child.before))
         child.send("q")
         child.expect(pexpect.EOF)
-    with ready.on_terminal(size=(24, 80)) as child:
+    with ready.on_terminal() as child:
         child.expect("Enter start")
         assert COLOUR.search(str(child.before))
         child.send("q")
@@ -117,7 +119,7 @@ def test_no_colour_where_none_is_wanted(ready: World) -> None:
 
 
 def test_a_dumb_terminal_gets_numbers(ready: World) -> None:
-    with ready.on_terminal(size=(24, 80), TERM="dumb") as child:
+    with ready.on_terminal(TERM="dumb") as child:
         child.expect(r"Which one\? \[1-")
         assert ESCAPE not in str(child.before)
         child.sendline("1")
@@ -127,7 +129,8 @@ def test_a_dumb_terminal_gets_numbers(ready: World) -> None:
 
 
 def test_the_other_keys_show_and_come_back(ready: World) -> None:
-    with ready.on_terminal(size=(40, 100)) as child:
+    ready.terminal = (40, 100)
+    with ready.on_terminal() as child:
         child.expect("Enter start")
         child.send("d")
         child.expect("largest context")

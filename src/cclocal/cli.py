@@ -34,6 +34,7 @@ EXAMPLES = (
     ("cclocal --gemma --dry-run", "what would run, where, and why"),
     ("cclocal plan --ram 24 --macos 26", "which models fit a machine, with how much context"),
     ("cclocal --server --gemma", "only the server"),
+    ("cclocal 8124", "on the server that listens there; --url for another machine"),
     ("cclocal --fetch gemma coder", "download now, start later"),
     ("cclocal --list", "what is on this disk; cclocal --rm removes"),
     ("cclocal logs -f", "what the model server says"),
@@ -196,6 +197,31 @@ def launch(
             help="Mac: let the GPU wire so much while the session lasts (sudo asks).",
         ),
     ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            envvar="CCLOCAL_URL",
+            rich_help_panel=SESSION,
+            help="Use the server at this address, and start none. --model chooses among its models.",
+        ),
+    ] = None,
+    key_env: Annotated[
+        str | None,
+        typer.Option(
+            "--key-env", metavar="NAME", rich_help_panel=SESSION, help="The variable that holds that server's key."
+        ),
+    ] = None,
+    insecure_http: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-http",
+            metavar="",
+            rich_help_panel=SESSION,
+            help="Allow --url http:// to another machine, where it can be read on the way.",
+        ),
+    ] = False,
     backend: Annotated[
         str | None,
         typer.Option(
@@ -268,6 +294,20 @@ def launch(
         return
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run or --list-models.")
+    if url:
+        from cclocal.attach import attach_url
+
+        wishes = Settings(
+            model=model,
+            ctx=ctx_tokens,
+            out_tokens=out_tokens,
+            pass_env=tuple(pass_env or ()),
+            agent_args=started.agent_args,
+        )
+        try:
+            attach_url(url, key_env, wishes, started.folders, started.environ, insecure=insecure_http)
+        except KeyboardInterrupt:
+            raise InterruptedByUser("Interrupted.") from None
     flags = [name.removeprefix("model_") for name, on in model_flags.items() if on]
     sources = _sources(ctx, started)
     wanted = _wanted(flags, model, sources, started)
@@ -362,14 +402,22 @@ def logs(
 @app.command()
 def attach(
     ctx: typer.Context,
-    port: Annotated[int, typer.Argument(help="The port that --server printed.", show_default=False)],
+    port: Annotated[int, typer.Argument(help="A port of this machine.", show_default=False)],
+    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="Of several, this one.")] = None,
+    ctx_tokens: Annotated[
+        int | None, typer.Option("--ctx", metavar="TOKENS", min=1, help="Its window, if it does not tell.")
+    ] = None,
+    out_tokens: Annotated[
+        int | None, typer.Option("--out-tokens", metavar="TOKENS", min=256, help="Longest reply.")
+    ] = None,
 ) -> None:
-    """Claude Code on a server that --server holds in another terminal."""
-    from cclocal.launch import attach as story
+    """Claude Code on a server that is there already (also: cclocal PORT): one of --server, or anybody's."""
+    from cclocal.attach import attach as story
 
     started: Start = ctx.obj
+    settings = Settings(model=model, ctx=ctx_tokens, out_tokens=out_tokens, agent_args=started.agent_args)
     try:
-        story(port, started.folders, started.environ, started.agent_args)
+        story(port, settings, started.folders, started.environ)
     except KeyboardInterrupt:
         raise InterruptedByUser("Interrupted.") from None
 
@@ -640,6 +688,9 @@ _COMMAND_FLAGS = {"--list": "list", "-l": "list", "--rm": "rm", "--clean": "rm",
 def _commands_by_flag(words: list[str]) -> list[str]:
     """The command line with such a flag first and by its command's name."""
     at = next((i for i, word in enumerate(words) if word in _COMMAND_FLAGS), None)
+    if words and words[0].isdecimal():
+        # seed 001's way to say which server
+        return ["attach", *words]
     if at is None or (words and words[0] in ("list", "rm", "fetch", "plan", "logs", "attach")):
         return words
     return [_COMMAND_FLAGS[words[at]], *words[:at], *words[at + 1 :]]

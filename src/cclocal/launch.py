@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from cclocal import fit_params, homes, hub, logs, measured, memory_ui, tiny, ui, wired
-from cclocal.agents import AGENTS, Session
-from cclocal.command import KEY, PORT, SESSION, Endpoint, SessionFile
-from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError, ServerDiedError, UsageError
-from cclocal.files import Folders, make_folder, write_private
+from cclocal.command import KEY, PORT, SESSION, SessionFile
+from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError, ServerDiedError
+from cclocal.files import Folders, make_folder
 from cclocal.hardware import is_mac, mac_tool, resident_servers
 from cclocal.keeper import how_it_ended
 from cclocal.lookup import remember_files
-from cclocal.machine import look_around
 from cclocal.memory.fit import memory_size
 from cclocal.memory.gguf import BadHeaderError, read_header
 from cclocal.memory.shape import Shape, shape_of
-from cclocal.plan import Plan, check_agent, model_file_values, placeholder_of
+from cclocal.plan import Plan, model_file_values, placeholder_of
 from cclocal.process import Held, become, free_port, hold, new_key, new_session_id
 from cclocal.ready import holder_of, last_lines, wait_until_ready
 from cclocal.state import reclaim, sessions
@@ -85,46 +82,9 @@ def _with_named_files(plan: Plan, replan: Replan, changes: Mapping[str, Any], fo
     return replan({}, changes)
 
 
-def attach(port: int, folders: Folders, environ: Mapping[str, str], arguments: Sequence[str]) -> None:
-    """Become the agent on a server that `--server` holds in another terminal. Returns only by raising."""
-    try:
-        _attach(port, folders, environ, arguments)
-    except OSError as error:
-        raise _in_the_way(error, folders) from None
-
-
-def _in_the_way(error: OSError, folders: Folders) -> FolderError:
+def in_the_way(error: OSError, folders: Folders) -> FolderError:
     where = error.filename or folders.state
     return FolderError(f"Something is in the way at {where}: {error.strerror or error}.")
-
-
-def _attach(port: int, folders: Folders, environ: Mapping[str, str], arguments: Sequence[str]) -> None:
-    running = [session for session in sessions(folders) if session.is_alive("keeper")]
-    held = {session.port: session for session in running if (session.folder / ENDPOINT).exists()}
-    session = held.get(str(port))
-    if session is None:
-        there = f" There is one on {', '.join(held)}." if held else ""
-        raise UsageError(f"No “cclocal --server” of yours holds port {port}.{there}", hint="cclocal --server")
-    told = json.loads((session.folder / ENDPOINT).read_text("utf-8"))
-    agent = AGENTS["claude"]
-    facts = look_around(folders, environ)
-    check_agent(agent, facts)
-    wanted = Session(
-        Endpoint(told["url"], told["key"], told["model"]),
-        told["context_tokens"],
-        told["out_tokens"],
-        tuple(told["passed"]),
-        tuple(arguments),
-    )
-    for note in agent.notes(facts, wanted):
-        ui.say(note, "yellow")
-    homes.prepare(agent.home(facts))
-    command, files = agent.command(facts, wanted)
-    # inside the server's session, with which it goes
-    folder = session.folder / f"attached-{os.getpid()}"
-    for file in files:
-        write_private(folder / file.name, file.content)
-    become(command.bind({SESSION: str(folder)}), environ)
 
 
 def serve(
@@ -146,7 +106,7 @@ def serve(
         plan, model, limit = _prepare(plan, replan, folders, environ, safe=safe)
         return _serve(plan, model, folders, environ, server_only=server_only, limit=limit)
     except OSError as error:
-        raise _in_the_way(error, folders) from None
+        raise in_the_way(error, folders) from None
 
 
 def _prepare(

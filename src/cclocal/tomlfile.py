@@ -19,7 +19,8 @@ from cclocal.settings import Kind
 FLAG = re.compile(r"[a-z][a-z0-9.-]*")
 #: Our own options and commands, which no model may take. (A test holds this against the real ones.)
 RESERVED = frozenset(
-    """attach backend check clean cpu-moe ctx dry-run fetch gpu-layers help install-completion json kv list list-models
+    """attach backend check clean cpu-moe ctx dry-run fetch gpu-layers help insecure-http
+    install-completion json key-env kv list list-models
     llama-server logs mem-check model no-mem-check no-safe out-tokens pass-env plan port prompt quant rm safe server
     show-completion slots ubatch url version wired-limit yes""".split()
 )

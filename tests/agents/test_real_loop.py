@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
-from tests.world import World
+import httpx
+
+from cclocal import tiny
+from cclocal.process import free_port
+from tests.conftest import Engine
+from tests.world import World, wait_for
 
 
 def test_a_file_is_written(real: World) -> None:
@@ -51,3 +60,39 @@ def test_a_file_of_the_users_own(real: World) -> None:
     done = real.run("--model", "./my model.gguf", "--", "-p", "Create the file own.txt with content: mine")
     assert "untested" in done.stderr
     assert (real.project / "own.txt").read_text() == "mine", done.stderr
+
+
+def is_up(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_on_a_server_that_somebody_else_started(real: World, engine: Engine, tmp_path: Path) -> None:
+    model = tiny.build(tmp_path)
+    port = free_port()
+    program = [str(engine.binary)] if engine.binary else [sys.executable, "-m", "cclocal.wheel_server"]
+    words = [*program, "--model", str(model), "--port", str(port), "--ctx-size", "32768", "--parallel", "1", "--jinja"]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(words, stdout=log, stderr=log) as server:
+        try:
+            wait_for(lambda: is_up(port), "the server")
+            done = real.run(str(port), "--", "-p", "Create the file there.txt with content: it was there already")
+            assert (real.project / "there.txt").read_text() == "it was there already", done.stderr
+            assert "32,768" in done.stderr
+            assert server.poll() is None
+        finally:
+            server.kill()
+
+
+def test_what_was_planned_is_what_is_allocated(real: World) -> None:
+    assert real.run("--tiny", "--", "-p", "How are you?").returncode == 0
+    told = json.loads(real.run("plan", "--last", "--json").stdout)
+    plan, allocated = told["plan"], told["allocated"]
+    # the log tells hundredths of a mebibyte
+    for part in ("kv_bytes", "state_bytes"):
+        assert abs(plan[part] - allocated[part]) < 11_000
+    # on the processor a header and its padding are mapped too
+    assert abs(plan["weights_bytes"] - allocated["weights_bytes"]) < 1 << 20
+    again = json.loads(real.run("plan", "tiny", "--json").stdout)
+    assert abs(again["compute_bytes"] - allocated["compute_bytes"]) < 11_000

@@ -18,6 +18,8 @@
     record            a folder: pids.json and one requests.jsonl line per request go there
     devices           what --list-devices tells, a line each
     buffers           lines of the log about buffers
+    routes            {path: JSON} that GET answers beside the models
+    no_messages       /v1/messages is no route
     help_lacks        flags that --help does not name
 """
 
@@ -121,6 +123,10 @@ class Handler(BaseHTTPRequestHandler):
         self._record(None)
         if self.state.switches.get("foreign"):
             self._json(200, {"hello": "I am another app"})
+        elif self.path in self.state.switches.get("routes", {}):
+            self._json(200, self.state.switches["routes"][self.path])
+        elif self.path not in ("/v1/models", "/health"):
+            self._json(404, {"error": "no such route"})
         elif self._allowed():
             self._json(200, {"object": "list", "data": [{"id": self.state.model}]})
 
@@ -130,7 +136,8 @@ class Handler(BaseHTTPRequestHandler):
         self._record(body, len(data))
         if not self._allowed():
             return
-        if not self.path.startswith("/v1/messages") or "count_tokens" in self.path:
+        silent = self.state.switches.get("no_messages")
+        if silent or not self.path.startswith("/v1/messages") or "count_tokens" in self.path:
             self._json(404, {"type": "error", "error": {"type": "not_found_error", "message": "no such route"}})
             return
         if self.state.switches.get("hang_messages"):

@@ -1,0 +1,129 @@
+"""Claude Code on a server that is already there: one of our own `--server`, or anybody's. It is never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from cclocal import homes, ui
+from cclocal.agents import AGENTS, Session
+from cclocal.agents.claude import least_context_tokens
+from cclocal.command import SESSION, Endpoint
+from cclocal.endpoint import check_url, look
+from cclocal.errors import UsageError
+from cclocal.files import Folders, write_private
+from cclocal.keeper import start_of
+from cclocal.launch import ENDPOINT, in_the_way
+from cclocal.machine import look_around
+from cclocal.plan import check_agent
+from cclocal.process import become
+from cclocal.settings import Settings
+from cclocal.state import sessions
+
+#: The reply's length where nobody says otherwise.
+_OUT_TOKENS = 8192
+
+
+def attach(port: int, settings: Settings, folders: Folders, environ: Mapping[str, str]) -> None:
+    """Become the agent on what answers at a port of this machine. Returns only by raising."""
+    running = [session for session in sessions(folders) if session.is_alive("keeper")]
+    held = {session.port: session for session in running if (session.folder / ENDPOINT).exists()}
+    session = held.get(str(port))
+    if session is None:
+        _attach_foreign(f"http://127.0.0.1:{port}", "", settings, folders, environ)
+        return
+    told = json.loads((session.folder / ENDPOINT).read_text("utf-8"))
+    wanted = Session(
+        Endpoint(told["url"], told["key"], told["model"]),
+        told["context_tokens"],
+        told["out_tokens"],
+        tuple(told["passed"]),
+        settings.agent_args,
+    )
+    # inside the server's session, with which it goes
+    _become(wanted, session.folder / f"attached-{os.getpid()}", folders, environ)
+
+
+def attach_url(
+    url: str,
+    key_env: str | None,
+    settings: Settings,
+    folders: Folders,
+    environ: Mapping[str, str],
+    *,
+    insecure: bool = False,
+) -> None:
+    """Become the agent on a server by its address. Returns only by raising."""
+    address = check_url(url, insecure=insecure)
+    if key_env and not environ.get(key_env):
+        raise UsageError(f"--key-env {key_env}: there is no such variable, or it is empty.")
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    if not key_env and host in ("127.0.0.1", "localhost", "[::1]"):
+        # it may be one of our own, whose key we know
+        attach(int(port), settings, folders, environ)
+    _attach_foreign(address, environ[key_env] if key_env else "", settings, folders, environ)
+
+
+def _attach_foreign(address: str, key: str, settings: Settings, folders: Folders, environ: Mapping[str, str]) -> None:
+    # before anybody is asked to compute anything
+    check_agent(AGENTS["claude"], look_around(folders, environ))
+    with ui.busy(f"Asking {address} what it is"):
+        found = look(address, key, settings.model)
+    context = _context(address, found.context_tokens, settings)
+    out = settings.out_tokens or _OUT_TOKENS
+    if context < least_context_tokens(out):
+        raise UsageError(
+            f"{found.model} at {address} has a window of {context:,} tokens; the agent needs "
+            f"{least_context_tokens(out):,} for replies of {out:,}. Started with less, it would forget without a word.",
+            hint="start that server with a larger context, or a smaller --out-tokens here",
+        )
+    ui.say(f"{found.model} on {found.kind} at {address}, a window of {context:,} tokens.")
+    # a server without keys takes any
+    endpoint = Endpoint(address, key or "none-needed", found.model)
+    wanted = Session(endpoint, context, out, settings.pass_env, settings.agent_args)
+    _clean_up(folders)
+    _become(wanted, _own_folder(folders), folders, environ)
+
+
+def _context(address: str, served: int | None, settings: Settings) -> int:
+    """The window to go by: the server's own, or less if that is wished."""
+    if served is None and settings.ctx is None:
+        raise UsageError(
+            f"{address} does not tell how large its window is.", hint="--ctx TOKENS, as that server was started"
+        )
+    if served and settings.ctx and settings.ctx > served:
+        raise UsageError(f"--ctx {settings.ctx:,} is more than the {served:,} tokens that {address} serves.")
+    return settings.ctx or served or 0
+
+
+def _become(wanted: Session, folder: Path, folders: Folders, environ: Mapping[str, str]) -> None:
+    try:
+        agent = AGENTS["claude"]
+        facts = look_around(folders, environ)
+        check_agent(agent, facts)
+        for note in agent.notes(facts, wanted):
+            ui.say(note, "yellow")
+        homes.prepare(agent.home(facts))
+        command, files = agent.command(facts, wanted)
+        for file in files:
+            write_private(folder / file.name, file.content)
+    except OSError as error:
+        raise in_the_way(error, folders) from None
+    become(command.bind({SESSION: str(folder)}), environ)
+
+
+def _own_folder(folders: Folders) -> Path:
+    """A folder for this process, which exec keeps: its name says whose it is, so that a later start can clear it."""
+    pid = os.getpid()
+    return folders.state / "attached" / f"{pid}-{start_of(pid)}"
+
+
+def _clean_up(folders: Folders) -> None:
+    """Remove what agents left that are gone: there is no keeper where there is no server of ours."""
+    for folder in (folders.state / "attached").glob("*-*"):
+        pid, _, start = folder.name.partition("-")
+        if not pid.isdecimal() or start_of(int(pid)) != start:
+            shutil.rmtree(folder, ignore_errors=True)

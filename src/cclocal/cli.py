@@ -36,6 +36,7 @@ EXAMPLES = (
     ("cclocal --server --gemma", "only the server"),
     ("cclocal 8124", "on the server that listens there; --url for another machine"),
     ("cclocal --fetch gemma coder", "download now, start later"),
+    ("cclocal check gemma", "prove that it drives the agent"),
     ("cclocal --list", "what is on this disk; cclocal --rm removes"),
     ("cclocal logs -f", "what the model server says"),
 )
@@ -264,6 +265,12 @@ def launch(
             help="Start a model that does not fit without asking (--no-mem-check, or CCLOCAL_NO_MEMCHECK=1).",
         ),
     ] = True,
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes", metavar="", rich_help_panel=SESSION, help="Start a model that failed its check without asking."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", metavar="", rich_help_panel=LOOK, help="Print the plan that would run, and stop."),
@@ -337,6 +344,7 @@ def launch(
             "command line" in (sources.get("mem_check"), sources.get("safe"))
             or not _is_on(started.environ.get("CCLOCAL_NO_MEMCHECK", ""))
         ),
+        yes=yes,
         server_only=server,
         agent_args=started.agent_args,
         sources=sources,
@@ -420,6 +428,42 @@ def attach(
         story(port, settings, started.folders, started.environ)
     except KeyboardInterrupt:
         raise InterruptedByUser("Interrupted.") from None
+
+
+@app.command()
+def check(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", show_default=False, autocompletion=_names_of_models)
+    ] = None,
+    quant: Annotated[str | None, typer.Option("--quant", metavar="NAME", help="Another quantisation.")] = None,
+    llama_server: Annotated[
+        str | None, typer.Option("--llama-server", metavar="PATH|wheel", envvar="CCLOCAL_LLAMA_SERVER")
+    ] = None,
+    ctx_tokens: Annotated[int | None, typer.Option("--ctx", metavar="TOKENS", min=1, help="Context window.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="For scripts.")] = False,
+) -> None:
+    """Prove that a model drives the agent: real requests, real tool calls, a real file. Exit 0 only if it does."""
+    from cclocal import catalog
+    from cclocal.check import PROMPT
+    from cclocal.check import check as story
+
+    started: Start = ctx.obj
+    shelf = catalog.load(packaged("models.toml"), started.user_file)
+    settings = Settings(
+        model=_plain(model) if model else shelf.default,
+        quant=quant,
+        llama_server=llama_server,
+        ctx=ctx_tokens,
+        agent_args=("-p", PROMPT),
+        yes=True,
+    )
+    try:
+        works = story(lambda: _planner(shelf, settings, started), started.folders, started.environ, as_json=as_json)
+    except KeyboardInterrupt:
+        raise InterruptedByUser("Interrupted; nothing was left running.") from None
+    if not works:
+        raise typer.Exit(1)
 
 
 @app.command("list")
@@ -682,7 +726,7 @@ def _add_model_flags(sources: Sequence[Path]) -> None:
 
 
 #: Flags that are commands: an option cannot take any number of names, and seed 002's users type these.
-_COMMAND_FLAGS = {"--list": "list", "-l": "list", "--rm": "rm", "--clean": "rm", "--fetch": "fetch"}
+_COMMAND_FLAGS = {"--check": "check", "--list": "list", "-l": "list", "--rm": "rm", "--clean": "rm", "--fetch": "fetch"}
 
 
 def _commands_by_flag(words: list[str]) -> list[str]:
@@ -691,7 +735,7 @@ def _commands_by_flag(words: list[str]) -> list[str]:
     if words and words[0].isdecimal():
         # seed 001's way to say which server
         return ["attach", *words]
-    if at is None or (words and words[0] in ("list", "rm", "fetch", "plan", "logs", "attach")):
+    if at is None or (words and words[0] in ("list", "rm", "fetch", "plan", "logs", "attach", "check")):
         return words
     return [_COMMAND_FLAGS[words[at]], *words[:at], *words[at + 1 :]]
 

@@ -113,5 +113,7 @@ class Facts:
     projector_bytes: Mapping[str, int] = field(default_factory=dict)
     #: other models of the catalog, for when this one does not fit
     alternatives: tuple[Alternative, ...] = ()
+    #: by plan.proof_key: whether the newest check said that the agent can work
+    proofs: Mapping[str, bool] = field(default_factory=dict)
     #: bytes that earlier starts used beyond their plan, by measured.key
     corrections: Mapping[str, int] = field(default_factory=dict)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
-from cclocal import hub, memory_ui, picker, ui
+from cclocal import hub, memory_ui, picker, proofs, ui
 from cclocal.catalog import Catalog
 from cclocal.errors import UsageError
 from cclocal.files import Folders
@@ -48,17 +49,23 @@ def _wait() -> None:
 def _rows(shelf: Catalog, folders: Folders, environ: Mapping[str, str]) -> list[picker.Row]:
     here = {row.name for row in stored(shelf, folders, environ) if not row.incomplete_bytes}
     fits = {row.id: row.fit for row in plan_catalog(shelf, Wishes(), folders, environ)}
-    best = recommended(shelf, fits)
+    best, proven = recommended(shelf, fits), proofs.known(folders)
     rows = []
     for model in shelf.models.values():
         variant, fit = model.variants[0], fits.get(model.id)
         on_disk = bool(variant.builtin or variant.path) or variant.repo in here
-        note = f"{'recommended here: ' if model.id == best else ''}{model.note}"
+        note = f"{_badge(model.id, proven)}{'recommended here: ' if model.id == best else ''}{model.note}"
         size = "built here" if variant.builtin else ui.human_size(variant.size_bytes)
         verdict = fit.verdict if fit else "unknown"
         mark = "●" if on_disk else "○"
         rows.append(picker.Row(model.id, model.name, mark, size, variant.backend, verdict, note))
     return sorted(rows, key=lambda row: row.id != best)
+
+
+def _badge(id_: str, proven: Mapping[str, dict[str, Any]]) -> str:
+    """What the newest check of a model said."""
+    outcomes = [row.get("works") for name, row in proven.items() if name.startswith(f"{id_} ")]
+    return "" if not outcomes else "✓ proven here: " if outcomes[-1] else "✗ failed its check here: "
 
 
 def recommended(shelf: Catalog, fits: Mapping[str, Fit | None]) -> str:

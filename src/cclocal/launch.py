@@ -11,7 +11,7 @@ from typing import Any
 
 from cclocal import fit_params, homes, hub, logs, measured, memory_ui, tiny, ui, wired
 from cclocal.command import KEY, PORT, SESSION, SessionFile
-from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError, ServerDiedError
+from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError, ServerDiedError, UsageError
 from cclocal.files import Folders, make_folder
 from cclocal.hardware import is_mac, mac_tool, resident_servers
 from cclocal.keeper import how_it_ended
@@ -115,6 +115,7 @@ def _prepare(
     """(the plan as it will be, where the model's files are, what holds a raised limit)."""
     if plan.port:
         _check_port(plan.port, folders)
+    _warn_of_a_failed_check(plan)
     tools, limit = _wired_tools(environ), None
     if tools:
         limit, plan = _hold_a_raised_limit(plan, replan, tools, folders)
@@ -194,6 +195,17 @@ def _raise_limit(
         _refuse_what_does_not_fit(plan)
         return held, plan, changes
     return raised if raised is not None else held, plan, changes
+
+
+def _warn_of_a_failed_check(plan: Plan) -> None:
+    """Ask before a model is started that was seen to fail. Raises UsageError where nobody can be asked."""
+    if plan.proven is not False or plan.yes:
+        return
+    ui.say(f"{plan.model.name} failed its check on this engine (cclocal check {plan.model.id}).", "yellow")
+    if not ui.can_ask():
+        raise UsageError("It is not started without a word from you.", hint="--yes, or another model")
+    if not ui.confirm("Start it all the same?", default=False):
+        raise KeyboardInterrupt
 
 
 def _wired_tools(environ: Mapping[str, str]) -> wired.Tools | None:

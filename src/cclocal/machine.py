@@ -30,6 +30,7 @@ from cclocal.memory.known import known_shape
 from cclocal.memory.shape import Shape, shape_of
 from cclocal.plan import placeholder_of
 from cclocal.process import ask
+from cclocal.proofs import known
 from cclocal.settings import Settings
 
 
@@ -57,6 +58,7 @@ def probe(settings: Settings, model: Model, folders: Folders, environ: Mapping[s
             if variant.mmproj and (path := _projector(variant, cached)) and path.is_file()
         },
         corrections=corrections(folders),
+        proofs={name: bool(row.get("works")) for name, row in known(folders).items()},
     )
     memory.save()
     return found

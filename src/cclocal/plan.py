@@ -80,6 +80,10 @@ class Plan:
     sources: Mapping[str, str] = field(default_factory=dict)
     #: whether a model that does not fit is asked about
     mem_check: bool = True
+    #: what the newest check of this model on this engine said; None = there was none
+    proven: bool | None = None
+    #: whether one that failed it is started without asking
+    yes: bool = False
     #: whether the agent takes over the terminal
     draws: bool = True
     #: the variables handed on by name
@@ -247,9 +251,16 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         ),
         sources=sources,
         mem_check=settings.mem_check,
+        proven=facts.proofs.get(proof_key(model, variant, name, engine)),
+        yes=settings.yes,
         draws=agent.draws(settings.agent_args),
         passed=settings.pass_env,
     )
+
+
+def proof_key(model: Model, variant: Variant, backend: str, engine: Engine) -> str:
+    """What a proof holds for: another version of the engine is another thing."""
+    return f"{model.id} {variant.quant} | {backend} | {engine.form} {engine.version}"
 
 
 def check_agent(agent: Agent, facts: Facts) -> None:

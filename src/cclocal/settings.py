@@ -79,6 +79,8 @@ class Settings:
     #: on a Mac: the wired limit to raise to for this session
     wired_limit_mib: int | None = None
     mem_check: bool = True
+    #: start a model that failed its check without asking
+    yes: bool = False
     server_only: bool = False
     agent_args: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)

@@ -20,6 +20,9 @@
     buffers           lines of the log about buffers
     routes            {path: JSON} that GET answers beside the models
     no_messages       /v1/messages is no route
+    obeys             calls tools as asked, but for these faults: "mangles" quotes, "leaks" thinking, "talks" instead
+                      of calling, is "silent" about a reply cut off, "swallows" a prompt that is too long
+    faults            see obeys
     help_lacks        flags that --help does not name
 """
 
@@ -27,6 +30,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,6 +89,15 @@ def main(switches: dict[str, Any]) -> None:
     print("listening", flush=True)
     server.state.note("listening")  # type: ignore[attr-defined]
     server.serve_forever()
+
+
+def _said(message: dict[str, Any]) -> tuple[str, bool]:
+    """(the text of a message, whether it brings results of tools)."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content, False
+    text = "".join(block.get("text", "") for block in content if block["type"] == "text")
+    return text, any(block["type"] == "tool_result" for block in content)
 
 
 class State:
@@ -148,8 +161,39 @@ class Handler(BaseHTTPRequestHandler):
             return
         if "die_after_s" in self.state.switches:
             threading.Timer(self.state.switches["die_after_s"], self._die).start()
+        if self.state.switches.get("obeys"):
+            self._obey(body)
+            return
         with self.state.lock:
             reply = self.state.replies.pop(0) if self.state.replies else {"text": "OK done."}
+            self.state.asked += 1
+        self._answer(body, reply, f"toolu_{self.state.asked:04d}")
+
+    def _obey(self, body: dict[str, Any]) -> None:
+        """Answer as a model that does what it is told, but for what `faults` names."""
+        faults = self.state.switches.get("faults", ())
+        text, results = _said(body["messages"][-1])
+        if len(data := json.dumps(body)) > 200_000 and "swallows" not in faults:
+            self._json(400, {"type": "error", "error": {"type": "invalid_request_error", "message": len(data)}})
+            return
+        create = re.search(r"Create the file (\S+) with content: (.*)", text, re.DOTALL)
+        run = re.findall(r"(?:Run the command|run): (echo \w+|.*)", text)
+        if create and not results:
+            content = create[2].replace('"', "'") if "mangles" in faults else create[2]
+            reply: dict[str, Any] = {"tool": ["Write", {"file_path": create[1], "content": content}]}
+        elif run:
+            reply = {"tool": ["Bash", {"command": run[0].strip()}]}
+        else:
+            reply = {"text": "<think>hm</think> Fine." if "leaks" in faults else "Done." if results else "Fine."}
+        if "talks" in faults:
+            reply = {"text": json.dumps(reply)}
+        if body["max_tokens"] < 32 and "tool" in reply:
+            if "silent" in faults:
+                reply = {"text": ""}
+            else:
+                self._answer(body, {"text": "I"}, "", stop="max_tokens")
+                return
+        with self.state.lock:
             self.state.asked += 1
         self._answer(body, reply, f"toolu_{self.state.asked:04d}")
 
@@ -192,7 +236,7 @@ class Handler(BaseHTTPRequestHandler):
             "usage": {"input_tokens": 100, "output_tokens": 10},
         }
 
-    def _answer(self, body: dict[str, Any], reply: dict[str, Any], call_id: str) -> None:
+    def _answer(self, body: dict[str, Any], reply: dict[str, Any], call_id: str, stop: str = "end_turn") -> None:
         if "tool" in reply:
             name, given = reply["tool"]
             start = {"type": "tool_use", "id": call_id, "name": name, "input": {}}
@@ -201,7 +245,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             start = {"type": "text", "text": ""}
             delta = {"type": "text_delta", "text": reply["text"]}
-            full, stop = {"type": "text", "text": reply["text"]}, "end_turn"
+            full = {"type": "text", "text": reply["text"]}
         if not body.get("stream"):
             self._json(200, self._message(body, [full], stop))
             return

@@ -1,0 +1,31 @@
+"""What was proven here, by model, backend and engine: the badges of the menu."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cclocal.files import Folders, write_private
+from cclocal.proof import Row, can_work
+
+_KEPT = 100
+
+
+def known(folders: Folders) -> Mapping[str, dict[str, Any]]:
+    """Every proof there is."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folders.state / "proofs.json").read_text("utf-8"))
+        if isinstance(found, dict):
+            return {name: row for name, row in found.items() if isinstance(row, dict)}
+    return {}
+
+
+def keep(name: str, rows: Sequence[Row], folders: Folders) -> None:
+    """Remember the outcome of a check."""
+    kept = dict(list(known(folders).items())[-_KEPT:])
+    kept.pop(name, None)
+    told = {"at_s": time.time(), "works": can_work(list(rows)), "rows": [row.as_json() for row in rows]}
+    write_private(folders.state / "proofs.json", json.dumps({**kept, name: told}))

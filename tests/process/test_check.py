@@ -1,0 +1,95 @@
+"""`cclocal check`: faults that make a model useless are found, and told apart from harmless ones."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.world import World
+
+WRITES = """#!/bin/sh
+[ "$1" = --version ] && echo "2.1.329 (Claude Code)" && exit
+printf %s "it works on this machine" >proof.txt
+"""
+
+
+@pytest.fixture
+def agent(world: World) -> World:
+    """An agent that writes the file, whatever the model says."""
+    program = world.bin / "claude"
+    program.write_text(WRITES)
+    program.chmod(0o755)
+    return world
+
+
+def rows(world: World, *args: str) -> tuple[int, dict[str, str], dict[str, Any]]:
+    done = world.run("check", "tiny", "--json", *args)
+    told = json.loads(done.stdout)
+    return done.returncode, {row["name"]: row["status"] for row in told["rows"]}, told
+
+
+def test_a_model_that_does_what_it_is_told(agent: World) -> None:
+    agent.fake_server(obeys=True)
+    code, status, told = rows(agent)
+    assert code == 0
+    assert told["works"] is True
+    failed = [name for name, outcome in status.items() if outcome == "fail"]
+    # the stand-in counts no tokens and keeps no cache
+    assert set(failed) <= {
+        "Tokens are counted before they are sent",
+        "A second turn does not read the whole prompt again",
+    }
+    assert status["A second call after the first one's result"] == "pass"
+    assert status["Two calls in one reply"] == "not exercised"
+
+
+@pytest.mark.parametrize(
+    ("fault", "row", "works"),
+    [
+        ("mangles", "A file full of quotes arrives byte for byte", False),
+        ("talks", "A tool's result ends the turn", False),
+        ("leaks", "Thinking stays out of the text", True),
+        ("silent", "A call that is cut off is never carried out as if whole", True),
+        ("swallows", "A prompt beyond the window is refused, not cut", True),
+    ],
+)
+def test_each_fault_is_found(agent: World, fault: str, row: str, works: bool) -> None:
+    agent.fake_server(obeys=True, faults=[fault])
+    code, status, told = rows(agent)
+    assert status[row] == "fail"
+    assert told["works"] is works
+    assert code == (0 if works else 1)
+    assert all(one["meaning"] for one in told["rows"])
+
+
+def test_an_agent_that_writes_nothing_fails_it(world: World) -> None:
+    world.fake_server(obeys=True)
+    world.fake_claude(exits=0)
+    code, status, _ = rows(world)
+    assert code == 1
+    assert status["The real agent writes a real file"] == "fail"
+
+
+def test_a_failed_check_is_remembered_and_asked_about(agent: World) -> None:
+    agent.fake_server(obeys=True, faults=["mangles"])
+    shown = agent.run("check", "tiny")
+    assert shown.returncode == 1
+    assert "cannot be relied on" in shown.stdout
+    refused = agent.run("--tiny", "--", "-p", "x")
+    assert refused.returncode == 2
+    assert "failed its check" in refused.stderr
+    assert agent.run("--tiny", "--yes", "--", "-p", "x").returncode == 0
+    with agent.on_terminal("--tiny") as child:
+        child.expect(r"Start it all the same\? \[y/N\] ")
+        child.sendline("n")
+        child.expect("nothing was left running")
+    agent.fake_server(obeys=True)
+    assert agent.run("check", "tiny").returncode == 0
+    assert agent.run("--tiny", "--", "-p", "x").returncode == 0
+    with agent.on_terminal() as child:
+        child.expect("Enter start")
+        child.send("j")
+        child.expect("✓")
+        child.send("q")

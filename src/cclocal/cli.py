@@ -771,6 +771,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     cut = words.index("--") if "--" in words else len(words)
     ours, theirs = words[:cut], words[cut + 1 :]
     ours = _commands_by_flag(ours)
+    if ours and ours[0] in ("check", "fetch", "plan", "rm"):
+        # a model by its flag, as everywhere else
+        flags = {f"--{name}" for _, names in tomlfile.flags(packaged("models.toml")).values() for name in names}
+        ours = [_plain(word) if word in flags else word for word in ours]
     lenient = "_CCLOCAL_COMPLETE" in os.environ or bool({"-h", "--help", "--version"} & set(ours))
     try:
         started = Start(dict(os.environ), theirs, lenient=lenient)

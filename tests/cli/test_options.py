@@ -66,9 +66,8 @@ def test_version(world: World) -> None:
         (["gemma"], "cclocal --gemma"),
         (["--json"], "--json goes with --dry-run"),
         (["--tiny", "--safe"], "--no-safe"),
-        (["--model", "unsloth/gemma-4-E4B-it-GGUF"], "not fetched from the hub by their id yet"),
         (["--tiny", "--pass-env", "CEREBRAS_API_KEY"], "never reaches the agent"),
-        (["attach", "1"], "No “cclocal --server” of yours"),
+        (["12", "--ctx", "x"], "valid integer"),
         (["--tiny", "--port", "x"], "--port"),
         (["--tiny", "--port", "99999"], "--port"),
         (["--tiny", "--ctx", "8192"], "too small"),
@@ -223,7 +222,11 @@ def test_the_memory_of_the_catalog(world: World) -> None:
     assert {row["model"] for row in rows} >= {"tiny", "gemma", "coder"}
     for row in rows:
         # nothing is on disk, and all of it is planned
-        assert row["verdict"] in ("roomy", "tight", "too_big")
+        assert row["verdict"] in ("roomy", "tight", "too_big", "unknown")
+        if row["verdict"] == "unknown":
+            # its dimensions are not published: nothing is made up
+            assert row["max_context_tokens_f16"] is None
+            continue
         assert row["max_context_tokens_q8_0"] >= row["max_context_tokens_f16"]
     assert "largest, f16" in world.run("plan").stdout
     assert world.run("plan", "tiny", "--kv", "q9").returncode == 2

@@ -76,8 +76,8 @@ def facts(name: str, model: Model | None = None) -> Facts:
     shapes = {}
     for variant in model.variants if model else ():
         if shape := known_shape(model.shape or "", variant.size_bytes) if model else None:
-            name = variant.files[0] if variant.files else f"{variant.quant} of {variant.repo}"
-            shapes[placeholder_of(name)] = shape
+            file = variant.files[0] if variant.files else f"{variant.quant} of {variant.repo}"
+            shapes[placeholder_of(file)] = shape
         elif variant.builtin:
             shapes[MODEL_FILE] = shape_of(read_header(tiny.gguf()))
     return Facts(

@@ -6,21 +6,29 @@ documented layout (models--ORG--NAME/refs/main → snapshots/REVISION/FILE).
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from cclocal.errors import CclocalError, DiskFullError, HubError, OfflineError
+from cclocal.errors import CclocalError, DiskFullError, DownloadStalledError, FolderError, HubError, OfflineError
 from cclocal.memory.gguf import BadHeaderError, CutHeaderError
 
 T = TypeVar("T")
 
 #: How much of a file is looked at before it is fetched, growing: vocabularies make headers of 6 to 16 MB.
 PEEK_BYTES = (16 * 2**20, 64 * 2**20)
+#: So long without a byte is a stall; counted in bytes received, never in what a folder weighs.
+STALL_S = 240.0
 #: Left free on the disk beside the download.
 SPARE_BYTES = 2 * 10**9
 
@@ -67,28 +75,162 @@ def cached_names(repo: str, environ: Mapping[str, str]) -> dict[str, int]:
 def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: Any) -> dict[str, Path]:
     """Fetch the files of a repo into the hub's cache, and return name → path.
 
-    `bar(total_bytes, finished_bytes)` gives the Bar that is told of every byte received. Raises OfflineError (22),
-    HubError (23) or DiskFullError (21); finished files are kept, the file in flight starts again next time.
+    `bar(total_bytes, finished_bytes)` gives the Bar that is told of every byte received. Raises DownloadStalledError
+    (20), DiskFullError (21), OfflineError (22) or HubError (23); finished files are kept, the file in flight starts
+    again next time. Never a limit on the whole: only silence ends a download, and then it is tried once without Xet.
     """
+    stall_s = float(environ.get("CCLOCAL_TEST_STALL_S") or STALL_S)
+    asked = json.dumps({"repo": repo, "files": files}) + "\n"
+    for last_try in (False, True):
+        env = {**environ, **({"HF_HUB_DISABLE_XET": "1"} if last_try else {})}
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "cclocal.fetcher"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+        )
+        assert child.stdin
+        try:
+            child.stdin.write(asked.encode())
+            child.stdin.flush()
+            found = _follow(child, bar, stall_s)
+        finally:
+            child.kill()
+            child.wait()
+            child.stdin.close()
+            if child.stdout:
+                child.stdout.close()
+        if found is not None:
+            return found
+    raise DownloadStalledError(
+        f"The download of {repo} stalled twice: no byte arrived for {stall_s:.0f} s.",
+        hint="check the network, then start again: finished files are kept, the file in flight starts again",
+    )
+
+
+def _follow(child: subprocess.Popen[bytes], bar: Any, stall_s: float) -> dict[str, Path] | None:
+    """What the fetching process says, to its end; None if it fell silent. Raises what it ran into."""
+    assert child.stdout
+    shown, buffer, heard = None, b"", time.monotonic()
+    while True:
+        if not select.select([child.stdout], [], [], 1.0)[0]:
+            if time.monotonic() - heard > stall_s:
+                return None
+            continue
+        part = os.read(child.stdout.fileno(), 65536)
+        if not part:
+            raise HubError("The download ended without a word.", hint="start it again")
+        heard = time.monotonic()
+        *lines, buffer = (buffer + part).split(b"\n")
+        for line in lines:
+            news = json.loads(line)
+            if "done" in news:
+                return {name: Path(path) for name, path in news["done"].items()}
+            if "error" in news:
+                told = news["error"]
+                kind = _ERRORS.get(told["kind"], HubError)
+                raise kind(told["message"], cause=told["cause"], hint=told["hint"])
+            if "total_bytes" in news:
+                shown = shown or bar(news["total_bytes"], news["finished_bytes"])
+            elif shown and "received_bytes" in news:
+                shown.advance(news["received_bytes"])
+            elif "note" in news:
+                bar.note(news["note"])
+
+
+_ERRORS: Mapping[str, type[CclocalError]] = {
+    kind.__name__: kind for kind in (DiskFullError, FolderError, HubError, OfflineError)
+}
+
+
+def download(
+    repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: Any, tell: Callable[..., None]
+) -> dict[str, Path]:
+    """What `fetch` does, in the process that may be ended: see there."""
     # huggingface_hub asks another address about the calling program unless told not to
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"
     import huggingface_hub
 
     cache = cache_folder(environ)
-    there = cached_files(repo, files, environ)
-    with _in_words(repo):
-        info = huggingface_hub.HfApi().model_info(repo, files_metadata=True)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if file.rfilename in files}
-        if missing := [name for name in files if name not in sizes]:
-            raise HubError(f"{repo} has no file {', '.join(missing)}.", hint=f"look at https://huggingface.co/{repo}")
-        todo = sum(size for name, size in sizes.items() if name not in there)
-        _check_disk(cache, todo)
-        counter = _counting(bar(sum(sizes.values()), sum(sizes.values()) - todo))
-        return {
-            name: Path(huggingface_hub.hf_hub_download(repo, name, cache_dir=cache, tqdm_class=counter))
-            for name in files
-        }
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    with _alone(cache, repo, tell):
+        there = cached_files(repo, files, environ)
+        if len(there) == len(files):
+            # the one we waited for fetched it
+            return there
+        _purge(folder, tell)
+        # what was fetched once stays what it was: the revision is the one recorded then
+        revision = recorded_revision(repo, environ)
+        with _in_words(repo, [name for name in files if name not in there]):
+            info = huggingface_hub.HfApi().model_info(repo, files_metadata=True, revision=revision)
+            sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if file.rfilename in files}
+            if missing := [name for name in files if name not in sizes]:
+                raise HubError(
+                    f"{repo} has no file {', '.join(missing)}.", hint=f"look at https://huggingface.co/{repo}"
+                )
+            todo = sum(size for name, size in sizes.items() if name not in there)
+            _check_disk(cache, todo)
+            counter = _counting(bar(sum(sizes.values()), sum(sizes.values()) - todo))
+            get = partial(huggingface_hub.hf_hub_download, repo, cache_dir=cache, revision=revision)
+            return {name: Path(get(name, tqdm_class=counter)) for name in files}
+
+
+def recorded_revision(repo: str, environ: Mapping[str, str]) -> str | None:
+    """The revision of the first fetch, as the hub's cache records it."""
+    ref = cache_folder(environ) / f"models--{repo.replace('/', '--')}" / "refs" / "main"
+    try:
+        return ref.read_text("utf-8").strip() or None
+    except OSError:
+        return None
+
+
+@contextmanager
+def _alone(cache: Path, repo: str, tell: Callable[..., None]) -> Iterator[None]:
+    """One download of a repository at a time; who waits is told of the first one's progress."""
+    from filelock import FileLock, Timeout
+
+    locks = cache / ".locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"cclocal--{repo.replace('/', '--')}.lock")
+        blobs, said = cache / f"models--{repo.replace('/', '--')}" / "blobs", False
+        while True:
+            try:
+                lock.acquire(timeout=1.0 if said else 0.0)
+                break
+            except Timeout:
+                arrived = sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
+                if not said:
+                    tell(note="Another start of cclocal is downloading it: waiting for that.")
+                said = True
+                tell(waiting=True, arrived_bytes=arrived)
+    except OSError as error:
+        raise FolderError(f"The hub's cache cannot be written: {error.strerror} ({locks}).") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _purge(folder: Path, tell: Callable[..., None]) -> None:
+    """Remove what downloads that were cut off left: huggingface_hub never goes on with it."""
+    dead = [path for path in folder.glob("blobs/*.incomplete") if not path.is_symlink()]
+    if not dead:
+        return
+    import psutil
+
+    held = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            held |= {file.path for file in process.open_files()}
+    gone = [path for path in dead if os.path.realpath(path) not in held]
+    size = sum(path.stat().st_size for path in gone)
+    for path in gone:
+        path.unlink(missing_ok=True)
+    if gone:
+        tell(note=f"Removed {size / 1e6:.1f} MB that an unfinished download had left.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +354,8 @@ def _check_disk(cache: Path, todo_bytes: int) -> None:
 
 
 @contextmanager
-def _in_words(repo: str) -> Iterator[None]:
-    """The hub library's failures as ours, each with what to do."""
+def _in_words(repo: str, missing: Sequence[str] = ()) -> Iterator[None]:
+    """The hub library's failures as ours, each with what to do; `missing` are the files that are not here."""
     from huggingface_hub import errors
 
     try:
@@ -233,11 +375,11 @@ def _in_words(repo: str) -> Iterator[None]:
         raise HubError(f"{repo} does not have that file: {_first_line(error)}.") from None
     except errors.OfflineModeIsEnabled:
         raise OfflineError(
-            f"{repo} is not on this disk, and HF_HUB_OFFLINE is set.", hint="unset HF_HUB_OFFLINE"
+            f"{_what(repo, missing)} not on this disk, and HF_HUB_OFFLINE is set.", hint="unset HF_HUB_OFFLINE"
         ) from None
     except errors.LocalEntryNotFoundError as error:
         raise HubError(
-            f"The model hub was not reached, and {repo} is not on this disk.",
+            f"The model hub was not reached, and {_what(repo, missing)} not on this disk.",
             cause=[_first_line(error)],
             hint="check the network, and HF_ENDPOINT if you set it",
         ) from None
@@ -258,6 +400,13 @@ def _in_words(repo: str) -> Iterator[None]:
             cause=[_first_line(error)],
             hint="check the network, and HF_ENDPOINT if you set it",
         ) from None
+
+
+def _what(repo: str, missing: Sequence[str]) -> str:
+    """What is missing, with its verb."""
+    if not missing:
+        return f"{repo} is"
+    return f"{', '.join(missing)} of {repo} {'is' if len(missing) == 1 else 'are'}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -286,6 +286,10 @@ def download_bar(name: str) -> Iterator[type]:
             self.total, self.received, self.said = total_bytes, finished_bytes, time.monotonic()
             self.task = progress.add_task(f"Downloading {name}", total=total_bytes, completed=finished_bytes)
 
+        @staticmethod
+        def note(text: str) -> None:
+            progress.console.print(escape(text), soft_wrap=True)
+
         def advance(self, received_bytes: int) -> None:
             self.received += received_bytes
             progress.advance(self.task, received_bytes)

@@ -1,6 +1,8 @@
 """A stand-in for the Hugging Face hub: one repo with the files of a folder, and fault switches.
 
-    python hub.py FOLDER LOG [--rate BYTES_PER_S] [--status N] [--gated]
+    python hub.py FOLDER LOG [--rate BYTES_PER_S] [--status N] [--gated] [--stall NAME]
+
+--stall: that file falls silent after its first bytes.
 
 Prints its port, then serves FOLDER as every repo; LOG gets a line per request.
 """
@@ -26,6 +28,7 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=0)
     parser.add_argument("--status", type=int, default=0)
     parser.add_argument("--gated", action="store_true")
+    parser.add_argument("--stall")
     options = parser.parse_args()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -51,7 +54,9 @@ class Handler(BaseHTTPRequestHandler):
         if options.status:
             self._error(options.status, "GatedRepo" if options.gated else "")
         elif "/resolve/" in self.path:
-            self._file(files.get(self.path.split("/")[-1].split("?")[0]), options.rate)
+            name = self.path.split("/")[-1].split("?")[0]
+            silent = name == options.stall and not self.headers.get("Range")
+            self._file(files.get(name), options.rate, silent=silent)
         elif "/tree/" in self.path:
             rows = [
                 {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
@@ -82,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def _file(self, data: bytes | None, rate: int) -> None:
+    def _file(self, data: bytes | None, rate: int, *, silent: bool) -> None:
         if data is None:
             self._error(404, "EntryNotFound")
             return
@@ -98,6 +103,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        if silent:
+            self.wfile.write(data[:100_000])
+            self.wfile.flush()
+            time.sleep(900)
         step = max(1, rate // 20) if rate else len(data)
         for at in range(0, len(data), step):
             self.wfile.write(data[at : at + step])

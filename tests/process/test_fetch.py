@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from bench.sparse import write
 from cclocal import tiny
 from cclocal.memory.known import HEADERS
-from tests.world import FAKES, World
+from tests.world import FAKES, World, wait_for
 
 MODEL = """
 [models.mine]
@@ -190,3 +191,88 @@ def test_offline_says_what_is_missing(world: World, hub: Hub) -> None:
     done = world.run("--mine", HF_HUB_OFFLINE="1", **hub())
     assert done.returncode == 22
     assert "org/m is not on this disk" in done.stderr
+
+
+def blobs(world: World) -> Path:
+    return world.home / ".cache/huggingface/hub/models--org--m/blobs"
+
+
+def two_files(world: World) -> None:
+    """The model of one's own, with a projector: two files."""
+    config = world.home / ".config/cclocal/config.toml"
+    config.write_text(
+        config.read_text().replace('files = ["mine.gguf"]', 'files = ["mine.gguf"]\nmmproj = "other.gguf"')
+    )
+
+
+def test_silence_ends_a_download_and_slowness_does_not(world: World, hub: Hub) -> None:
+    slow = hub("--rate", "10000000")
+    # three seconds in all, a second of patience
+    done = world.run("--mine", CCLOCAL_TEST_STALL_S="1.5", **slow)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_download_that_stalls_twice_is_given_up(world: World, hub: Hub) -> None:
+    done = world.run("--mine", CCLOCAL_TEST_STALL_S="3", **hub("--stall", "mine.gguf"))
+    assert done.returncode == 20
+    assert "no byte arrived for 3 s" in done.stderr
+    assert "Traceback" not in done.stderr
+    # tried once more, in another way
+    whole = [line for line in asked(world) if line.startswith("SENT GET") and int(line.split()[2]) > 16777216]
+    assert len(whole) == 2
+    # what is left of it is removed, and said to be, when it goes on
+    assert list(blobs(world).glob("*.incomplete"))
+    again = world.run("--mine", **hub())
+    assert again.returncode == 0, again.stderr
+    assert "that an unfinished download had left" in again.stderr
+    assert not list(blobs(world).glob("*.incomplete"))
+
+
+def test_interrupted_the_finished_files_stay(world: World, hub: Hub) -> None:
+    two_files(world)
+    child = world.start("--mine", "--no-mem-check", **hub("--stall", "other.gguf"))
+    wait_for(lambda: "mine.gguf" in found(world), "the first file")
+    wait_for(lambda: any("other.gguf" in line for line in asked(world)), "the second file")
+    child.send_signal(signal.SIGINT)
+    assert child.wait(20) == 130
+    assert "mine.gguf" in found(world)
+    offline = world.run("--mine", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    assert offline.returncode == 22
+    assert "other.gguf of org/m is not on this disk" in offline.stderr
+    assert "mine.gguf of" not in offline.stderr
+
+
+def found(world: World) -> set[str]:
+    return {path.name for path in (world.home / ".cache/huggingface/hub").glob("models--org--m/snapshots/*/*")}
+
+
+def test_a_killed_launcher_takes_its_download_along(world: World, hub: Hub) -> None:
+    child = world.start("--mine", **hub("--rate", "5000000"))
+    wait_for(lambda: any("SENT GET 30000000" in line for line in asked(world)), "the download")
+    child.kill()
+    child.wait()
+    wait_for(lambda: not world.leftovers(), "its end")
+
+
+def test_two_starts_download_once(world: World, hub: Hub) -> None:
+    at = hub("--rate", "5000000")
+    first = world.start("--mine", **at)
+    wait_for(lambda: any("SENT GET 30000000" in line for line in asked(world)), "the download")
+    second = world.run("--mine", **at)
+    assert second.returncode == 0, second.stderr
+    assert "Another start of cclocal is downloading it" in second.stderr
+    assert first.wait(30) == 0
+    assert asked(world).count("SENT GET 30000000") == 1
+
+
+def test_what_another_program_is_downloading_is_left_alone(world: World, hub: Hub) -> None:
+    blobs(world).mkdir(parents=True)
+    dead, held = (blobs(world) / f"{letter * 64}.incomplete" for letter in "ab")
+    dead.write_bytes(bytes(1_000_000))
+    with held.open("wb") as other:
+        other.write(bytes(1000))
+        done = world.run("--mine", **hub())
+    assert done.returncode == 0, done.stderr
+    assert "Removed 1.0 MB" in done.stderr
+    assert held.exists()
+    assert not dead.exists()

@@ -138,6 +138,17 @@ def launch(
             "[dim]In CCLOCAL_PASS_ENV spaces separate the names.[/]",
         ),
     ] = None,
+    think: Annotated[
+        bool,
+        typer.Option(
+            "--think/--no-think",
+            metavar="",
+            envvar="CCLOCAL_THINK",
+            rich_help_panel=SESSION,
+            help="Let the model think before it answers: slower, sometimes better. [dim]default: off[/]",
+            show_default=False,
+        ),
+    ] = False,
     kv: Annotated[
         str | None,
         typer.Option(
@@ -345,6 +356,7 @@ def launch(
             or not _is_on(started.environ.get("CCLOCAL_NO_MEMCHECK", ""))
         ),
         yes=yes,
+        think=think,
         server_only=server,
         agent_args=started.agent_args,
         sources=sources,

@@ -189,6 +189,9 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         check_agent(agent, facts)
     name, variant = _variant(model, settings)
     variant = adjusted(variant, settings)
+    can_think = _has_a_switch(variant)
+    if settings.think and can_think:
+        variant = _thinking(variant)
     backend = BACKENDS[name]
     engine = _engine(backend, model, variant, facts)
 
@@ -246,6 +249,7 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
             *((model.warning,) if model.warning else ()),
             *((f"It will hardly fit: {model.name} {fit.in_words}.",) if fit and fit.verdict == "too_big" else ()),
             *((not_raised,) if not_raised else ()),
+            *((f"{model.name} has no switch for thinking.",) if settings.think and not can_think else ()),
             *backend.notes(engine, facts),
             *agent.notes(facts, session),
         ),
@@ -256,6 +260,17 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         draws=agent.draws(settings.agent_args),
         passed=settings.pass_env,
     )
+
+
+def _has_a_switch(variant: Variant) -> bool:
+    return "enable_thinking" in variant.template_kwargs or variant.reasoning_budget_tokens == 0
+
+
+def _thinking(variant: Variant) -> Variant:
+    """The variant with thinking on: the template's switch, no budget of none, and the card's sampling for it."""
+    kwargs = {name: True if name == "enable_thinking" else value for name, value in variant.template_kwargs.items()}
+    sampling = variant.think_sampling or variant.sampling
+    return replace(variant, template_kwargs=kwargs, reasoning_budget_tokens=None, sampling=sampling)
 
 
 def proof_key(model: Model, variant: Variant, backend: str, engine: Engine) -> str:

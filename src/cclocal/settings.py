@@ -48,6 +48,7 @@ DEFAULTS: Mapping[str, Kind] = {
     "wired_limit_mib": Kind(int, 1),
     "pass_env": Kind(list),
     "safe": Kind(bool),
+    "think": Kind(bool),
     "mem_check": Kind(bool),
 }
 
@@ -68,6 +69,8 @@ class Settings:
     out_tokens: int | None = None
     port: int | None = None
     pass_env: tuple[str, ...] = ()
+    #: let the model think before it answers
+    think: bool = False
     #: how the model is held in memory: KV cache type, conversations at once, micro-batch
     kv: str | None = None
     slots: int | None = None

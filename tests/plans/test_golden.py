@@ -135,3 +135,16 @@ def test_a_cpu_engine_beside_a_gpu_is_one_line_with_the_cure() -> None:
 def test_the_plan_is_frozen_and_the_same_twice() -> None:
     one, two = (make_plan(CATALOG.models["gemma"], Settings(), facts("mac-16")) for _ in range(2))
     assert one == two
+
+
+def test_thinking_switches_template_and_sampling() -> None:
+    model = CATALOG.models["nemotron"]
+    off, on = (make_plan(model, Settings(think=think), facts("mac-64", model)).server.argv for think in (False, True))
+    assert off[off.index("--temp") + 1] == "0.6"
+    assert '{"enable_thinking":false}' in off
+    assert off[off.index("--reasoning-budget") + 1] == "0"
+    assert on[on.index("--temp") + 1] == "1.0"
+    assert '{"enable_thinking":true}' in on
+    assert "--reasoning-budget" not in on
+    plain = make_plan(CATALOG.models["coder"], Settings(think=True), facts("mac-64"))
+    assert "no switch for thinking" in " ".join(plain.notes)

@@ -58,6 +58,8 @@ class World:
             "PATH": f"{self.bin}:/usr/bin:/bin",
             "TERM": "xterm-256color",
             "LANG": "C.UTF-8",
+            # the same plans on a machine of any size
+            "CCLOCAL_TEST_FREE_BYTES": str(64 << 30),
         }
         self.terminal = (24, 100)
         self._children: list[subprocess.Popen[str]] = []

@@ -189,6 +189,7 @@ def launch(
             "--gpu-layers",
             metavar="N",
             min=0,
+            envvar="CCLOCAL_GPU_LAYERS",
             rich_help_panel=MEMORY,
             help="So many layers on the graphics card, the rest on the processor.",
         ),
@@ -196,7 +197,12 @@ def launch(
     cpu_moe: Annotated[
         int | None,
         typer.Option(
-            "--cpu-moe", metavar="N", min=0, rich_help_panel=MEMORY, help="Experts of N layers on the processor."
+            "--cpu-moe",
+            metavar="N",
+            min=0,
+            envvar="CCLOCAL_CPU_MOE",
+            rich_help_panel=MEMORY,
+            help="Experts of N layers on the processor.",
         ),
     ] = None,
     wired_limit: Annotated[
@@ -205,6 +211,7 @@ def launch(
             "--wired-limit",
             metavar="MIB",
             min=1,
+            envvar="CCLOCAL_WIRED_LIMIT",
             rich_help_panel=MEMORY,
             help="Mac: let the GPU wire so much while the session lasts (sudo asks).",
         ),
@@ -621,7 +628,7 @@ class Start:
 
 #: The defaults that `cclocal plan` goes by, as a launch would.
 _PLANNED = ("ctx_tokens", "kv", "slots", "ubatch")
-_PARAMETERS = {"ctx": "ctx_tokens", "wired_limit_mib": "wired_limit"}
+_PARAMETERS = {"ctx": "ctx_tokens"}
 _SOURCE_WORDS = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment", "DEFAULT_MAP": "user file"}
 
 

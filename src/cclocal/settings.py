@@ -45,7 +45,7 @@ DEFAULTS: Mapping[str, Kind] = {
     "ubatch": Kind(int, 1, 65536),
     "gpu_layers": Kind(int, 0),
     "cpu_moe": Kind(int, 0),
-    "wired_limit_mib": Kind(int, 1),
+    "wired_limit": Kind(int, 1),
     "pass_env": Kind(list),
     "safe": Kind(bool),
     "think": Kind(bool),

@@ -331,3 +331,12 @@ def test_nothing_was_started_yet(world: World) -> None:
     done = world.run("plan", "--last")
     assert done.returncode == 2
     assert "Nothing was started yet" in done.stderr
+
+
+def test_every_lasting_default_is_an_option_and_a_variable(world: World) -> None:
+    from cclocal.settings import DEFAULTS
+
+    shown = world.run("-h", COLUMNS="200").stdout
+    for key in DEFAULTS:
+        assert f"--{key.replace('_', '-')}" in shown
+        assert f"CCLOCAL_{key.upper()}" in shown

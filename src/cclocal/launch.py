@@ -15,7 +15,7 @@ from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError
 from cclocal.files import Folders, make_folder
 from cclocal.hardware import is_mac, mac_tool, resident_servers
 from cclocal.keeper import how_it_ended
-from cclocal.lookup import remember_files
+from cclocal.lookup import listed_bytes, remember_files
 from cclocal.memory.fit import memory_size
 from cclocal.memory.gguf import BadHeaderError, read_header
 from cclocal.memory.shape import Shape, shape_of
@@ -74,11 +74,19 @@ def fetch_only(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[st
 
 
 def _with_named_files(plan: Plan, replan: Replan, changes: Mapping[str, Any], folders: Folders) -> Plan:
-    """The plan with the files' names, where only their repository and quantisation were known."""
-    if not plan.fetch.repo or plan.fetch.files:
+    """The plan with the files' names and a projector's size, where only the repository was known."""
+    projector = plan.variant.mmproj
+    known = not projector or listed_bytes(plan.fetch.repo or "", projector, folders)
+    if not plan.fetch.repo or (plan.fetch.files and known):
         return plan
-    with ui.busy(f"{plan.model.name}: asking the hub for its files"):
-        remember_files(plan.fetch.repo, folders)
+    try:
+        with ui.busy(f"{plan.model.name}: asking the hub for its files"):
+            remember_files(plan.fetch.repo, folders)
+    except CclocalError:
+        if not plan.fetch.files:
+            raise
+        # only a size was asked for; what is wrong is for the download to say
+        return plan
     return replan({}, changes)
 
 

@@ -150,6 +150,11 @@ def _listings(folders: Folders) -> dict[str, dict[str, int]]:
         return {}
 
 
+def listed_bytes(repo: str, file: str, folders: Folders) -> int:
+    """How large the hub said a file is; 0 if it was not asked."""
+    return int(_listings(folders).get(repo, {}).get(file) or 0)
+
+
 def with_hub_files(model: Model, folders: Folders, environ: Mapping[str, str]) -> Model:
     """The model with the files of its repositories named, as far as the cache or an earlier answer tell."""
     if all(variant.files or not variant.repo for variant in model.variants):

@@ -23,7 +23,7 @@ from cclocal.facts import AgentFound, Alternative, Engine, Facts, Machine
 from cclocal.files import Folders, packaged, write_private
 from cclocal.hardware import machine
 from cclocal.hub import cached_files
-from cclocal.lookup import of_gguf
+from cclocal.lookup import listed_bytes, of_gguf
 from cclocal.measured import corrections
 from cclocal.memory.gguf import read_header
 from cclocal.memory.known import known_shape
@@ -53,9 +53,9 @@ def probe(settings: Settings, model: Model, folders: Folders, environ: Mapping[s
         cached=cached,
         shapes=dict(_shapes(model, cached, folders)),
         projector_bytes={
-            variant.mmproj: path.stat().st_size
+            variant.mmproj: size
             for variant in model.variants
-            if variant.mmproj and (path := _projector(variant, cached)) and path.is_file()
+            if variant.mmproj and (size := _projector_bytes(variant, cached, folders))
         },
         corrections=corrections(folders),
         proofs={name: bool(row.get("works")) for name, row in known(folders).items()},
@@ -75,10 +75,11 @@ def alternatives(shelf: Catalog, chosen: Model) -> tuple[Alternative, ...]:
     return tuple(found)
 
 
-def _projector(variant: Variant, cached: Mapping[tuple[str, str], Path]) -> Path | None:
-    if variant.path:
-        return Path(variant.mmproj or "")
-    return cached.get((variant.repo or "", variant.mmproj or ""))
+def _projector_bytes(variant: Variant, cached: Mapping[tuple[str, str], Path], folders: Folders) -> int:
+    """A projector's size: of the file, else what the hub said of it."""
+    name, repo = variant.mmproj or "", variant.repo or ""
+    path = Path(name) if variant.path else cached.get((repo, name))
+    return path.stat().st_size if path and path.is_file() else listed_bytes(repo, name, folders)
 
 
 def look_around(

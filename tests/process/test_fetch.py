@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -240,6 +241,18 @@ def test_interrupted_the_finished_files_stay(world: World, hub: Hub) -> None:
     assert offline.returncode == 22
     assert "other.gguf of org/m is not on this disk" in offline.stderr
     assert "mine.gguf of" not in offline.stderr
+
+
+def test_a_projector_counts_before_it_is_here(world: World, hub: Hub) -> None:
+    two_files(world)
+    done = world.run("--mine", "--", "-p", "x", **hub())
+    assert done.returncode == 0, done.stderr
+    argv = json.loads((world.record / "pids.json").read_text())["argv"]
+    assert argv[argv.index("--mmproj") + 1].endswith("other.gguf")
+    told = json.loads(world.run("--mine", "--dry-run", "--json").stdout)["memory"]
+    assert told["other_bytes"] == (world.root / "hub/other.gguf").stat().st_size
+    # the line before the download counted it too
+    assert f"needs {round(told['need_bytes'] / 2**20)} MB" in done.stderr
 
 
 def found(world: World) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -99,6 +100,42 @@ def exit_codes() -> str:
     return "```text\n" + "\n".join(line.strip() for line in lines) + "\n```\n"
 
 
+def picture_of_the_menu() -> str:
+    """The menu on a Mac of 32 GB with two models on disk, as an SVG."""
+    import io
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from cclocal import catalog, picker
+    from cclocal.files import folders, packaged
+    from cclocal.front import TITLE, menu_rows
+    from cclocal.planning import Wishes, plan_catalog
+
+    shelf = catalog.load(packaged("models.toml"))
+    with tempfile.TemporaryDirectory() as home:
+        environ = {"HOME": home, "PATH": "/nowhere"}
+        rows = plan_catalog(shelf, Wishes(ram_gib=32, macos="26"), folders(environ), environ)
+    here = {"tiny", "gemma", "gemma-light"}
+    styles = {"class:cursor": "bold reverse", "class:dim": "bright_black", "class:good": "green"}
+    styles |= {"class:warn": "yellow", "class:bad": "red"}
+    console = Console(width=80, record=True, file=io.StringIO(), force_terminal=True)
+    for part in picker.picture(menu_rows(shelf, {row.id: row.fit for row in rows}, here, {}), TITLE):
+        console.print(Text(part[1], style=styles.get(part[0], part[0])), end="")
+    return console.export_svg(title="cclocal", unique_id="menu")
+
+
+def _write_picture(*, check: bool) -> int:
+    path, drawn = ROOT / "docs/menu.svg", picture_of_the_menu()
+    if path.exists() and path.read_text("utf-8") == drawn:
+        return 0
+    if check:
+        print("docs/menu.svg is not in step: python tools/docs.py")
+        return 1
+    path.write_text(drawn, "utf-8")
+    return 0
+
+
 def main() -> int:
     from cogapp import Cog
 
@@ -106,7 +143,7 @@ def main() -> int:
     code = 0
     for name in FILES:
         code = max(code, Cog().main(["cog", *mode, "-I", str(ROOT / "tools"), str(ROOT / name)]))
-    return code
+    return max(code, _write_picture(check="--check" in sys.argv))
 
 
 if __name__ == "__main__":

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cclocal import homes, ui
 from cclocal.agents import AGENTS, Session
 from cclocal.agents.claude import least_context_tokens
 from cclocal.command import SESSION, Endpoint
 from cclocal.endpoint import check_url, look
-from cclocal.errors import UsageError
+from cclocal.errors import NotReadyError, ServerDiedError, UsageError
 from cclocal.files import Folders, write_private
 from cclocal.keeper import start_of
 from cclocal.launch import ENDPOINT, in_the_way
@@ -21,30 +24,55 @@ from cclocal.machine import look_around
 from cclocal.plan import check_agent
 from cclocal.process import become
 from cclocal.settings import Settings
-from cclocal.state import sessions
+from cclocal.state import SessionState, sessions
 
 #: The reply's length where nobody says otherwise.
 _OUT_TOKENS = 8192
 
 
-def attach(port: int, settings: Settings, folders: Folders, environ: Mapping[str, str]) -> None:
+def attach(
+    port: int, settings: Settings, folders: Folders, environ: Mapping[str, str], address: str | None = None
+) -> None:
     """Become the agent on what answers at a port of this machine. Returns only by raising."""
     running = [session for session in sessions(folders) if session.is_alive("keeper")]
     held = {session.port: session for session in running if (session.folder / ENDPOINT).exists()}
     session = held.get(str(port))
     if session is None:
-        _attach_foreign(f"http://127.0.0.1:{port}", "", settings, folders, environ)
+        try:
+            _attach_foreign(address or f"http://127.0.0.1:{port}", "", settings, folders, environ)
+        except NotReadyError as error:
+            error.hint = error.hint or (f"cclocal attach {next(iter(held))}" if held else None)
+            raise
         return
     told = json.loads((session.folder / ENDPOINT).read_text("utf-8"))
+    _wait_for(session, told)
+    if settings.model and settings.model != told["model"]:
+        raise UsageError(f"The server on {port} has {told['model']}, not {settings.model}.")
+    if settings.ctx and settings.ctx > told["context_tokens"]:
+        raise UsageError(f"--ctx {settings.ctx:,} is more than the {told['context_tokens']:,} tokens it serves.")
     wanted = Session(
         Endpoint(told["url"], told["key"], told["model"]),
-        told["context_tokens"],
-        told["out_tokens"],
+        settings.ctx or told["context_tokens"],
+        settings.out_tokens or told["out_tokens"],
         tuple(told["passed"]),
         settings.agent_args,
     )
     # inside the server's session, with which it goes
     _become(wanted, session.folder / f"attached-{os.getpid()}", folders, environ)
+
+
+def _wait_for(session: SessionState, told: Mapping[str, Any]) -> None:
+    """Return when a server of ours that is still loading answers. Raises ServerDiedError if it ends instead."""
+    import httpx
+
+    headers = {"authorization": f"Bearer {told['key']}", "x-api-key": told["key"]}
+    with ui.busy(f"{session.model}: loading in the other terminal"), httpx.Client(trust_env=False) as client:
+        while session.is_alive("keeper") and session.is_alive("server"):
+            with contextlib.suppress(httpx.TransportError):
+                if client.get(f"{told['url']}/v1/models", headers=headers).status_code == 200:
+                    return
+            time.sleep(0.1)
+    raise ServerDiedError("The server in the other terminal has ended.", hint="cclocal --server")
 
 
 def attach_url(
@@ -61,9 +89,9 @@ def attach_url(
     if key_env and not environ.get(key_env):
         raise UsageError(f"--key-env {key_env}: there is no such variable, or it is empty.")
     host, _, port = address.removeprefix("http://").rpartition(":")
-    if not key_env and host in ("127.0.0.1", "localhost", "[::1]"):
+    if not key_env and host in ("127.0.0.1", "localhost"):
         # it may be one of our own, whose key we know
-        attach(int(port), settings, folders, environ)
+        attach(int(port), settings, folders, environ, address)
     _attach_foreign(address, environ[key_env] if key_env else "", settings, folders, environ)
 
 

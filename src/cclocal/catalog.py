@@ -114,7 +114,8 @@ class Model:
 
     def variant(self, backend: str, quant: str | None = None) -> Variant | None:
         """The variant for a backend: the one asked for, else its default, else its first."""
-        mine = [v for v in self.variants if v.backend == backend and quant in (None, v.quant)]
+        wanted = quant.lower() if quant else None
+        mine = [v for v in self.variants if v.backend == backend and wanted in (None, v.quant.lower())]
         return next((v for v in mine if v.default), mine[0] if mine else None)
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from rich.text import Text
 
 from cclocal import proofs, ui
+from cclocal.errors import FolderError, ServerDiedError
 from cclocal.files import Folders
 from cclocal.launch import Replan, serve
 from cclocal.plan import Plan, proof_key
 from cclocal.proof import Row, can_work, prove
+from cclocal.ready import last_lines
 
 FILE, CONTENT = "proof.txt", "it works on this machine"
 PROMPT = f"Create the file {FILE} with content: {CONTENT}"
@@ -26,7 +28,10 @@ _STYLES = {"pass": "green", "fail": "red", "not exercised": "yellow"}
 
 def check(planner: Callable[[], Replan], folders: Folders, environ: Mapping[str, str], *, as_json: bool) -> bool:
     """Whether the agent can work with this model, with the reasons on the screen."""
-    before = Path.cwd()
+    try:
+        before = Path.cwd()
+    except FileNotFoundError:
+        raise FolderError("The folder you are in is no longer there.", hint="cd to one that is") from None
     with tempfile.TemporaryDirectory(prefix="cclocal-check-") as folder:
         os.chdir(folder)
         try:
@@ -57,9 +62,13 @@ def _driven(
     bound, held = serve(plan, replan, folders, environ)
     rows: list[Row] = []
     try:
-        for row in prove(bound.readiness.endpoint, bound.context_tokens // bound.variant.slots):
+        for row in prove(bound.readiness.endpoint, bound.window_tokens):
             rows.append(row)
             _show(row, show=show)
+            if held.poll() is not None:
+                raise ServerDiedError(
+                    "The server stopped in the middle of it.", cause=last_lines(held.log), log=str(held.log)
+                )
         rows.append(_agent_row(bound, environ))
         _show(rows[-1], show=show)
     finally:

@@ -319,12 +319,21 @@ def launch(
         return
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run or --list-models.")
-    if url:
+    typed = {name for name in ctx.params if _is_typed(ctx, name)}
+    if (key_env and not url) or (insecure_http and not url):
+        raise UsageError("--key-env and --insecure-http go with --url.")
+    ours = sorted(typed & {"server", "dry_run", "safe", "port", *(f"model_{name}" for name in _FLAG_IDS)})
+    if url and "url" in typed and ours:
+        raise UsageError(
+            f"--url starts no server, so --{ours[0].removeprefix('model_').replace('_', '-')} is nothing for it."
+        )
+    if url and not ours:
         from cclocal.attach import attach_url
 
+        # lasting defaults are about servers that we start
         wishes = Settings(
-            model=model,
-            ctx=ctx_tokens,
+            model=model if "model" in typed else None,
+            ctx=ctx_tokens if "ctx_tokens" in typed else None,
             out_tokens=out_tokens,
             pass_env=tuple(pass_env or ()),
             agent_args=started.agent_args,
@@ -469,11 +478,20 @@ def check(
 
     started: Start = ctx.obj
     shelf = catalog.load(packaged("models.toml"), started.user_file)
+    lasting = started.user_file.defaults
+    wanted = _plain(model) if model else str(lasting.get("model") or shelf.default)
+    # it works in a folder of its own
+    absolute = str(Path(wanted).expanduser().absolute()) if Path(wanted).expanduser().exists() else wanted
+    if llama_server and os.sep in llama_server:
+        llama_server = str(Path(llama_server).expanduser().absolute())
     settings = Settings(
-        model=_plain(model) if model else shelf.default,
+        model=absolute,
         quant=quant,
         llama_server=llama_server,
         ctx=ctx_tokens,
+        kv=lasting.get("kv"),
+        slots=lasting.get("slots"),
+        ubatch=lasting.get("ubatch"),
         agent_args=("-p", PROMPT),
         yes=True,
     )
@@ -521,6 +539,7 @@ def rm(
 def fetch(
     ctx: typer.Context,
     names: Annotated[list[str], typer.Argument(metavar="MODEL…", autocompletion=_names_of_models)],
+    quant: Annotated[str | None, typer.Option("--quant", metavar="NAME", help="Another quantisation.")] = None,
 ) -> None:
     """Download models and exit (also: cclocal --fetch); a launch needs no network then."""
     from cclocal import catalog
@@ -528,7 +547,7 @@ def fetch(
 
     started: Start = ctx.obj
     shelf = catalog.load(packaged("models.toml"), started.user_file)
-    settings = Settings(server_only=True, mem_check=False)
+    settings = Settings(server_only=True, mem_check=False, quant=quant)
     try:
         for name in names:
             planned = _planner(shelf, replace(settings, model=_plain(name)), started)
@@ -623,7 +642,8 @@ class Start:
     def default_map(self) -> dict[str, Any]:
         """The user's lasting defaults under the names of our parameters."""
         ours = {_PARAMETERS.get(key, key): value for key, value in self.user_file.defaults.items()}
-        return {**ours, "plan": {key: value for key, value in ours.items() if key in _PLANNED}}
+        checked = {key: value for key, value in ours.items() if key in ("llama_server", "ctx_tokens")}
+        return {**ours, "plan": {key: value for key, value in ours.items() if key in _PLANNED}, "check": checked}
 
 
 #: The defaults that `cclocal plan` goes by, as a launch would.
@@ -658,11 +678,16 @@ def _wanted(flags: list[str], model: str | None, sources: dict[str, str], starte
     return model
 
 
+def _is_typed(ctx: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = ctx.get_parameter_source(name)
+    return bool(source) and source.name == "COMMANDLINE"  # type: ignore[union-attr]
+
+
 def _refuse_lost_options(ctx: typer.Context) -> None:
     """Options of a launch before a command would do nothing, in silence."""
     for name in ctx.params:
-        source = ctx.get_parameter_source(name)
-        if source and source.name == "COMMANDLINE":
+        if _is_typed(ctx, name):
             option = "--" + name.removeprefix("model_").replace("_tokens", "").replace("_", "-")
             raise UsageError(
                 f"{option} is of a launch and does nothing for “{ctx.invoked_subcommand}”.",
@@ -689,7 +714,7 @@ def _named(shelf: Catalog, wanted: str, started: Start) -> Model:
     from cclocal.lookup import is_repo, of_gguf
 
     path = Path(wanted).expanduser()
-    if is_repo(wanted) and not path.exists():
+    if is_repo(wanted) and not path.exists() and not wanted.lower().endswith(".gguf"):
         # its header says what it was made for; until then what most can do
         return catalog.of_repo(wanted, _native_of(wanted, started) or 131072)
     if wanted.endswith(".gguf") or os.sep in wanted:
@@ -698,7 +723,7 @@ def _named(shelf: Catalog, wanted: str, started: Start) -> Model:
         if not wanted.endswith(".gguf") and not path.exists():
             raise UsageError(f"There is no file {wanted}.", hint="--model owner/name:QUANT is one of the hub")
         # a file without a context of its own is served at what most models can do
-        found = of_gguf(path, whole=True) if path.is_file() else None
+        found = of_gguf(path, complete=True) if path.is_file() else None
         native = found.shape.native_context_tokens if found else 0
         return catalog.of_gguf(path.absolute(), native or 32768)
     return shelf.find(wanted)
@@ -790,14 +815,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     cut = words.index("--") if "--" in words else len(words)
     ours, theirs = words[:cut], words[cut + 1 :]
     ours = _commands_by_flag(ours)
-    if ours and ours[0] in ("check", "fetch", "plan", "rm"):
-        # a model by its flag, as everywhere else
-        flags = {f"--{name}" for _, names in tomlfile.flags(packaged("models.toml")).values() for name in names}
-        ours = [_plain(word) if word in flags else word for word in ours]
     lenient = "_CCLOCAL_COMPLETE" in os.environ or bool({"-h", "--help", "--version"} & set(ours))
     try:
         started = Start(dict(os.environ), theirs, lenient=lenient)
         _add_model_flags((packaged("models.toml"), started.folders.user_file))
+        if ours and ours[0] in ("check", "fetch", "plan", "rm"):
+            # a model by its flag, as everywhere else
+            known = tomlfile.flags(packaged("models.toml"), started.folders.user_file).values()
+            flags = {f"--{name}" for _, names in known for name in names}
+            ours = [_plain(word) if word in flags else word for word in ours]
         app.callback(invoke_without_command=True, epilog=_epilog(started.folders.user_file))(launch)
         sys.exit(_run(ours, started) or 0)
     except CclocalError as error:

@@ -29,8 +29,8 @@ class Found:
 
 def check_url(url: str, *, insecure: bool) -> str:
     """The address without a path. Raises UsageError for one that is none, or that is read along the way."""
-    parts = urlsplit(url if "//" in url else f"http://{url}")
     try:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
         host, port = parts.hostname or "", parts.port
     except ValueError:
         raise UsageError(f"“{url}” is no address.", hint="--url http://127.0.0.1:8080") from None
@@ -107,6 +107,8 @@ def _speak(client: httpx.Client, url: str, model: str) -> None:
         answered = reply.status_code == 200 and reply.json().get("type") == "message"
     except (httpx.HTTPError, ValueError, AttributeError) as error:
         raise NotReadyError(f"{url} cannot answer a message.", cause=[str(error)]) from None
+    if reply.status_code in (401, 403):
+        raise UsageError(f"{url} wants a key.", hint="--key-env NAME, the variable that holds it")
     if reply.status_code == 404:
         raise NotReadyError(
             f"{url} does not speak the API that Claude Code needs (/v1/messages).",

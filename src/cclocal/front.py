@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from cclocal import hub, memory_ui, picker, proofs, ui
-from cclocal.catalog import Catalog
+from cclocal.catalog import Catalog, Model
 from cclocal.errors import UsageError
 from cclocal.files import Folders
+from cclocal.lookup import with_hub_files
 from cclocal.memory.fit import Fit
+from cclocal.plan import proof_name
 from cclocal.planning import Wishes, plan_catalog, plan_one
-from cclocal.store import Stored, choose, free_bytes, remove, stored
+from cclocal.store import Stored, check_removable, choose, free_bytes, remove, stored
 
 _DAY_S = 86400
+TITLE = "cclocal: which model?    ● on disk  ○ not yet"
 
 
 # -- the menu ---------------------------------------------------------------------------------------------------
@@ -29,7 +34,7 @@ def menu(shelf: Catalog, folders: Folders, environ: Mapping[str, str]) -> str:
         return ui.pick(shelf)
     while True:
         rows = _rows(shelf, folders, environ)
-        action, id_ = picker.pick(rows, "cclocal: which model?    ● on disk  ○ not yet")
+        action, id_ = picker.pick(rows, TITLE)
         if action == "start":
             return id_
         if action == "manage":
@@ -47,24 +52,43 @@ def _wait() -> None:
 
 
 def _rows(shelf: Catalog, folders: Folders, environ: Mapping[str, str]) -> list[picker.Row]:
-    here = {row.name for row in stored(shelf, folders, environ) if not row.incomplete_bytes}
+    here = {model.id for model in shelf.models.values() if _is_here(model, folders, environ)}
     fits = {row.id: row.fit for row in plan_catalog(shelf, Wishes(), folders, environ)}
-    best, proven = recommended(shelf, fits), proofs.known(folders)
+    return menu_rows(shelf, fits, here, proofs.known(folders))
+
+
+def menu_rows(
+    shelf: Catalog, fits: Mapping[str, Fit | None], here: Set[str], proven: Mapping[str, dict[str, Any]]
+) -> list[picker.Row]:
+    """The menu: every model, what fits by `fits`, and which are `here` by their ids."""
+    best = recommended(shelf, fits)
     rows = []
     for model in shelf.models.values():
         variant, fit = model.variants[0], fits.get(model.id)
-        on_disk = bool(variant.builtin or variant.path) or variant.repo in here
-        note = f"{_badge(model.id, proven)}{'recommended here: ' if model.id == best else ''}{model.note}"
+        note = f"{_badge(model, proven)}{'recommended here: ' if model.id == best else ''}{model.note}"
         size = "built here" if variant.builtin else ui.human_size(variant.size_bytes)
         verdict = fit.verdict if fit else "unknown"
-        mark = "●" if on_disk else "○"
+        mark = "●" if model.id in here else "○"
         rows.append(picker.Row(model.id, model.name, mark, size, variant.backend, verdict, note))
     return sorted(rows, key=lambda row: row.id != best)
 
 
-def _badge(id_: str, proven: Mapping[str, dict[str, Any]]) -> str:
+def _is_here(model: Model, folders: Folders, environ: Mapping[str, str]) -> bool:
+    """Whether every file that a start would use is on this disk."""
+    variant = with_hub_files(model, folders, environ).variants[0]
+    if variant.builtin:
+        return True
+    if variant.path:
+        return (folders.config / Path(variant.path).expanduser()).is_file()
+    return bool(variant.files) and len(hub.cached_files(variant.repo or "", variant.hub_files, environ)) == len(
+        variant.hub_files
+    )
+
+
+def _badge(model: Model, proven: Mapping[str, dict[str, Any]]) -> str:
     """What the newest check of a model said."""
-    outcomes = [row.get("works") for name, row in proven.items() if name.startswith(f"{id_} ")]
+    about = f"{proof_name(model, model.variants[0])} |"
+    outcomes = [row.get("works") for name, row in proven.items() if name.startswith(about)]
     return "" if not outcomes else "✓ proven here: " if outcomes[-1] else "✗ failed its check here: "
 
 
@@ -100,7 +124,9 @@ def show_stored(shelf: Catalog, folders: Folders, environ: Mapping[str, str], *,
         for row in rows:
             dead = f" ({ui.human_size(row.incomplete_bytes)} of it unfinished)" if row.incomplete_bytes else ""
             started = row.flag or (f"--model {row.name}" if row.kind == "hub" else "")
-            table.add_row(row.name, row.kind, ui.human_size(row.size_bytes) + dead, started, _when(row.last_used_s))
+            cells = (row.name, row.kind, ui.human_size(row.size_bytes) + dead, started, _when(row.last_used_s))
+            # a path may look like markup
+            table.add_row(*map(Text, cells))
         screen.print(table)
     words = f"{len(rows)} models, {ui.human_size(total)}; {ui.human_size(free)} of {ui.human_size(disk)} are free."
     screen.print(words if rows else f"No model is on this disk. {words.split('; ')[1]}", style="dim", markup=False)
@@ -166,6 +192,9 @@ def _named(rows: Sequence[Stored]) -> str:
 
 
 def _remove(rows: Sequence[Stored], environ: Mapping[str, str]) -> None:
+    for row in rows:
+        # all or none: what is refused is refused before anything is gone
+        check_removable(row, environ)
     for row in rows:
         with ui.busy(f"Removing {row.name}"):
             remove(row, environ)

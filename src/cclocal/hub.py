@@ -318,7 +318,8 @@ def remove(repo: str, environ: Mapping[str, str]) -> None:
     replace(cache, repos=mine).delete_revisions(*revisions).execute()
     left = folder / f"models--{repo.replace('/', '--')}"
     # what a download that was cut off left behind is no revision
-    for dead in left.glob("blobs/*.incomplete") if not left.is_symlink() else ():
+    linked = left.is_symlink() or (left / "blobs").is_symlink()
+    for dead in left.glob("blobs/*.incomplete") if not linked else ():
         dead.unlink(missing_ok=True)
     for empty in (left / "blobs", left / "refs", left / "snapshots", left / ".no_exist", left):
         with suppress(OSError):

@@ -15,7 +15,7 @@ from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError
 from cclocal.files import Folders, make_folder
 from cclocal.hardware import is_mac, mac_tool, resident_servers
 from cclocal.keeper import how_it_ended
-from cclocal.lookup import listed_bytes, remember_files
+from cclocal.lookup import listed_bytes, refuse_unnamed, remember_files, whole
 from cclocal.memory.fit import memory_size
 from cclocal.memory.gguf import BadHeaderError, read_header
 from cclocal.memory.shape import Shape, shape_of
@@ -87,7 +87,10 @@ def _with_named_files(plan: Plan, replan: Replan, changes: Mapping[str, Any], fo
             raise
         # only a size was asked for; what is wrong is for the download to say
         return plan
-    return replan({}, changes)
+    plan = replan({}, changes)
+    if plan.fetch.repo and not plan.fetch.files:
+        refuse_unnamed(plan.variant, folders)
+    return plan
 
 
 def in_the_way(error: OSError, folders: Folders) -> FolderError:
@@ -246,13 +249,14 @@ def look_before_fetching(plan: Plan) -> tuple[dict[str, Shape], tuple[bytes, int
     Returns the shape by its placeholder, and the header with the file's size. Whatever goes wrong with that is left
     to the download to say.
     """
-    file = plan.fetch.files[0]
+    files = plan.variant.files
     try:
         with ui.busy(f"{plan.model.name}: looking at its header"):
-            peeked = hub.peek(plan.fetch.repo or "", file, lambda data: shape_of(read_header(data)))
+            parts = [hub.peek(plan.fetch.repo or "", file, read_header) for file in files]
+            shape = shape_of(whole([part.value for part in parts]))
     except (CclocalError, BadHeaderError):
         return {}, (b"", 0)
-    return {placeholder_of(file): peeked.value}, (peeked.data, peeked.size_bytes)
+    return {placeholder_of(files[0]): shape}, (parts[0].data, parts[0].size_bytes) if len(parts) == 1 else (b"", 0)
 
 
 def _say_what_llama_cpp_thinks(plan: Plan, header: tuple[bytes, int], environ: Mapping[str, str]) -> None:
@@ -328,7 +332,7 @@ def bind(plan: Plan, folders: Folders, session_id: str, model: Mapping[str, str]
             "url": plan.readiness.endpoint.url,
             "key": KEY,
             "model": plan.readiness.endpoint.model,
-            "context_tokens": plan.context_tokens,
+            "context_tokens": plan.window_tokens,
             "out_tokens": plan.out_tokens,
             "passed": plan.passed,
         }

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -46,18 +46,18 @@ class Found:
     file_bytes: int = 0
 
 
-def of_gguf(path: Path, *, whole: bool = False) -> Found | None:
+def of_gguf(path: Path, *, complete: bool = False) -> Found | None:
     """A GGUF file on disk, with its other parts if it has any; None if it is newer than we know.
 
-    Raises UsageError if the file is damaged or no GGUF file, and with `whole` if part of it is missing.
+    Raises UsageError if the file is damaged or no GGUF file, and with `complete` if part of it is missing.
     """
     try:
         parts = _parts(path)
-        header = _whole([_header_of(part) for part in parts])
+        header = whole([_header_of(part) for part in parts])
         if not header.tensors:
             raise BadHeaderError("it holds no weights")
         there, needed = sum(part.stat().st_size for part in parts), sum(t.size_bytes for t in header.tensors)
-        if whole and there < needed:
+        if complete and there < needed:
             raise BadHeaderError(f"only {there / 1e9:.1f} of at least {needed / 1e9:.1f} GB are there")
         return Found(path.name, shape_of(header), "the file's own header", path)
     except UnknownHeaderError:
@@ -79,7 +79,7 @@ def _parts(path: Path) -> list[Path]:
     return [path.with_name(name) for name in names]
 
 
-def _whole(parts: list[Header]) -> Header:
+def whole(parts: Sequence[Header]) -> Header:
     """The header of a file in parts: the first has the numbers, all have tensors."""
     return replace(parts[0], tensors=tuple(tensor for part in parts for tensor in part.tensors))
 
@@ -114,7 +114,7 @@ def of_repo(name: str) -> Found:
         file = _choose(repo, list(ggufs), quant)
         parts = [str(part) for part in _parts(Path(file))]
         peeked = [hub.peek(repo, part, read_header) for part in parts]
-        shape = shape_of(_whole([part.value for part in peeked]))
+        shape = shape_of(whole([part.value for part in peeked]))
         one = peeked[0] if len(peeked) == 1 else None
         return Found(
             f"{repo}, {Path(file).name}",
@@ -164,22 +164,62 @@ def with_hub_files(model: Model, folders: Folders, environ: Mapping[str, str]) -
     def named(variant: Variant) -> Variant:
         if variant.files or not variant.repo:
             return variant
-        sizes = hub.cached_names(variant.repo, environ) | listings.get(variant.repo, {})
-        ggufs = [file for file in sizes if file.endswith(".gguf") and "mmproj" not in file.lower()]
-        if not ggufs:
-            return variant
-        first = _choose(variant.repo, ggufs, "" if variant.quant == "any" else variant.quant)
-        files = tuple(str(part) for part in _parts(Path(first)))
-        size = sum(sizes.get(file) or 0 for file in files)
-        return replace(variant, files=files, size_bytes=variant.size_bytes or size or None)
+        # what the hub said, else what is here; neither need be all there is
+        for sizes in (listings.get(variant.repo, {}), hub.cached_names(variant.repo, environ)):
+            files = _files_of(variant, sizes)
+            if files:
+                size = sum(sizes.get(file) or 0 for file in files)
+                projector = _projector_of(variant, sizes)
+                return replace(variant, files=files, mmproj=projector, size_bytes=variant.size_bytes or size or None)
+        return variant
 
     return replace(model, variants=tuple(named(variant) for variant in model.variants))
 
 
+def _files_of(variant: Variant, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The file of a variant's quantisation, with its other parts; none if it is not among these."""
+    ggufs = _ggufs(sizes)
+    try:
+        first = _choose(variant.repo or "", ggufs, "" if variant.quant == "any" else variant.quant)
+    except UsageError:
+        return ()
+    return tuple(str(part) for part in _parts(Path(first)))
+
+
+def _projector_of(variant: Variant, sizes: Mapping[str, int]) -> str | None:
+    """The projector's name, of which the catalog may know only the pattern."""
+    if not variant.mmproj or "*" not in variant.mmproj:
+        return variant.mmproj
+    return next((file for file in sorted(sizes) if fnmatch(file.lower(), variant.mmproj.lower())), variant.mmproj)
+
+
+def _ggufs(sizes: Mapping[str, int]) -> list[str]:
+    """The models among a repository's files; a name that leads out of it is none."""
+    return [
+        file
+        for file in sizes
+        if file.endswith(".gguf")
+        and "mmproj" not in file.lower()
+        and not Path(file).is_absolute()
+        and ".." not in Path(file).parts
+    ]
+
+
+def refuse_unnamed(variant: Variant, folders: Folders) -> None:
+    """Raises UsageError: the hub was asked, and has no such file; it names those it has."""
+    sizes = _listings(folders).get(variant.repo or "", {})
+    _choose(variant.repo or "", _ggufs(sizes), "" if variant.quant == "any" else variant.quant)
+    raise HubError(f"{variant.repo} has no GGUF file.")
+
+
 def _choose(repo: str, files: list[str], quant: str) -> str:
+    if not files:
+        raise UsageError(f"{repo} has no GGUF file.")
     firsts = sorted(file for file in files if not (part := _PART.search(file)) or part[1] == "00001")
     for wanted in (quant,) if quant else _PREFERRED:
-        found = [file for file in firsts if wanted.lower() in file.lower()]
+        # whole words: F16 is not BF16
+        word = re.compile(rf"(?:^|[-._/]){re.escape(wanted)}(?:[-._/]|$)", re.IGNORECASE)
+        found = [file for file in firsts if word.search(file)]
         if found:
             return min(found, key=len)
     if quant or len(firsts) != 1:
@@ -247,7 +287,7 @@ def find(name: str, environ: Mapping[str, str]) -> Found:
         if path.is_dir():
             return of_folder(path)
         if path.is_file():
-            if found := of_gguf(path, whole=True):
+            if found := of_gguf(path, complete=True):
                 return found
             raise UsageError(f"{name} uses something newer than this version of cclocal knows.")
         if name.lower().endswith(".gguf") or name.startswith((".", "/", "~")):

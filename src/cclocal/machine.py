@@ -137,7 +137,9 @@ def _shapes(model: Model, found: Mapping[tuple[str, str], Path], folders: Folder
     for variant in model.variants:
         if variant.backend != "llama-server":
             continue
-        first = found.get((variant.repo or "", variant.files[0])) if variant.files else None
+        # the first of several parts tells nothing of the others
+        whole = variant.files and all((variant.repo or "", file) in found for file in variant.files)
+        first = found.get((variant.repo or "", variant.files[0])) if whole else None
         if path := Path(variant.path) if variant.path else first:
             if known := of_gguf(path):
                 yield str(path), known.shape

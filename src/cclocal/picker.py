@@ -27,6 +27,7 @@ _STYLE = Style.from_dict(
     {"cursor": "bold reverse", "dim": "ansibrightblack", "good": "ansigreen", "warn": "ansiyellow", "bad": "ansired"}
 )
 _FITS = {"roomy": ("fits", "good"), "tight": ("tight", "warn"), "too_big": ("too big", "bad"), "unknown": ("?", "dim")}
+_HELP = "Enter start · / filter · d plan · l list · m manage · q quit"
 #: Below this width only what tells models apart is shown.
 _NARROW = 60
 
@@ -52,6 +53,7 @@ class _List:
     many: bool = False
     at: int = 0
     filter: str = ""
+    number: str = ""
     filtering: bool = False
     ticked: set[str] = field(default_factory=set)
 
@@ -65,7 +67,15 @@ class _List:
         return self.shown[min(self.at, len(self.shown) - 1)] if self.shown else None
 
     def move(self, to: int) -> None:
+        if str(to + 1) != self.number:
+            self.number = ""
         self.at = max(0, min(to, len(self.shown) - 1))
+
+    def type_number(self, digit: str) -> None:
+        """Go to the row of that number; a second digit makes a larger one, if there is such a row."""
+        typed = f"{self.number}{digit}"
+        self.number = typed if 0 < int(typed) <= len(self.shown) else digit
+        self.move(int(self.number) - 1)
 
     def fragments(self) -> StyleAndTextTuples:
         size = get_app().output.get_size()
@@ -90,16 +100,22 @@ class _List:
         tick = ("[x] " if row.id in self.ticked else "[ ] ") if self.many else f"{row.mark} "
         words, style = _FITS.get(row.verdict, ("", ""))
         if width < _NARROW:
-            name = f"{pointer}{tick}{row.name}"[: width - 9]
-            return [("class:cursor" if here else "", f"{name:<{width - 9}}"), (f"class:{style}", f"{words:>8}\n")]
+            room = max(1, width - 9)
+            name = f"{pointer}{tick}{row.name}"[:room]
+            return [("class:cursor" if here else "", f"{name:<{room}}"), (f"class:{style}", f"{words:>8}\n")]
         text = f"{pointer} {number + 1:>2} {tick}{row.name[:longest]:<{longest}} {row.size:>9}  {row.backend:<13}"
         return [("class:cursor" if here else "", text[: width - 9]), (f"class:{style}", f"{words:>8}\n")]
 
 
 def pick(rows: Sequence[Row], title: str) -> tuple[str, str]:
     """(what to do, with which row): "start", "manage", "list" or "plan". Raises KeyboardInterrupt on q, Esc, Ctrl-C."""
-    shown = _List(rows, title, "Enter start · / filter · d plan · l list · m manage · q quit")
+    shown = _List(rows, title, _HELP)
     return _run(shown, {"m": "manage", "l": "list", "d": "plan"})
+
+
+def picture(rows: Sequence[Row], title: str) -> StyleAndTextTuples:
+    """The menu as it is drawn on a terminal of 80 columns, for the docs."""
+    return _List(rows, title, _HELP).fragments()
 
 
 def tick(rows: Sequence[Row], title: str) -> list[str]:
@@ -128,8 +144,8 @@ def _run(shown: _List, actions: dict[str, str]) -> tuple[str, str]:
     on("end", "G")(lambda event: shown.move(len(shown.rows)))
     on("pageup")(lambda event: shown.move(shown.at - 10))
     on("pagedown")(lambda event: shown.move(shown.at + 10))
-    for digit in "123456789":
-        on(digit)(lambda event: shown.move(int(event.data) - 1))
+    for digit in "0123456789":
+        on(digit)(lambda event: shown.type_number(event.data))
 
     def start_typing(event: KeyPressEvent) -> None:
         shown.filtering, shown.at = True, 0

@@ -90,6 +90,11 @@ class Plan:
     passed: tuple[str, ...] = ()
 
     @property
+    def window_tokens(self) -> int:
+        """The window of one conversation: slots share the server's context."""
+        return self.context_tokens // self.variant.slots // CONTEXT_STEP_TOKENS * CONTEXT_STEP_TOKENS
+
+    @property
     def memory(self) -> str:
         """The memory plan in one line."""
         if self.fit:
@@ -275,7 +280,12 @@ def _thinking(variant: Variant) -> Variant:
 
 def proof_key(model: Model, variant: Variant, backend: str, engine: Engine) -> str:
     """What a proof holds for: another version of the engine is another thing."""
-    return f"{model.id} {variant.quant} | {backend} | {engine.form} {engine.version}"
+    return f"{proof_name(model, variant)} | {backend} | {engine.form} {engine.version}"
+
+
+def proof_name(model: Model, variant: Variant) -> str:
+    """Which model a proof is of: by where it comes from, as other models may be called the same."""
+    return f"{variant.repo or variant.path or model.id} {variant.quant}"
 
 
 def check_agent(agent: Agent, facts: Facts) -> None:

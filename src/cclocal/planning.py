@@ -13,7 +13,7 @@ from cclocal.catalog import Catalog, Model, Variant, with_local_files
 from cclocal.errors import BackendMissingError, UsageError
 from cclocal.facts import Engine, Facts, Gpu, Machine
 from cclocal.files import Folders
-from cclocal.lookup import Found, find
+from cclocal.lookup import Found, find, with_hub_files
 from cclocal.machine import alternatives, probe
 from cclocal.memory.budget import GIB
 from cclocal.memory.fit import Fit, memory_size
@@ -77,10 +77,15 @@ def plan_catalog(shelf: Catalog, wishes: Wishes, folders: Folders, environ: Mapp
     """Every model of the catalog: those on disk by their headers, the others by their published dimensions."""
     rows = []
     for model in shelf.models.values():
-        one = with_local_files(model, folders.config)
-        facts, engine = _facts(one, wishes, folders, environ)
-        shape, source = _shape(one, facts)
-        rows.append(Row(one.id, one.name, _fit(one, shape, wishes, facts, engine) if shape else None, source))
+        try:
+            one = with_hub_files(with_local_files(model, folders.config), folders, environ)
+            facts, engine = _facts(one, wishes, folders, environ)
+            shape, source = _shape(one, facts)
+            fit = _fit(one, shape, wishes, facts, engine) if shape else None
+        except UsageError:
+            # a file that is gone or damaged is no reason to show nothing of the others
+            fit, source = None, ""
+        rows.append(Row(model.id, model.name, fit, source))
     return rows
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -86,7 +87,8 @@ def stored(shelf: Catalog, folders: Folders, environ: Mapping[str, str]) -> list
 def _in_hub(flags: Mapping[str | None, str], used: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[Stored]:
     folder = hub.cache_folder(environ)
     for repo in sorted(folder.glob("models--*")):
-        if repo.is_symlink() or not (repo / "blobs").is_dir() or not _holds_weights(repo):
+        blobs = repo / "blobs"
+        if repo.is_symlink() or blobs.is_symlink() or not blobs.is_dir() or not _holds_weights(repo):
             continue
         name = repo.name.removeprefix("models--").replace("--", "/")
         sizes = {blob.name: _size(blob) for blob in (repo / "blobs").iterdir()}
@@ -111,7 +113,12 @@ def _size(path: Path) -> int:
 
 
 def _last_read(blobs: Path) -> float:
-    return max((blob.lstat().st_atime for blob in blobs.iterdir()), default=0.0)
+    times = [0.0]
+    for blob in blobs.iterdir():
+        # a download that ends at this moment changes names
+        with contextlib.suppress(OSError):
+            times.append(blob.lstat().st_atime)
+    return max(times)
 
 
 def ollama_store(environ: Mapping[str, str]) -> Path:
@@ -185,28 +192,57 @@ def users_of(row: Stored) -> list[str]:
     return found
 
 
-def remove(row: Stored, environ: Mapping[str, str]) -> None:
-    """Take a model off the disk through its own store. Raises UsageError if somebody uses it, or it is a file."""
+def check_removable(row: Stored, environ: Mapping[str, str]) -> None:
+    """Raises UsageError if somebody uses a model, or if it is a file of one's own."""
     if row.kind == "file":
         raise UsageError(f"{row.path} is a file of yours, so it is yours to remove.")
-    if users := users_of(row):
+    users = users_of(row) if row.kind == "hub" else _loaded_in_ollama(row, environ)
+    if users:
         raise UsageError(f"{row.name} is in use by {', '.join(users)}.")
+
+
+def remove(row: Stored, environ: Mapping[str, str]) -> None:
+    """Take a model off the disk through its own store. Raises UsageError if that did not do it."""
     if row.kind == "ollama":
         _remove_from_ollama(row, environ)
     else:
         hub.remove(row.name, environ)
+    left = Path(row.path)
+    if left.is_file() or (left.is_dir() and any(path.lstat().st_size > 4096 for path in left.rglob("*"))):
+        raise UsageError(f"{row.name} is still there: its store did not remove all of it.", hint=f"look at {row.path}")
+
+
+def _ollama(environ: Mapping[str, str]) -> str:
+    """Where Ollama answers, by its own variable and rules: a missing port is 11434, all addresses mean this machine."""
+    told = (environ.get("OLLAMA_HOST") or "127.0.0.1:11434").strip()
+    parts = urlsplit(told if "//" in told else f"http://{told}")
+    host = parts.hostname or "127.0.0.1"
+    host = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host  # noqa: S104
+    return f"{parts.scheme}://{host}:{parts.port or 11434}"
+
+
+def _loaded_in_ollama(row: Stored, environ: Mapping[str, str]) -> list[str]:
+    """Ollama itself, if it has the model in memory."""
+    import httpx
+
+    with contextlib.suppress(httpx.HTTPError, ValueError, AttributeError, TypeError):
+        with httpx.Client(trust_env=False, timeout=5.0) as client:
+            loaded = client.get(f"{_ollama(environ)}/api/ps").json().get("models") or []
+        if row.name in {str(one.get("name")) for one in loaded}:
+            return ["Ollama, which has it in memory"]
+    return []
 
 
 def _remove_from_ollama(row: Stored, environ: Mapping[str, str]) -> None:
     """Through a running daemon: blobs are shared, and only Ollama knows which are still needed."""
     import httpx
 
-    host = environ.get("OLLAMA_HOST") or "127.0.0.1:11434"
-    base = host if host.startswith("http") else f"http://{host}"
     try:
-        reply = httpx.request("DELETE", f"{base}/api/delete", json={"model": row.name}, timeout=30.0)
-        reply.raise_for_status()
-    except httpx.HTTPError as error:
+        # a proxy has no business between us and a daemon of this machine
+        with httpx.Client(trust_env=False, timeout=30.0) as client:
+            reply = client.request("DELETE", f"{_ollama(environ)}/api/delete", json={"model": row.name})
+            reply.raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise UsageError(
             f"Ollama did not remove {row.name}: {error}.", hint=f"ollama serve, then ollama rm {row.name}"
         ) from None

@@ -21,7 +21,8 @@
     routes            {path: JSON} that GET answers beside the models
     no_messages       /v1/messages is no route
     obeys             calls tools as asked, but for these faults: "mangles" quotes, "leaks" thinking, "talks" instead
-                      of calling, is "silent" about a reply cut off, "swallows" a prompt that is too long
+                      of calling, is "silent" about a reply cut off, "swallows" a prompt that is too long, "drops" a
+                      connection, answers "odd" things
     faults            see obeys
     help_lacks        flags that --help does not name
 """
@@ -173,8 +174,17 @@ class Handler(BaseHTTPRequestHandler):
         """Answer as a model that does what it is told, but for what `faults` names."""
         faults = self.state.switches.get("faults", ())
         text, results = _said(body["messages"][-1])
-        if len(data := json.dumps(body)) > 200_000 and "swallows" not in faults:
-            self._json(400, {"type": "error", "error": {"type": "invalid_request_error", "message": len(data)}})
+        if len(json.dumps(body)) > 200_000 and "swallows" not in faults:
+            self._json(
+                400, {"type": "error", "error": {"type": "invalid_request_error", "message": "the prompt is too long"}}
+            )
+            return
+        if "drops" in faults and "notes.py" in text:
+            self.close_connection = True
+            self.connection.close()
+            return
+        if "odd" in faults and "one.txt" in text:
+            self._json(200, {"type": "message", "content": [{"type": "tool_use", "input": "x"}], "usage": [1]})
             return
         create = re.search(r"Create the file (\S+) with content: (.*)", text, re.DOTALL)
         run = re.findall(r"(?:Run the command|run): (echo \w+|.*)", text)

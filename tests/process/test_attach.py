@@ -135,6 +135,7 @@ def test_what_is_no_server_for_an_agent_is_said(world: World, serve: Serve) -> N
         ("ftp://127.0.0.1", "no address"),
         ("http://user:pw@127.0.0.1:1", "no address"),
         ("http://127.0.0.1:99999", "no address"),
+        ("http://[::1", "no address"),
         ("http://127.0.0.1:8080/api/v2", "has a path"),
     ],
 )
@@ -158,3 +159,36 @@ def test_our_own_server_is_found_by_its_address_too(world: World) -> None:
         (world.record / "agent.json").unlink()
     child.terminate()
     child.wait()
+
+
+def test_a_server_with_several_slots_gives_the_window_of_one(world: World) -> None:
+    world.fake_server(load_s=2.0)
+    world.fake_claude(exits=0)
+    child = world.start("--server", "--tiny", "--ctx", "65536", "--slots", "2")
+    port = world.server_pids()["port"]
+    # it is still loading, and waited for
+    done = world.run(str(port))
+    assert done.returncode == 0, done.stderr
+    assert int(env(world)["CLAUDE_CODE_MAX_CONTEXT_TOKENS"]) - 4096 - 13000 == 32768 - 4096 - 2048
+    assert world.run(str(port), "--model", "other").returncode == 2
+    assert world.run(str(port), "--ctx", "65536").returncode == 2
+    child.terminate()
+    child.wait()
+
+
+def test_what_is_said_beside_an_address(world: World, serve: Serve) -> None:
+    port = serve(routes=LLAMA_CPP)
+    url = f"http://127.0.0.1:{port}"
+    for words in (("--url", url, "--dry-run"), ("--url", url, "--tiny"), ("--key-env", "X"), ("--insecure-http",)):
+        done = world.run(*words)
+        assert done.returncode == 2, words
+        assert not (world.record / "agent.json").exists()
+    # a lasting default is about servers that we start; what is typed beats a variable
+    config = world.home / ".config/cclocal/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('[defaults]\nmodel = "gemma"\nctx = 65536\n')
+    assert world.run("--url", url).returncode == 0
+    assert env(world)["ANTHROPIC_MODEL"] == "some-model"
+    world.fake_server()
+    plan = world.run("--tiny", "--dry-run", CCLOCAL_URL=url)
+    assert "Tiny copy circuit" in plan.stdout

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cclocal import tiny
 from tests.world import World
 
 WRITES = """#!/bin/sh
@@ -48,6 +49,8 @@ def test_a_model_that_does_what_it_is_told(agent: World) -> None:
 @pytest.mark.parametrize(
     ("fault", "row", "works"),
     [
+        ("drops", "A file full of quotes arrives byte for byte", False),
+        ("odd", "A tool's result ends the turn", False),
         ("mangles", "A file full of quotes arrives byte for byte", False),
         ("talks", "A tool's result ends the turn", False),
         ("leaks", "Thinking stays out of the text", True),
@@ -62,6 +65,14 @@ def test_each_fault_is_found(agent: World, fault: str, row: str, works: bool) ->
     assert told["works"] is works
     assert code == (0 if works else 1)
     assert all(one["meaning"] for one in told["rows"])
+
+
+def test_a_file_in_the_folder_one_is_in(agent: World) -> None:
+    agent.fake_server(obeys=True)
+    (agent.project / "my.gguf").write_bytes(tiny.gguf())
+    done = agent.run("check", "./my.gguf", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"] == "my"
 
 
 def test_an_agent_that_writes_nothing_fails_it(world: World) -> None:

@@ -154,3 +154,20 @@ def test_off_a_terminal_the_flag_is_named(ready: World) -> None:
     assert done.returncode == 2
     assert "--gemma-light" in done.stderr
     wait_for(lambda: not ready.leftovers(), "nothing")
+
+
+def test_one_model_that_cannot_be_read_is_one_row(ready: World) -> None:
+    config = ready.home / ".config/cclocal/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(
+        '[models.gone]\nname = "On a stick"\nnote = "not plugged in"\nnative_context_tokens = 32768\n'
+        '[[models.gone.variants]]\nbackend = "llama-server"\nquant = "Q4"\npath = "/mnt/none.gguf"\n'
+    )
+    ready.terminal = (30, 80)
+    with ready.on_terminal() as child:
+        child.expect("On a stick")
+        child.expect("Enter start")
+        child.send("17")
+        child.expect("not plugg")
+        child.send("q")
+        child.expect(pexpect.EOF)

@@ -328,8 +328,8 @@ def test_the_server_holds_until_ctrl_c_and_prints_a_command_that_works(world: Wo
     seeded = json.loads((world.home / ".local/share/cclocal/claude/.claude.json").read_text())
     assert seeded["projects"][str(elsewhere)]["hasTrustDialogAccepted"] is True
     wrong = world.run("attach", "1")
-    assert wrong.returncode == 2
-    assert f"There is one on {line.split()[-1]}" in wrong.stderr
+    assert wrong.returncode == 33
+    assert f"cclocal attach {line.split()[-1]}" in wrong.stderr
     again = world.run("--server", "--tiny", "--port", line.split()[-1])
     assert again.returncode == 34
     assert "your own session of tiny" in again.stderr

@@ -12,7 +12,10 @@ from typing import Any
 import pexpect
 import pytest
 
+from bench.sparse import write
 from cclocal import tiny
+from cclocal.memory.gguf import Header
+from cclocal.memory.known import HEADERS
 from tests.process.test_fetch import MODEL
 from tests.world import FAKES, World
 
@@ -93,6 +96,46 @@ def test_any_model_of_the_hub_by_its_quantisation(shelf: World) -> None:
     assert shelf.run("--mine", "--quant", "Q2").returncode == 2
 
 
+def test_other_quantisations_of_the_same_repository(shelf: World) -> None:
+    config = shelf.home / ".config/cclocal/config.toml"
+    more = '[[models.mine.variants]]\nbackend = "llama-server"\nquant = "IQ9"\nrepo = "org/m"\n'
+    config.write_text(config.read_text() + more)
+    assert shelf.run("--fetch", "mine").returncode == 0
+    # one that nobody asked for is in nobody's way
+    done = shelf.run("--mine", "--", "-p", "x")
+    assert done.returncode == 0, done.stderr
+    wrong = shelf.run("--fetch", "mine", "--quant", "iq9")
+    assert wrong.returncode == 2
+    assert "no IQ9" in wrong.stderr
+    # what is here is not all there is: the hub is asked before anything is refused
+    (shelf.root / "hub/x-Q2_K.gguf").write_bytes(tiny.gguf())
+    assert shelf.run("--fetch", "org/x:Q4_K_M", "org/x:Q8_0").returncode == 0
+    (shelf.root / "hub/x-IQ3.gguf").write_bytes(tiny.gguf())
+    assert shelf.run("--fetch", "org/x:IQ3").returncode == 0
+
+
+def test_a_model_in_parts_is_fetched_to_its_end(shelf: World) -> None:
+    hub = shelf.root / "hub"
+    for other in hub.glob("*.gguf"):
+        other.unlink()
+    whole = HEADERS["gpt-oss-20b"]()
+    for number, tensors in enumerate((whole.tensors[:9], whole.tensors[9:]), 1):
+        metadata = whole.metadata if number == 1 else {"general.architecture": "gpt-oss"}
+        part = shelf.root / "part"
+        write(Header(metadata, tensors), part)
+        with part.open("rb") as file:
+            (hub / f"big-Q4_K_M-0000{number}-of-00002.gguf").write_bytes(file.read(1 << 20))
+    assert shelf.run("--fetch", "org/big:Q4_K_M").returncode == 0
+    snapshot = next((cache(shelf) / "models--org--big/snapshots").iterdir())
+    assert len(list(snapshot.glob("big-*"))) == 2
+    # the second one is gone: what is left is no reason to stop
+    (snapshot / "big-Q4_K_M-00002-of-00002.gguf").unlink()
+    again = shelf.run("--fetch", "org/big:Q4_K_M")
+    assert again.returncode == 0, again.stderr
+    told = json.loads(shelf.run("--model", "org/big:Q4_K_M", "--dry-run", "--json", "--no-mem-check").stdout)
+    assert told["memory"]["weights_bytes"] > 11e9
+
+
 def test_removing_by_name(shelf: World) -> None:
     shelf.run("--fetch", "mine", "org/x:Q4_K_M")
     assert set(listed(shelf)) == {"org/m", "org/x"}
@@ -126,6 +169,22 @@ def test_what_is_in_use_stays(shelf: World) -> None:
     assert blob.exists()
     child.communicate(b"\n")
     assert shelf.run("--rm", "mine", "--yes").returncode == 0
+
+
+def test_all_or_none_and_never_removed_in_words_only(shelf: World) -> None:
+    shelf.run("--fetch", "mine", "org/x:Q4_K_M")
+    own = shelf.root / "own[v2].gguf"
+    own.write_bytes(tiny.gguf())
+    shelf.run("--model", str(own), "--", "-p", "x")
+    assert "own[v2].gguf" in shelf.run("--list", COLUMNS="200").stdout
+    refused = shelf.run("--rm", "mine", str(own), "--yes")
+    assert refused.returncode == 2
+    assert "org/m" in listed(shelf)
+    # a layout that the hub's library does not recognise
+    (cache(shelf) / "models--org--m/refs/other").write_text("b" * 40)
+    odd = shelf.run("--rm", "mine", "--yes")
+    assert odd.returncode == 0 or "still there" in odd.stderr
+    assert ("org/m" in listed(shelf)) == (odd.returncode != 0)
 
 
 def test_leftovers_are_counted_and_links_are_not_followed(shelf: World) -> None:

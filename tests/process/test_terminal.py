@@ -127,30 +127,21 @@ def test_a_dead_server_is_told_on_the_terminal_after_the_session(world: World, s
     shell.expect("cclocal --model tiny")
 
 
-@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
-def test_the_picker_asks_by_number(world: World, env: dict[str, str]) -> None:
+def test_a_terminal_that_draws_nothing_is_asked_by_number(world: World) -> None:
     world.fake_server()
     world.fake_claude()
-    child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]
-        world.command[0],
-        world.command[1:],
-        env={**world.env, **env},
-        cwd=str(world.project),
-        encoding="utf-8",
-        timeout=20,
-    )
-    child.expect("Gemma 4 E4B")
-    child.expect(r"Which one\? \[1-7, Enter = gemma-light, q = quit\] ")
-    child.sendline("gema")
-    child.expect("Perhaps you meant gemma")
-    child.sendline("1")
-    child.expect(r"AGENT \d+")
-    if env:
+    with world.on_terminal(TERM="dumb") as child:
+        child.expect("Gemma 4 E4B")
+        child.expect(r"Which one\? \[1-16, Enter = gemma-light, q = quit\] ")
+        child.sendline("gema")
+        child.expect("Perhaps you meant gemma")
+        child.sendline("1")
+        child.expect(r"AGENT \d+")
         assert "\x1b[1m" not in str(child.before)
-    child.sendline("quit 0")
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
+        child.sendline("quit 0")
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 0
 
 
 def test_safe_shows_the_plan_and_asks_first(world: World) -> None:

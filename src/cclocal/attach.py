@@ -34,8 +34,7 @@ def attach(
     port: int, settings: Settings, folders: Folders, environ: Mapping[str, str], address: str | None = None
 ) -> None:
     """Become the agent on what answers at a port of this machine. Returns only by raising."""
-    running = [session for session in sessions(folders) if session.is_alive("keeper")]
-    held = {session.port: session for session in running if (session.folder / ENDPOINT).exists()}
+    held = _held(folders)
     session = held.get(str(port))
     if session is None:
         try:
@@ -59,6 +58,17 @@ def attach(
     )
     # inside the server's session, with which it goes
     _become(wanted, session.folder / f"attached-{os.getpid()}", folders, environ)
+
+
+def _held(folders: Folders) -> dict[str, SessionState]:
+    """The servers that `--server` holds in other terminals, by port."""
+    running = [session for session in sessions(folders) if session.is_alive("keeper")]
+    return {session.port: session for session in running if (session.folder / ENDPOINT).exists()}
+
+
+def port_of(model_id: str, folders: Folders) -> int | None:
+    """The port on which another terminal serves a model already."""
+    return next((int(port) for port, session in _held(folders).items() if session.model == model_id), None)
 
 
 def _wait_for(session: SessionState, told: Mapping[str, Any]) -> None:

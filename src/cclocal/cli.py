@@ -377,7 +377,24 @@ def launch(
         agent_args=started.agent_args,
         sources=sources,
     )
+    own_server = {"ctx_tokens", "kv", "slots", "ubatch", "port", "quant", "llama_server", "think", "backend", "safe"}
+    if not (server or dry_run or typed & own_server):
+        _join(shelf.find(wanted).id if wanted in shelf.models else wanted, settings, started)
     _carry_out(shelf, settings, started, dry_run=dry_run, as_json=as_json, safe=safe)
+
+
+def _join(model_id: str, settings: Settings, started: Start) -> None:
+    """Use the server of this model that `--server` holds in another terminal, if there is one: twice is too much."""
+    from cclocal import attach, ui
+
+    port = attach.port_of(model_id, started.folders)
+    if port is None:
+        return
+    ui.say(f"{model_id} is served in another terminal already, on port {port}: using that.")
+    try:
+        attach.attach(port, replace(settings, model=None), started.folders, started.environ)
+    except KeyboardInterrupt:
+        raise InterruptedByUser("Interrupted.") from None
 
 
 def _planner(

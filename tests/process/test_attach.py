@@ -176,6 +176,24 @@ def test_a_server_with_several_slots_gives_the_window_of_one(world: World) -> No
     child.wait()
 
 
+def test_a_model_that_is_served_already_is_not_loaded_twice(world: World) -> None:
+    world.fake_server()
+    world.fake_claude(exits=0)
+    child = world.start("--server", "--tiny")
+    port = world.server_pids()["port"]
+    (world.record / "pids.json").rename(world.record / "first.json")
+    done = world.run("--tiny", "--", "-p", "x")
+    assert done.returncode == 0, done.stderr
+    assert f"on port {port}: using that" in done.stderr
+    assert env(world)["ANTHROPIC_BASE_URL"] == f"http://127.0.0.1:{port}"
+    assert not (world.record / "pids.json").exists()
+    # with wishes of its own it gets a server of its own
+    assert world.run("--tiny", "--ctx", "65536", "--", "-p", "x").returncode == 0
+    assert env(world)["ANTHROPIC_BASE_URL"] != f"http://127.0.0.1:{port}"
+    child.terminate()
+    child.wait()
+
+
 def test_what_is_said_beside_an_address(world: World, serve: Serve) -> None:
     port = serve(routes=LLAMA_CPP)
     url = f"http://127.0.0.1:{port}"

@@ -486,6 +486,9 @@ def check(
         str | None, typer.Option("--llama-server", metavar="PATH|wheel", envvar="CCLOCAL_LLAMA_SERVER")
     ] = None,
     ctx_tokens: Annotated[int | None, typer.Option("--ctx", metavar="TOKENS", min=1, help="Context window.")] = None,
+    backend: Annotated[
+        str | None, typer.Option("--backend", metavar="NAME", envvar="CCLOCAL_BACKEND", help="llama-server or ollama.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="For scripts.")] = False,
 ) -> None:
     """Prove that a model drives the agent: real requests, real tool calls, a real file. Exit 0 only if it does."""
@@ -503,6 +506,7 @@ def check(
         llama_server = str(Path(llama_server).expanduser().absolute())
     settings = Settings(
         model=absolute,
+        backend=backend or lasting.get("backend"),
         quant=quant,
         llama_server=llama_server,
         ctx=ctx_tokens,

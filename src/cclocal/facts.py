@@ -97,6 +97,8 @@ class Facts:
     cwd: Path
     environ: Mapping[str, str]
     engines: tuple[Engine, ...] = ()
+    #: Ollama programs, if any
+    ollamas: tuple[Engine, ...] = ()
     agent: AgentFound | None = None
     cached: Mapping[tuple[str, str], Path] = field(default_factory=dict)
     #: how a package is added to the environment cclocal itself runs in

@@ -7,10 +7,11 @@ import json
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cclocal import fit_params, homes, hub, logs, measured, memory_ui, tiny, ui, wired
-from cclocal.command import KEY, PORT, SESSION, SessionFile
+from cclocal.command import KEY, MODEL_FILE, PORT, SESSION, SessionFile
 from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError, ServerDiedError, UsageError
 from cclocal.files import Folders, make_folder
 from cclocal.hardware import is_mac, mac_tool, resident_servers
@@ -21,6 +22,7 @@ from cclocal.memory.gguf import BadHeaderError, read_header
 from cclocal.memory.shape import Shape, shape_of
 from cclocal.plan import Plan, model_file_values, placeholder_of
 from cclocal.process import Held, become, free_port, hold, new_key, new_session_id
+from cclocal.provision import check_window, provision
 from cclocal.ready import holder_of, last_lines, wait_until_ready
 from cclocal.state import reclaim, sessions
 from cclocal.store import remember
@@ -236,7 +238,7 @@ def _serve(
         session_id = new_session_id()
         bound = bind(plan, folders, session_id, model, server_only=server_only)
         try:
-            return bound, _start(bound, folders, session_id, environ, limit)
+            return bound, _start(bound, folders, session_id, environ, limit, model)
         except (ServerDiedError, PortError):
             if plan.port or attempt == PORT_TRIES or not _is_taken(bound.readiness.endpoint.port):
                 raise
@@ -340,7 +342,14 @@ def bind(plan: Plan, folders: Folders, session_id: str, model: Mapping[str, str]
     return plan.bind(values)
 
 
-def _start(bound: Plan, folders: Folders, session_id: str, environ: Mapping[str, str], limit: int | None) -> Held:
+def _start(
+    bound: Plan,
+    folders: Folders,
+    session_id: str,
+    environ: Mapping[str, str],
+    limit: int | None,
+    model: Mapping[str, str],
+) -> Held:
     make_folder(folders.sessions)
     log = logs.new_log(folders, session_id)
     name = bound.model.id
@@ -368,7 +377,11 @@ def _start(bound: Plan, folders: Folders, session_id: str, environ: Mapping[str,
     line = ui.WaitLine(bound.model.name)
     try:
         with line.shown():
+            if bound.backend == "ollama":
+                _provision(bound, held, model)
             wait_until_ready(held, bound.readiness, line)
+            if bound.backend == "ollama":
+                check_window(bound.readiness.endpoint.url, bound.readiness.endpoint.model, bound.context_tokens)
     except BaseException:
         held.end()
         raise
@@ -376,6 +389,16 @@ def _start(bound: Plan, folders: Folders, session_id: str, environ: Mapping[str,
     with contextlib.suppress(FolderError):
         remember(bound.variant.repo or bound.variant.path or name, bound.variant.path, folders)
     return held
+
+
+def _provision(bound: Plan, held: Held, model: Mapping[str, str]) -> None:
+    """Have Ollama hold the model: a file of ours is made one of its, a tag is pulled."""
+    endpoint, variant = bound.readiness.endpoint, bound.variant
+    source = None if variant.tag else Path(model.get(MODEL_FILE) or variant.path or next(iter(model.values())))
+    template = tiny.ollama_template() if variant.builtin else None
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(ui.download_bar(bound.model.name)) if variant.tag else None
+        provision(endpoint.url, endpoint.model, source, template, held, bar)  # type: ignore[arg-type]
 
 
 def _check_port(port: int, folders: Folders) -> None:

@@ -50,6 +50,7 @@ def probe(settings: Settings, model: Model, folders: Folders, environ: Mapping[s
     found = replace(
         facts,
         engines=tuple(find_engines(settings.llama_server, environ, facts.machine, memory)),
+        ollamas=tuple(find_ollama(environ, memory)),
         cached=cached,
         shapes=dict(_shapes(model, cached, folders)),
         projector_bytes={
@@ -135,7 +136,7 @@ def _parent_claude_mds(cwd: Path, root: Path | None) -> Iterator[tuple[Path, int
 def _shapes(model: Model, found: Mapping[tuple[str, str], Path], folders: Folders) -> Iterator[tuple[str, Shape]]:
     """The shapes of a model's files: what their headers say, else what its published dimensions make of them."""
     for variant in model.variants:
-        if variant.backend != "llama-server":
+        if variant.backend == "vllm-mlx" or variant.tag:
             continue
         # the first of several parts tells nothing of the others
         whole = variant.files and all((variant.repo or "", file) in found for file in variant.files)
@@ -227,6 +228,23 @@ def find_engines(wish: str | None, environ: Mapping[str, str], here: Machine, me
         )
     if not wish:
         yield from _wheel(environ, here, memory)
+
+
+def find_ollama(environ: Mapping[str, str], memory: Remembered) -> Iterator[Engine]:
+    """The ollama program on PATH, and its version."""
+    found = shutil.which("ollama", path=environ.get("PATH", os.defpath))
+    if not found:
+        return
+    path = Path(found).absolute()
+    key = memory.key(path, "ollama")
+    version = memory.get(key)
+    if version is None:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            # with no daemon running it warns, and tells its own
+            done = ask([str(path), "--version"], {**environ, "OLLAMA_HOST": "127.0.0.1:1"})
+            told = re.search(r"version is (\S+)", done.stdout + done.stderr)
+            version = memory.put(key, told[1] if told else "unknown")
+    yield Engine("ollama", (str(path),), str(version), frozenset())
 
 
 def _context_of(here: Machine) -> str:

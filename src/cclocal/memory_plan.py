@@ -128,13 +128,18 @@ def budget_of(
 ) -> Budget | None:
     """What this machine has for a model on this engine; None if that was not found out."""
     margin = MLX_MARGIN_BYTES if shape.form == "mlx" else MARGIN_BYTES
-    if machine.os == "macos" and (shape.form == "mlx" or (engine and engine.devices)):
+    # Ollama names no devices, and uses what there is
+    everything = bool(engine and engine.form == "ollama")
+    if machine.os == "macos" and (shape.form == "mlx" or everything or (engine and engine.devices)):
         budget = _apple(engine, machine, margin)
         # never lowered: a limit that is high enough already is fine
         higher = wired_limit_mib and wired_limit_mib > (budget.limit_mib or 0)
         return budget.raised(wired_limit_mib) if wired_limit_mib and higher else budget
     if engine and engine.devices:
         return card_budget(_cards(engine, machine), machine.available_bytes)
+    told = [Card(gpu.name, gpu.total_bytes, gpu.free_bytes, gpu.unified) for gpu in machine.gpus if gpu.total_bytes]
+    if everything and told:
+        return card_budget(told, machine.available_bytes)
     if not machine.available_bytes:
         return None
     return host_budget(machine.available_bytes, margin, machine.memory_words)

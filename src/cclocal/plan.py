@@ -13,6 +13,7 @@ from typing import Any
 from cclocal.agents import AGENTS, Agent, Home, Session
 from cclocal.agents.claude import least_context_tokens
 from cclocal.backends import BACKENDS, Backend, Serving
+from cclocal.backends.ollama import served_name
 from cclocal.catalog import Model, Variant
 from cclocal.command import KEY, MODEL_FILE, PORT, Command, Endpoint, Readiness, SessionFile, Stop, refusal
 from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
@@ -192,7 +193,7 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
     agent = AGENTS["claude"]
     if not settings.server_only:
         check_agent(agent, facts)
-    name, variant = _variant(model, settings)
+    name, variant = _variant(model, settings, facts, sources := dict(settings.sources))
     variant = adjusted(variant, settings)
     can_think = _has_a_switch(variant)
     if settings.think and can_think:
@@ -200,7 +201,6 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
     backend = BACKENDS[name]
     engine = _engine(backend, model, variant, facts)
 
-    sources = dict(settings.sources)
     files = tuple(_on_disk(variant, file, facts) for file in variant.files)
     unnamed = placeholder_of(f"{variant.quant} of {variant.repo}") if variant.repo else MODEL_FILE
     model_file = variant.path or (files[0] if files else unnamed)
@@ -217,7 +217,8 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         if why := refusal(variable):
             raise UsageError(f"--pass-env: {why}.{settings.origin('pass_env')}")
 
-    endpoint = Endpoint(f"http://127.0.0.1:{port or PORT}", KEY, model.id)
+    name_served = served_name(model.id, variant) if name == "ollama" else model.id
+    endpoint = Endpoint(f"http://127.0.0.1:{port or PORT}", KEY, name_served)
     serving = Serving(
         model=model,
         variant=variant,
@@ -226,6 +227,7 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         context_tokens=context,
         endpoint=endpoint,
         port=str(port or PORT),
+        own_store=str(facts.folders.data / "ollama"),
     )
     server, server_files = backend.command(engine, serving)
     session = Session(endpoint, window, out, tuple(settings.pass_env), tuple(settings.agent_args))
@@ -296,8 +298,15 @@ def check_agent(agent: Agent, facts: Facts) -> None:
         raise AgentMissingError(f"{reason}.", hint=agent.INSTALL)
 
 
-def _variant(model: Model, settings: Settings) -> tuple[str, Variant]:
+def _variant(model: Model, settings: Settings, facts: Facts, sources: dict[str, str]) -> tuple[str, Variant]:
     wanted = settings.backend
+    if wanted is None:
+        # by what is installed, llama-server first
+        for name, backend in BACKENDS.items():
+            found = model.variant(name, settings.quant)
+            if found and backend.engines(facts):
+                sources["backend"] = "the first that is installed"
+                return name, found
     for name in (wanted,) if wanted else BACKENDS:
         if name not in BACKENDS:
             raise UsageError(

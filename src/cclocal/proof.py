@@ -77,6 +77,7 @@ class Answer:
     input_tokens: int
     cached_tokens: int
     raw: str
+    tells_cache: bool = False
 
     @property
     def first_call(self) -> dict[str, Any]:
@@ -112,6 +113,7 @@ class _Server:
             input_tokens=int(usage.get("input_tokens") or 0),
             cached_tokens=int(usage.get("cache_read_input_tokens") or 0),
             raw=reply.text,
+            tells_cache="cache_read_input_tokens" in usage,
         )
 
 
@@ -338,7 +340,7 @@ def _cache(server: _Server, context_tokens: int) -> Row:
     first = server.ask(messages)
     turn = [*messages, {"role": "assistant", "content": first.text or "Fine."}, _user("How are you?")]
     second = server.ask(turn)
-    if not second.input_tokens and not second.cached_tokens:
+    if not second.tells_cache:
         return Row(_name(_cache), "not exercised", "the server does not tell", "Nobody knows how much is read again.")
     good = second.cached_tokens > second.input_tokens
     detail = f"{second.cached_tokens} tokens kept, {second.input_tokens} read"

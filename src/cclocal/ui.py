@@ -65,7 +65,11 @@ def show_plan(plan: Plan, environ: Mapping[str, str]) -> None:
 
 def plan_lines(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
     """The plan as plain lines; headings start at the margin."""
-    form = {"binary": "a llama-server program", "wheel": "inside the xllamacpp package"}[plan.engine.form]
+    form = {
+        "binary": "a llama-server program",
+        "wheel": "inside the xllamacpp package",
+        "ollama": "a daemon of its own",
+    }[plan.engine.form]
     # how much was free when it was asked is no news any more
     devices = ", ".join(device.split(" (")[0] for device in plan.engine.devices) or "CPU only"
     yield "Model"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-from cclocal.backends import llama_server
+from cclocal.backends import llama_server, ollama
 from cclocal.catalog import Model, Variant
 from cclocal.command import Command, Endpoint, Readiness, SessionFile, Stop
 from cclocal.facts import Engine, Facts
@@ -26,6 +26,8 @@ class Serving:
     context_tokens: int
     endpoint: Endpoint
     port: str
+    #: where a backend with a store keeps what is ours
+    own_store: str = ""
 
 
 class Backend(Protocol):
@@ -51,4 +53,4 @@ class Backend(Protocol):
         """What the server must show before it is used."""
 
 
-BACKENDS: MappingProxyType[str, Backend] = MappingProxyType({llama_server.NAME: llama_server})
+BACKENDS: MappingProxyType[str, Backend] = MappingProxyType({llama_server.NAME: llama_server, ollama.NAME: ollama})

@@ -57,6 +57,11 @@ def build(folder: Path) -> Path:
     return path
 
 
+def ollama_template() -> str:
+    """The same conversation format for Ollama, which reads Go templates and not the file's own."""
+    return (_HERE / "template.gotmpl").read_text("utf-8")
+
+
 def recipe_id() -> str:
     """Eight hex digits that change when the recipe does."""
     digest = hashlib.sha256()

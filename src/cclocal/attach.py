@@ -17,6 +17,7 @@ from cclocal.agents.claude import least_context_tokens
 from cclocal.command import SESSION, Endpoint
 from cclocal.endpoint import check_url, look
 from cclocal.errors import NotReadyError, ServerDiedError, UsageError
+from cclocal.facts import Facts
 from cclocal.files import Folders, write_private
 from cclocal.keeper import start_of
 from cclocal.launch import ENDPOINT, in_the_way
@@ -57,7 +58,7 @@ def attach(
         settings.agent_args,
     )
     # inside the server's session, with which it goes
-    _become(wanted, session.folder / f"attached-{os.getpid()}", folders, environ)
+    _become(wanted, session.folder / f"attached-{os.getpid()}", _with_agent(folders, environ))
 
 
 def _held(folders: Folders) -> dict[str, SessionState]:
@@ -107,7 +108,7 @@ def attach_url(
 
 def _attach_foreign(address: str, key: str, settings: Settings, folders: Folders, environ: Mapping[str, str]) -> None:
     # before anybody is asked to compute anything
-    check_agent(AGENTS["claude"], look_around(folders, environ))
+    facts = _with_agent(folders, environ)
     with ui.busy(f"Asking {address} what it is"):
         found = look(address, key, settings.model)
     context = _context(address, found.context_tokens, settings)
@@ -123,7 +124,7 @@ def _attach_foreign(address: str, key: str, settings: Settings, folders: Folders
     endpoint = Endpoint(address, key or "none-needed", found.model)
     wanted = Session(endpoint, context, out, settings.pass_env, settings.agent_args)
     _clean_up(folders)
-    _become(wanted, _own_folder(folders), folders, environ)
+    _become(wanted, _own_folder(folders), facts)
 
 
 def _context(address: str, served: int | None, settings: Settings) -> int:
@@ -137,11 +138,19 @@ def _context(address: str, served: int | None, settings: Settings) -> int:
     return settings.ctx or served or 0
 
 
-def _become(wanted: Session, folder: Path, folders: Folders, environ: Mapping[str, str]) -> None:
+def _with_agent(folders: Folders, environ: Mapping[str, str]) -> Facts:
+    """The folder we are in and its agent. Raises AgentMissingError (35) if there is none to become."""
+    try:
+        facts = look_around(folders, environ)
+    except OSError as error:
+        raise in_the_way(error, folders) from None
+    check_agent(AGENTS["claude"], facts)
+    return facts
+
+
+def _become(wanted: Session, folder: Path, facts: Facts) -> None:
     try:
         agent = AGENTS["claude"]
-        facts = look_around(folders, environ)
-        check_agent(agent, facts)
         for note in agent.notes(facts, wanted):
             ui.say(note, "yellow")
         homes.prepare(agent.home(facts))
@@ -149,8 +158,8 @@ def _become(wanted: Session, folder: Path, folders: Folders, environ: Mapping[st
         for file in files:
             write_private(folder / file.name, file.content)
     except OSError as error:
-        raise in_the_way(error, folders) from None
-    become(command.bind({SESSION: str(folder)}), environ)
+        raise in_the_way(error, facts.folders) from None
+    become(command.bind({SESSION: str(folder)}), facts.environ)
 
 
 def _own_folder(folders: Folders) -> Path:

@@ -702,7 +702,7 @@ def _wanted(flags: list[str], model: str | None, sources: dict[str, str], starte
 def _is_typed(ctx: typer.Context, name: str) -> bool:
     """Whether an option stands on the command line."""
     source = ctx.get_parameter_source(name)
-    return bool(source) and source.name == "COMMANDLINE"  # type: ignore[union-attr]
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _refuse_lost_options(ctx: typer.Context) -> None:

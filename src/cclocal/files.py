@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cclocal.errors import FolderError
 
@@ -59,6 +61,11 @@ def folders(environ: Mapping[str, str]) -> Folders:
     )
 
 
+def ollama_store(environ: Mapping[str, str]) -> Path:
+    """Where Ollama keeps its models."""
+    return Path(environ.get("OLLAMA_MODELS") or Path(environ["HOME"], ".ollama/models"))
+
+
 def packaged(name: str) -> Path:
     """A file that ships with cclocal: inside the package, or at the top of a working copy (ADR 4).
 
@@ -81,6 +88,15 @@ def make_folder(path: Path) -> Path:
             hint="free some space there or point XDG_DATA_HOME, XDG_CACHE_HOME and XDG_STATE_HOME elsewhere",
         ) from error
     return path
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The table in a JSON file of ours; empty if there is none or it is damaged: all of it can be made again."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_private(path: Path, content: str | bytes) -> None:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cclocal.facts import Gpu, Machine
 from cclocal.process import ask
@@ -157,28 +158,34 @@ def _nvidia_names(root: Path) -> Iterator[Gpu]:
             yield Gpu("nvidia", name[1].strip() if name else "an NVIDIA GPU")
 
 
-def _nvml_gpus() -> list[Gpu]:
-    """NVIDIA's cards and their memory. One that tells none, as a DGX Spark does, uses the machine's own."""
+def _nvml_cards() -> Iterator[tuple[Any, Any]]:
+    """(NVIDIA's library, one card of it) for each card; nothing without a driver."""
     import ctypes
 
     try:
         ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
-        return []
+        return
     import pynvml
 
-    found = []
     with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
         for number in range(pynvml.nvmlDeviceGetCount()):
-            card = pynvml.nvmlDeviceGetHandleByIndex(number)
-            name = pynvml.nvmlDeviceGetName(card)
-            try:
-                memory = pynvml.nvmlDeviceGetMemoryInfo(card)
-                found.append(Gpu("nvidia", str(name), int(memory.total), max(NOTHING_LEFT, int(memory.free))))
-            except pynvml.NVMLError:
-                found.append(Gpu("nvidia", str(name), unified=True))
+            yield pynvml, pynvml.nvmlDeviceGetHandleByIndex(number)
         pynvml.nvmlShutdown()
+
+
+def _nvml_gpus() -> list[Gpu]:
+    """NVIDIA's cards and their memory. One that tells none, as a DGX Spark does, uses the machine's own."""
+    found = []
+    for nvml, card in _nvml_cards():
+        with contextlib.suppress(nvml.NVMLError):
+            name = str(nvml.nvmlDeviceGetName(card))
+            try:
+                memory = nvml.nvmlDeviceGetMemoryInfo(card)
+                found.append(Gpu("nvidia", name, int(memory.total), max(NOTHING_LEFT, int(memory.free))))
+            except nvml.NVMLError:
+                found.append(Gpu("nvidia", name, unified=True))
     return found
 
 
@@ -238,20 +245,9 @@ def resident_servers() -> list[tuple[str, int, int]]:
 
 def _nvml_processes() -> dict[int, int]:
     """What processes hold on NVIDIA's cards, by pid."""
-    import ctypes
-
-    try:
-        ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return {}
-    import pynvml
-
     held: dict[int, int] = {}
-    with contextlib.suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
-        for number in range(pynvml.nvmlDeviceGetCount()):
-            card = pynvml.nvmlDeviceGetHandleByIndex(number)
-            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(card):
+    for nvml, card in _nvml_cards():
+        with contextlib.suppress(nvml.NVMLError):
+            for process in nvml.nvmlDeviceGetComputeRunningProcesses(card):
                 held[process.pid] = held.get(process.pid, 0) + (process.usedGpuMemory or 0)
-        pynvml.nvmlShutdown()
     return held

@@ -50,24 +50,35 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     return Path(home).expanduser() / "hub"
 
 
+def _folder_of(repo: str, environ: Mapping[str, str]) -> Path:
+    return cache_folder(environ) / f"models--{repo.replace('/', '--')}"
+
+
+def recorded_revision(repo: str, environ: Mapping[str, str]) -> str | None:
+    """The revision of the first fetch, as the hub's cache records it."""
+    try:
+        return (_folder_of(repo, environ) / "refs" / "main").read_text("utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def _snapshot(repo: str, environ: Mapping[str, str]) -> Path | None:
+    revision = recorded_revision(repo, environ)
+    return _folder_of(repo, environ) / "snapshots" / revision if revision else None
+
+
 def cached_files(repo: str, files: tuple[str, ...], environ: Mapping[str, str]) -> dict[str, Path]:
     """Those of the files that are whole in the cache: name → path. (A file in flight has no name there yet.)"""
-    folder = cache_folder(environ) / f"models--{repo.replace('/', '--')}"
-    try:
-        revision = (folder / "refs" / "main").read_text("utf-8").strip()
-    except OSError:
-        return {}
-    snapshot = folder / "snapshots" / revision
-    return {name: snapshot / name for name in files if (snapshot / name).is_file()}
+    snapshot = _snapshot(repo, environ)
+    return {name: snapshot / name for name in files if (snapshot / name).is_file()} if snapshot else {}
 
 
 def cached_names(repo: str, environ: Mapping[str, str]) -> dict[str, int]:
     """The files of a repository that are in the cache, and their sizes."""
-    folder = cache_folder(environ) / f"models--{repo.replace('/', '--')}"
+    snapshot = _snapshot(repo, environ)
     try:
-        snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text("utf-8").strip()
-        found = [path for path in snapshot.rglob("*") if path.is_file()]
-        return {str(path.relative_to(snapshot)): path.stat().st_size for path in found}
+        found = [path for path in snapshot.rglob("*") if path.is_file()] if snapshot else []
+        return {str(path.relative_to(snapshot or path)): path.stat().st_size for path in found}
     except OSError:
         return {}
 
@@ -154,13 +165,12 @@ def download(
     import huggingface_hub
 
     cache = cache_folder(environ)
-    folder = cache / f"models--{repo.replace('/', '--')}"
     with _alone(cache, repo, tell):
         there = cached_files(repo, files, environ)
         if len(there) == len(files):
             # the one we waited for fetched it
             return there
-        _purge(folder, tell)
+        _purge(_folder_of(repo, environ), tell)
         # what was fetched once stays what it was: the revision is the one recorded then
         revision = recorded_revision(repo, environ)
         with _in_words(repo, [name for name in files if name not in there]):
@@ -175,15 +185,6 @@ def download(
             counter = _counting(bar(sum(sizes.values()), sum(sizes.values()) - todo))
             get = partial(huggingface_hub.hf_hub_download, repo, cache_dir=cache, revision=revision)
             return {name: Path(get(name, tqdm_class=counter)) for name in files}
-
-
-def recorded_revision(repo: str, environ: Mapping[str, str]) -> str | None:
-    """The revision of the first fetch, as the hub's cache records it."""
-    ref = cache_folder(environ) / f"models--{repo.replace('/', '--')}" / "refs" / "main"
-    try:
-        return ref.read_text("utf-8").strip() or None
-    except OSError:
-        return None
 
 
 @contextmanager
@@ -310,13 +311,12 @@ def remove(repo: str, environ: Mapping[str, str]) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     import huggingface_hub
 
-    folder = cache_folder(environ)
-    cache = huggingface_hub.scan_cache_dir(folder)
+    cache = huggingface_hub.scan_cache_dir(cache_folder(environ))
     # only this one: copies of a repository share the names of their revisions
     mine = frozenset(found for found in cache.repos if found.repo_id == repo and found.repo_type == "model")
     revisions = [revision.commit_hash for found in mine for revision in found.revisions]
     replace(cache, repos=mine).delete_revisions(*revisions).execute()
-    left = folder / f"models--{repo.replace('/', '--')}"
+    left = _folder_of(repo, environ)
     # what a download that was cut off left behind is no revision
     linked = left.is_symlink() or (left / "blobs").is_symlink()
     for dead in left.glob("blobs/*.incomplete") if not linked else ():

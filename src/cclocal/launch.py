@@ -398,7 +398,7 @@ def _provision(bound: Plan, held: Held, model: Mapping[str, str]) -> None:
     template = tiny.ollama_template() if variant.builtin else None
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(ui.download_bar(bound.model.name)) if variant.tag else None
-        provision(endpoint.url, endpoint.model, source, template, held, bar)  # type: ignore[arg-type]
+        provision(endpoint.url, endpoint.model, source, template, held, bar)
 
 
 def _check_port(port: int, folders: Folders) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from cclocal import hub
 from cclocal.catalog import REPO, Model, Variant
 from cclocal.errors import HubError, UsageError
-from cclocal.files import Folders, write_private
+from cclocal.files import Folders, ollama_store, read_table, write_private
 from cclocal.memory.config import shape_of_config
 from cclocal.memory.gguf import BadHeaderError, Header, UnknownHeaderError, read_header
 from cclocal.memory.safetensors import LONGEST_BYTES, weights_bytes
@@ -143,11 +143,7 @@ def remember_files(repo: str, folders: Folders) -> None:
 
 
 def _listings(folders: Folders) -> dict[str, dict[str, int]]:
-    try:
-        known = json.loads((folders.cache / "listings.json").read_text("utf-8"))
-        return dict(known) if isinstance(known, dict) else {}
-    except (OSError, ValueError):
-        return {}
+    return read_table(folders.cache / "listings.json")
 
 
 def listed_bytes(repo: str, file: str, folders: Folders) -> int:
@@ -240,7 +236,7 @@ def of_tag(tag: str, environ: Mapping[str, str]) -> Found:
     if not match:
         raise UsageError(f"“{tag}” is no model's name.")
     host, space, model, version = (match[1] or _REGISTRY, match[2] or "library", match[3], match[4] or "latest")
-    store = Path(environ.get("OLLAMA_MODELS") or Path(environ["HOME"], ".ollama/models"))
+    store = ollama_store(environ)
     local = store / "manifests" / host / space / model / version
     if local.is_file():
         digest, _ = _model_layer(tag, json.loads(local.read_text("utf-8")))

@@ -39,30 +39,42 @@ def probe(settings: Settings, model: Model, folders: Folders, environ: Mapping[s
 
     Raises AgentMissingError or BackendMissingError if a program was found but does not run.
     """
+    return with_model(surroundings(settings, folders, environ), model)
+
+
+def surroundings(settings: Settings, folders: Folders, environ: Mapping[str, str]) -> Facts:
+    """What is the same for every model: the machine, its engines, the agent, what earlier starts and checks told."""
     memory = Remembered(folders.cache / "probes.json")
     facts = look_around(folders, environ, memory, want_agent=not settings.server_only)
-    cached = {
-        (variant.repo, file): path
-        for variant in model.variants
-        if variant.repo
-        for file, path in cached_files(variant.repo, variant.hub_files, environ).items()
-    }
     found = replace(
         facts,
         engines=tuple(find_engines(settings.llama_server, environ, facts.machine, memory)),
         ollamas=tuple(find_ollama(environ, memory)),
-        cached=cached,
-        shapes=dict(_shapes(model, cached, folders)),
-        projector_bytes={
-            variant.mmproj: size
-            for variant in model.variants
-            if variant.mmproj and (size := _projector_bytes(variant, cached, folders))
-        },
         corrections=corrections(folders),
         proofs={name: bool(row.get("works")) for name, row in known(folders).items()},
     )
     memory.save()
     return found
+
+
+def with_model(facts: Facts, model: Model) -> Facts:
+    """The facts with what is on disk of a model."""
+    cached = {
+        (variant.repo, file): path
+        for variant in model.variants
+        if variant.repo
+        for file, path in cached_files(variant.repo, variant.hub_files, facts.environ).items()
+    }
+    return replace(
+        facts,
+        cached=cached,
+        shapes=dict(_shapes(model, cached, facts.folders)),
+        projector_bytes={
+            variant.mmproj: size
+            for variant in model.variants
+            if variant.mmproj and (size := _projector_bytes(variant, cached, facts.folders))
+        },
+    )
 
 
 def alternatives(shelf: Catalog, chosen: Model) -> tuple[Alternative, ...]:

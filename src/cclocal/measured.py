@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cclocal.errors import FolderError
-from cclocal.files import Folders, write_private
+from cclocal.files import Folders, read_table, write_private
 from cclocal.memory.buffers import read_buffers
 from cclocal.memory_plan import correction_key
 from cclocal.plan import Plan
@@ -26,11 +26,7 @@ def _path(folders: Folders) -> Path:
 
 
 def _read(folders: Folders) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(_path(folders).read_text("utf-8"))
-        if isinstance(known, dict):
-            return known
-    return {}
+    return read_table(_path(folders))
 
 
 def corrections(folders: Folders) -> Mapping[str, int]:

@@ -13,7 +13,6 @@ from typing import Any
 from cclocal.agents import AGENTS, Agent, Home, Session
 from cclocal.agents.claude import least_context_tokens
 from cclocal.backends import BACKENDS, Backend, Serving
-from cclocal.backends.ollama import served_name
 from cclocal.catalog import Model, Variant
 from cclocal.command import KEY, MODEL_FILE, PORT, Command, Endpoint, Readiness, SessionFile, Stop, refusal
 from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
@@ -217,8 +216,7 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         if why := refusal(variable):
             raise UsageError(f"--pass-env: {why}.{settings.origin('pass_env')}")
 
-    name_served = served_name(model.id, variant) if name == "ollama" else model.id
-    endpoint = Endpoint(f"http://127.0.0.1:{port or PORT}", KEY, name_served)
+    endpoint = Endpoint(f"http://127.0.0.1:{port or PORT}", KEY, backend.served_name(model.id, variant))
     serving = Serving(
         model=model,
         variant=variant,

@@ -14,7 +14,7 @@ from cclocal.errors import BackendMissingError, UsageError
 from cclocal.facts import Engine, Facts, Gpu, Machine
 from cclocal.files import Folders
 from cclocal.lookup import Found, find, with_hub_files
-from cclocal.machine import alternatives, probe
+from cclocal.machine import alternatives, surroundings, with_model
 from cclocal.memory.budget import GIB
 from cclocal.memory.fit import Fit, memory_size
 from cclocal.memory.footprint import CELLS
@@ -57,7 +57,9 @@ def plan_one(shelf: Catalog, name: str, wishes: Wishes, folders: Folders, enviro
     else:
         model = with_local_files(model, folders.config)
         found = None
-    facts, engine = _facts(model, wishes, folders, environ)
+    facts, engine = _surroundings(wishes, folders, environ)
+    if found is None:
+        facts = with_model(facts, model)
     shape, source = (found.shape, found.source) if found else _shape(model, facts)
     if shape is None:
         raise UsageError(
@@ -76,10 +78,11 @@ def plan_one(shelf: Catalog, name: str, wishes: Wishes, folders: Folders, enviro
 def plan_catalog(shelf: Catalog, wishes: Wishes, folders: Folders, environ: Mapping[str, str]) -> Sequence[Row]:
     """Every model of the catalog: those on disk by their headers, the others by their published dimensions."""
     rows = []
+    around, engine = _surroundings(wishes, folders, environ)
     for model in shelf.models.values():
         try:
             one = with_hub_files(with_local_files(model, folders.config), folders, environ)
-            facts, engine = _facts(one, wishes, folders, environ)
+            facts = with_model(around, one)
             shape, source = _shape(one, facts)
             fit = _fit(one, shape, wishes, facts, engine) if shape else None
         except UsageError:
@@ -112,14 +115,14 @@ def _stand_in(found: Found) -> Model:
     )
 
 
-def _facts(model: Model, wishes: Wishes, folders: Folders, environ: Mapping[str, str]) -> tuple[Facts, Engine | None]:
+def _surroundings(wishes: Wishes, folders: Folders, environ: Mapping[str, str]) -> tuple[Facts, Engine | None]:
+    """The machine and its engine, or the ones that are asked about."""
     settings = wishes.settings
-    asked = replace(model, variants=tuple(v for v in model.variants if v.path != ".")) if model.variants else model
     try:
-        facts = probe(settings, asked, folders, environ)
+        facts = surroundings(settings, folders, environ)
     except BackendMissingError:
         # what does not run cannot be asked, and need not be
-        facts = probe(replace(settings, llama_server="wheel"), asked, folders, environ)
+        facts = surroundings(replace(settings, llama_server="wheel"), folders, environ)
     engine = facts.engines[0] if facts.engines else None
     if wishes.ram_gib or wishes.macos:
         machine = _other_machine(wishes, facts.machine)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cclocal.files import Folders, write_private
+from cclocal.files import Folders, read_table, write_private
 from cclocal.proof import Row, can_work
 
 _KEPT = 100
@@ -16,11 +15,7 @@ _KEPT = 100
 
 def known(folders: Folders) -> Mapping[str, dict[str, Any]]:
     """Every proof there is."""
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads((folders.state / "proofs.json").read_text("utf-8"))
-        if isinstance(found, dict):
-            return {name: row for name, row in found.items() if isinstance(row, dict)}
-    return {}
+    return {name: row for name, row in read_table(folders.state / "proofs.json").items() if isinstance(row, dict)}
 
 
 def keep(name: str, rows: Sequence[Row], folders: Folders) -> None:

@@ -22,9 +22,9 @@ _STALL_S = 240.0
 
 
 def provision(
-    url: str, name: str, source: Path | None, template: str | None, held: Held, bar: Callable[[int, int], Any]
+    url: str, name: str, source: Path | None, template: str | None, held: Held, bar: Callable[[int, int], Any] | None
 ) -> None:
-    """See that `name` is there: made of a GGUF file with a template, or pulled by its tag.
+    """See that `name` is there: made of a GGUF file with a template, or, without one, pulled by its tag with a bar.
 
     Raises NotReadyError if the daemon does not come up, HubError if a pull fails, BackendTooOldError if the model
     cannot call tools.
@@ -37,6 +37,7 @@ def provision(
         if source is not None:
             _create(client, name, source, template)
         elif name not in there and f"{name}:latest" not in there:
+            assert bar is not None
             _pull(client, name, bar)
         shown = client.post("/api/show", json={"model": name}).json()
         if "tools" not in (shown.get("capabilities") or ()):

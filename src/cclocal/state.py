@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cclocal.files import Folders
+from cclocal.files import Folders, read_table
 from cclocal.keeper import boot_id, start_of, strays
 
 #: A folder younger than this may belong to a keeper that has just started.
@@ -43,15 +42,7 @@ class SessionState:
 
 def sessions(folders: Folders) -> list[SessionState]:
     """Every session's folder, running or left behind; one without a state file that can be read has no facts."""
-    return [SessionState(folder, _read(folder / "session.json")) for folder in sorted(folders.sessions.glob("*"))]
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        facts = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
+    return [SessionState(folder, read_table(folder / "session.json")) for folder in sorted(folders.sessions.glob("*"))]
 
 
 def reclaim(folders: Folders) -> list[SessionState]:

@@ -22,7 +22,7 @@ import psutil
 from cclocal import hub
 from cclocal.catalog import Catalog
 from cclocal.errors import UsageError
-from cclocal.files import Folders, write_private
+from cclocal.files import Folders, ollama_store, read_table, write_private
 
 #: So many files outside the caches are remembered.
 _KEPT_FILES = 100
@@ -66,11 +66,7 @@ def remember(name: str, path: str | None, folders: Folders) -> None:
 
 
 def _used(folders: Folders) -> dict[str, dict[str, Any]]:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads((folders.state / "used.json").read_text("utf-8"))
-        if isinstance(found, dict):
-            return {name: row for name, row in found.items() if isinstance(row, dict)}
-    return {}
+    return {name: row for name, row in read_table(folders.state / "used.json").items() if isinstance(row, dict)}
 
 
 # -- what is there ----------------------------------------------------------------------------------------------
@@ -119,11 +115,6 @@ def _last_read(blobs: Path) -> float:
         with contextlib.suppress(OSError):
             times.append(blob.lstat().st_atime)
     return max(times)
-
-
-def ollama_store(environ: Mapping[str, str]) -> Path:
-    """Where Ollama keeps its models."""
-    return Path(environ.get("OLLAMA_MODELS") or Path(environ["HOME"], ".ollama/models"))
 
 
 def _in_ollama(flags: Mapping[str | None, str], environ: Mapping[str, str]) -> Iterator[Stored]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cclocal.errors import CclocalError
-from cclocal.files import Folders, make_folder, write_private
+from cclocal.files import Folders, make_folder, read_table, write_private
 from cclocal.keeper import boot_id
 
 NAME = "iogpu.wired_limit_mb"
@@ -193,11 +193,8 @@ def _lock(folders: Folders, waiting: Callable[[], None]) -> Iterator[None]:
 
 
 def _record(folders: Folders) -> Mapping[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads((folders.state / "wired.json").read_text("utf-8"))
-        if isinstance(found, dict) and all(isinstance(found.get(key), int) for key in ("old", "new")):
-            return found
-    return {}
+    found = read_table(folders.state / "wired.json")
+    return found if all(isinstance(found.get(key), int) for key in ("old", "new")) else {}
 
 
 def left_raised(tools: Tools, folders: Folders) -> str | None:

@@ -46,6 +46,9 @@ class Backend(Protocol):
     def notes(self, engine: Engine, facts: Facts) -> tuple[str, ...]:
         """What the user should know of this engine on this machine."""
 
+    def served_name(self, model_id: str, variant: Variant) -> str:
+        """What the model is called in requests."""
+
     def command(self, engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFile, ...]]:
         """The server's command, and the files it reads."""
 

@@ -107,6 +107,10 @@ def notes(engine: Engine, facts: Facts) -> tuple[str, ...]:
     return (f"This engine uses only the CPU and leaves {names} idle. To change that: {cure}",)
 
 
+def served_name(model_id: str, variant: Variant) -> str:
+    return model_id
+
+
 def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFile, ...]]:
     variant = serving.variant
     key_file = SessionFile("key", serving.endpoint.key + "\n")

@@ -138,21 +138,13 @@ def test_a_model_that_cannot_fit_is_told_before_its_gigabytes_come(world: World,
 
 def test_the_bar_moves(world: World, hub: Hub) -> None:
     at = hub("--rate", "10000000")
-    child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]
-        world.command[0],
-        [*world.command[1:], "--mine"],
-        env={**world.env, **at},
-        cwd=str(world.project),
-        encoding="utf-8",
-        timeout=30,
-        dimensions=(24, 100),
-    )
-    # some of it, then all of it: a bar that knows the truth
-    child.expect(r"Downloading Mine .*[1-2]\d\.\d/30\.0 MB")
-    child.expect(r"30\.0/30\.0 MB")
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
+    with world.on_terminal("--mine", **at) as child:
+        # some of it, then all of it: a bar that knows the truth
+        child.expect(r"Downloading Mine .*[1-2]\d\.\d/30\.0 MB")
+        child.expect(r"30\.0/30\.0 MB")
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 0
 
 
 @pytest.mark.parametrize(

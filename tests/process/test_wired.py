@@ -49,6 +49,13 @@ def session(world: World) -> subprocess.Popen[str]:
     return child
 
 
+def end(world: World, child: subprocess.Popen[str]) -> None:
+    """Kill the last session, and see that the limit goes back."""
+    child.kill()
+    child.wait()
+    wait_for(lambda: world.wired_limit() == 0, "the old limit")
+
+
 @pytest.mark.parametrize("victim", ["agent", "keeper", "server", "twin"])
 def test_the_old_limit_is_back_whatever_is_killed(mac: World, victim: str) -> None:
     child = session(mac)
@@ -79,15 +86,11 @@ def test_the_last_of_several_sessions_puts_it_back(mac: World) -> None:
     first.wait()
     time.sleep(0.5)
     assert mac.wired_limit() == LIMIT
-    second.kill()
-    second.wait()
-    wait_for(lambda: mac.wired_limit() == 0, "the old limit")
+    end(mac, second)
     # and once more, from the beginning
     third = session(mac)
     assert mac.wired_limit() == LIMIT
-    third.kill()
-    third.wait()
-    wait_for(lambda: mac.wired_limit() == 0, "the old limit")
+    end(mac, third)
 
 
 def test_a_limit_that_is_high_enough_is_left_alone(mac: World) -> None:
@@ -109,9 +112,7 @@ def test_whoever_plans_on_a_raised_limit_holds_it(mac: World) -> None:
     first.wait()
     time.sleep(0.5)
     assert mac.wired_limit() == LIMIT
-    second.kill()
-    second.wait()
-    wait_for(lambda: mac.wired_limit() == 0, "the old limit")
+    end(mac, second)
 
 
 def test_a_wish_below_the_systems_own_share_changes_nothing(mac: World) -> None:
@@ -128,9 +129,7 @@ def test_only_programs_of_the_system_run_as_root(mac: World) -> None:
         (mac.bin / name).write_text(f'#!/bin/sh\n[ -n "$AS_ROOT" ] && touch {mac.record}/mine\nexec /bin/{name} "$@"\n')
         (mac.bin / name).chmod(0o755)
     child = session(mac)
-    child.kill()
-    child.wait()
-    wait_for(lambda: mac.wired_limit() == 0, "the old limit")
+    end(mac, child)
     assert not (mac.record / "mine").exists()
 
 
@@ -152,9 +151,7 @@ def test_a_fifo_that_is_none_any_more_is_made_anew(mac: World) -> None:
     (folders.state / "wired.fifo").write_text("")
     child = session(mac)
     assert mac.wired_limit() == LIMIT
-    child.kill()
-    child.wait()
-    wait_for(lambda: mac.wired_limit() == 0, "the old limit")
+    end(mac, child)
 
 
 def _folders(world: World) -> Folders:
@@ -224,9 +221,7 @@ def test_a_crash_of_everything_is_noticed_at_the_next_start(mac: World) -> None:
     record.write_text(f'{{"old": 0, "new": {LIMIT}, "boot": "{boot_id()}"}}')
     mac.fake_claude()
     heir = session(mac)
-    heir.kill()
-    heir.wait()
-    wait_for(lambda: mac.wired_limit() == 0, "the first old limit")
+    end(mac, heir)
     (mac.root / "wired_limit").write_text("0\n")
 
 

@@ -91,6 +91,6 @@ def world(tmp_path: Path) -> Iterator[World]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not CI:
         terminalreporter.write_line(
-            f"left out (CI=true runs them too): a llama-server and an Ollama from source, other Claude Codes than "
-            f"{CLAUDES[0].version}, system call traces"
+            f"left out (CI=true runs them too): a llama-server and an Ollama from source, vllm-mlx, other Claude Codes "
+            f"than {CLAUDES[0].version}, system call traces"
         )

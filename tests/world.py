@@ -62,13 +62,16 @@ class World:
             "CCLOCAL_TEST_FREE_BYTES": str(64 << 30),
         }
         self.terminal = (24, 100)
+        self.patience_s = 120.0
         self._children: list[subprocess.Popen[str]] = []
 
     # -- programs on PATH
 
-    def program(self, name: str, fake: str, **switches: Any) -> Path:
-        path = self.bin / name
+    def program(self, name: str, fake: str, folder: Path | None = None, **switches: Any) -> Path:
+        path = (folder or self.bin) / name
         switches = {"record": str(self.record), **switches}
+        # never through a link into the real thing
+        path.unlink(missing_ok=True)
         path.write_text(
             f"#!{sys.executable} -S\nimport sys\nsys.path.insert(0, {str(FAKES)!r})\n"
             f"from {fake} import main\nmain({switches!r})\n"
@@ -78,6 +81,16 @@ class World:
 
     def fake_server(self, **switches: Any) -> Path:
         return self.program("llama-server", "llama_server", **switches)
+
+    def fake_mlx(self, **switches: Any) -> None:
+        """vllm-mlx as it is found: a link on PATH into an environment, whose Python it names."""
+        folder = self.root / "mlx/bin"
+        folder.mkdir(parents=True, exist_ok=True)
+        python = self.program("python", "vllm_mlx", folder, **switches)
+        (folder / "vllm-mlx").write_text(f"#!{python}\n")
+        (folder / "vllm-mlx").chmod(0o755)
+        (self.bin / "vllm-mlx").unlink(missing_ok=True)
+        (self.bin / "vllm-mlx").symlink_to(folder / "vllm-mlx")
 
     def fake_claude(self, **switches: Any) -> Path:
         return self.program("claude", "claude", **switches)
@@ -101,7 +114,7 @@ class World:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=120,
+            timeout=self.patience_s,
             check=False,
         )
 

@@ -6,6 +6,7 @@ if [ "${CI:-}" = true ]; then
     "$here/claude.sh" 2.1.329 >/dev/null
     "$here/claude.sh" 2.1.197 >/dev/null
     "$here/llama_server.sh" >/dev/null
+    "$here/vllm_mlx.sh" >/dev/null
     "$here/ollama.sh" >/dev/null || echo "Ollama could not be built here: its tests are left out" >&2
 elif ! command -v claude >/dev/null; then
     "$here/claude.sh" 2.1.329 >/dev/null

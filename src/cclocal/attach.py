@@ -24,6 +24,7 @@ from cclocal.launch import ENDPOINT, in_the_way
 from cclocal.machine import look_around
 from cclocal.plan import check_agent
 from cclocal.process import become
+from cclocal.ready import NotYet, check_models
 from cclocal.settings import Settings
 from cclocal.state import SessionState, sessions
 
@@ -36,18 +37,18 @@ def attach(
 ) -> None:
     """Become the agent on what answers at a port of this machine. Returns only by raising."""
     held = _held(folders)
-    session = held.get(str(port))
+    session = _chosen([session for session in held if session.port == str(port)], settings.model)
     if session is None:
         try:
             _attach_foreign(address or f"http://127.0.0.1:{port}", "", settings, folders, environ)
         except NotReadyError as error:
-            error.hint = error.hint or (f"cclocal attach {next(iter(held))}" if held else None)
+            error.hint = error.hint or (f"cclocal attach {held[0].port}" if held else None)
             raise
         return
     told = json.loads((session.folder / ENDPOINT).read_text("utf-8"))
     _wait_for(session, told)
-    if settings.model and settings.model != told["model"]:
-        raise UsageError(f"The server on {port} has {told['model']}, not {settings.model}.")
+    if settings.model and settings.model not in (told["model"], session.model):
+        raise UsageError(f"The server on {port} has {session.model}, not {settings.model}.")
     if settings.ctx and settings.ctx > told["context_tokens"]:
         raise UsageError(f"--ctx {settings.ctx:,} is more than the {told['context_tokens']:,} tokens it serves.")
     wanted = Session(
@@ -56,20 +57,30 @@ def attach(
         settings.out_tokens or told["out_tokens"],
         tuple(told["passed"]),
         settings.agent_args,
+        bool(told.get("tools", True)) and not settings.no_tools,
     )
     # inside the server's session, with which it goes
     _become(wanted, session.folder / f"attached-{os.getpid()}", _with_agent(folders, environ))
 
 
-def _held(folders: Folders) -> dict[str, SessionState]:
-    """The servers that `--server` holds in other terminals, by port."""
+def _held(folders: Folders) -> list[SessionState]:
+    """The servers that `--server` holds in other terminals."""
     running = [session for session in sessions(folders) if session.is_alive("keeper")]
-    return {session.port: session for session in running if (session.folder / ENDPOINT).exists()}
+    return [session for session in running if (session.folder / ENDPOINT).exists()]
+
+
+def _chosen(there: list[SessionState], model: str | None) -> SessionState | None:
+    """The session that is meant: an Ollama that runs already may hold several. Raises UsageError if it is not clear."""
+    named = [session for session in there if session.model == model] or there
+    if len({session.model for session in named}) > 1:
+        models = ", ".join(session.model for session in there)
+        raise UsageError(f"Which model? There are {models}.", hint=f"--model {there[0].model}")
+    return next(iter(named), None)
 
 
 def port_of(model_id: str, folders: Folders) -> int | None:
     """The port on which another terminal serves a model already."""
-    return next((int(port) for port, session in _held(folders).items() if session.model == model_id), None)
+    return next((int(session.port) for session in _held(folders) if session.model == model_id), None)
 
 
 def _wait_for(session: SessionState, told: Mapping[str, Any]) -> None:
@@ -79,9 +90,9 @@ def _wait_for(session: SessionState, told: Mapping[str, Any]) -> None:
     headers = {"authorization": f"Bearer {told['key']}", "x-api-key": told["key"]}
     with ui.busy(f"{session.model}: loading in the other terminal"), httpx.Client(trust_env=False) as client:
         while session.is_alive("keeper") and session.is_alive("server"):
-            with contextlib.suppress(httpx.TransportError):
-                if client.get(f"{told['url']}/v1/models", headers=headers).status_code == 200:
-                    return
+            with contextlib.suppress(httpx.TransportError, NotYet):
+                check_models(client.get(f"{told['url']}/v1/models", headers=headers), told["model"])
+                return
             time.sleep(0.1)
     raise ServerDiedError("The server in the other terminal has ended.", hint="cclocal --server")
 
@@ -122,7 +133,7 @@ def _attach_foreign(address: str, key: str, settings: Settings, folders: Folders
     ui.say(f"{found.model} on {found.kind} at {address}, a window of {context:,} tokens.")
     # a server without keys takes any
     endpoint = Endpoint(address, key or "none-needed", found.model)
-    wanted = Session(endpoint, context, out, settings.pass_env, settings.agent_args)
+    wanted = Session(endpoint, context, out, settings.pass_env, settings.agent_args, not settings.no_tools)
     _clean_up(folders)
     _become(wanted, _own_folder(folders), facts)
 

@@ -24,6 +24,8 @@ KvType = Literal["f16", "bf16", "q8_0", "q5_1", "q4_0"]
 Tokens = Annotated[int, Ge(256)]
 Count = Annotated[int, Ge(0)]
 Port = Annotated[int, Ge(1), Le(65535)]
+#: The file of an MLX model by which its folder is found.
+CONFIG = "config.json"
 _STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
 
@@ -79,6 +81,11 @@ class Variant:
     requires: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def is_folder(self) -> bool:
+        """Whether the model is a folder (MLX) rather than a file."""
+        return self.backend == "vllm-mlx"
+
+    @property
     def hub_files(self) -> tuple[str, ...]:
         """Every file of the repository that it needs: the model's, and a vision model's projector."""
         return (*self.files, self.mmproj) if self.mmproj else self.files
@@ -105,6 +112,8 @@ class Model:
     shape: str | None = None
     #: said each time the model is launched
     warning: str | None = None
+    #: whether nobody has seen it call a tool: said until `cclocal check` has
+    untested: bool = False
 
     @property
     def served_context_tokens(self) -> int:
@@ -127,6 +136,11 @@ class Catalog:
     default: str
     recommended: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Every id and flag."""
+        return frozenset(word for model in self.models.values() for word in (model.id, *model.flags))
+
     def find(self, name: str) -> Model:
         """The model of that id, flag or name. Raises UsageError with the nearest ones."""
         for model in self.models.values():
@@ -140,33 +154,20 @@ class Catalog:
         )
 
 
-def of_repo(name: str, native_context_tokens: int) -> Model:
-    """A model made of a repository of the hub, `owner/name` or `owner/name:QUANT`: nothing else is known of it."""
-    repo, _, quant = name.partition(":")
-    short = re.sub(r"-GGUF$", "", repo.partition("/")[2], flags=re.IGNORECASE)
+def of_variant(name: str, variant: Variant, native_context_tokens: int) -> Model:
+    """A model that is not in the catalog: nothing is known of it but what its own files say."""
+    # a tag is nothing without what follows the colon
+    stem = name.removesuffix(":latest") if variant.tag else name.rpartition("/")[2].partition(":")[0]
+    stem = re.sub(r"(-GGUF$|\.gguf$)", "", stem, flags=re.IGNORECASE)
+    # the id ends up in argv and in the agent's requests
+    short = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "model"
     return Model(
         id="local-model" if _TAKEN.search(short) else short,
         name=name,
-        note="from the hub; untested",
-        native_context_tokens=native_context_tokens,
-        variants=(Variant(backend="llama-server", quant=quant or "any", default=True, repo=repo),),
-        warning="This model is not in the catalog: its tool use is untested.",
-    )
-
-
-def of_gguf(path: Path, native_context_tokens: int) -> Model:
-    """A model made of a GGUF file the user named: nothing is known of it but the file and its header's context."""
-    # the id ends up in argv and in the agent's requests
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "model"
-    if _TAKEN.search(name):
-        name = "local-model"
-    return Model(
-        id=name,
-        name=path.name,
-        note="your own file; untested",
-        native_context_tokens=native_context_tokens,
-        variants=(Variant(backend="llama-server", quant="file", default=True, path=str(path)),),
-        warning="This file is not in the catalog: its tool use is untested.",
+        note="untested",
+        native_context_tokens=max(native_context_tokens, 256),
+        variants=(variant,),
+        untested=True,
     )
 
 
@@ -228,12 +229,14 @@ def _unfit_variants(model: Model) -> Iterator[tuple[tuple[str | int, ...], str]]
             yield here, "must say where it comes from: exactly one of repo, path and tag"
         elif variant.repo and not REPO.fullmatch(variant.repo):
             yield (*here, "repo"), "must look like owner/name"
-        elif variant.repo and not variant.files and variant.backend != "llama-server":
+        elif variant.repo and not variant.files and variant.backend == "ollama":
             yield here, "needs files: the first is the model"
         elif any(Path(file).is_absolute() or ".." in Path(file).parts for file in variant.files):
             yield (*here, "files"), "must name files inside the repository"
         elif variant.tag and variant.backend != "ollama":
             yield (*here, "tag"), "is for the backend ollama"
+        elif variant.is_folder and variant.files and CONFIG not in variant.files:
+            yield (*here, "files"), f"must name {CONFIG} too, or be left out: then every file of an MLX model is meant"
 
 
 def with_local_files(model: Model, base: Path) -> Model:
@@ -246,7 +249,7 @@ def with_local_files(model: Model, base: Path) -> Model:
         if name is None:
             return None
         path = base / Path(name).expanduser()
-        if not path.is_file():
+        if not path.exists():
             raise UsageError(f"There is no file {path}.")
         return str(path)
 

@@ -20,7 +20,7 @@ from cclocal.files import Folders, folders, packaged
 from cclocal.settings import DEFAULTS, Settings
 
 if TYPE_CHECKING:
-    from cclocal.catalog import Catalog, Model
+    from cclocal.catalog import Catalog
     from cclocal.memory.shape import Shape
     from cclocal.plan import Plan
 
@@ -71,10 +71,10 @@ def launch(
         str | None,
         typer.Option(
             "--model",
-            metavar="ID|FILE|REPO",
+            metavar="ID|FILE|REPO|TAG",
             envvar="CCLOCAL_MODEL",
             rich_help_panel=MODELS,
-            help="A model of the catalog by name, a GGUF file, or owner/name[:QUANT] of the Hugging Face hub.",
+            help="A model of the catalog, a GGUF file, an MLX folder, owner/name[:QUANT] of the hub, an Ollama tag.",
             autocompletion=_names_of_models,
         ),
     ] = None,
@@ -82,6 +82,15 @@ def launch(
         str | None,
         typer.Option(
             "--quant", metavar="NAME", rich_help_panel=MODELS, help="Another quantisation of the catalog's, as Q8_0."
+        ),
+    ] = None,
+    parser: Annotated[
+        str | None,
+        typer.Option(
+            "--parser",
+            metavar="NAME",
+            rich_help_panel=MODELS,
+            help="vllm-mlx: the parser of its tool calls. [dim]default: the catalog's, or by its template[/]",
         ),
     ] = None,
     server: Annotated[
@@ -147,6 +156,12 @@ def launch(
             rich_help_panel=SESSION,
             help="Let the model think before it answers: slower, sometimes better. [dim]default: off[/]",
             show_default=False,
+        ),
+    ] = False,
+    no_tools: Annotated[
+        bool,
+        typer.Option(
+            "--no-tools", metavar="", rich_help_panel=SESSION, help="Only talk: for a model that cannot call tools."
         ),
     ] = False,
     kv: Annotated[
@@ -248,7 +263,7 @@ def launch(
             metavar="NAME",
             envvar="CCLOCAL_BACKEND",
             rich_help_panel=SESSION,
-            help="What serves the model: llama-server.",
+            help="What serves the model: llama-server, vllm-mlx, ollama. [dim]default: by machine and model[/]",
         ),
     ] = None,
     llama_server: Annotated[
@@ -336,6 +351,7 @@ def launch(
             ctx=ctx_tokens if "ctx_tokens" in typed else None,
             out_tokens=out_tokens,
             pass_env=tuple(pass_env or ()),
+            no_tools=no_tools,
             agent_args=started.agent_args,
         )
         try:
@@ -349,12 +365,14 @@ def launch(
         from cclocal.front import menu
 
         quiet = server or safe or dry_run
-        wanted = shelf.default if quiet else menu(shelf, started.folders, started.environ)
+        wanted = shelf.default if quiet else menu(shelf, started.folders, started.environ, backend)
         sources["model"] = "catalog" if quiet else "picker"
     settings = Settings(
         model=wanted,
         backend=backend,
         quant=quant,
+        parser=parser,
+        no_tools=no_tools,
         llama_server=llama_server,
         ctx=ctx_tokens,
         out_tokens=out_tokens,
@@ -377,9 +395,21 @@ def launch(
         agent_args=started.agent_args,
         sources=sources,
     )
-    own_server = {"ctx_tokens", "kv", "slots", "ubatch", "port", "quant", "llama_server", "think", "backend", "safe"}
+    own_server = {
+        "ctx_tokens",
+        "kv",
+        "slots",
+        "ubatch",
+        "port",
+        "quant",
+        "parser",
+        "llama_server",
+        "think",
+        "backend",
+        "safe",
+    }
     if not (server or dry_run or typed & own_server):
-        _join(shelf.find(wanted).id if wanted in shelf.models else wanted, settings, started)
+        _join(shelf.find(wanted).id if wanted in shelf.names else wanted, settings, started)
     _carry_out(shelf, settings, started, dry_run=dry_run, as_json=as_json, safe=safe)
 
 
@@ -392,7 +422,7 @@ def _join(model_id: str, settings: Settings, started: Start) -> None:
         return
     ui.say(f"{model_id} is served in another terminal already, on port {port}: using that.")
     try:
-        attach.attach(port, replace(settings, model=None), started.folders, started.environ)
+        attach.attach(port, replace(settings, model=model_id), started.folders, started.environ)
     except KeyboardInterrupt:
         raise InterruptedByUser("Interrupted.") from None
 
@@ -402,14 +432,15 @@ def _planner(
 ) -> Callable[[Mapping[str, Shape], Mapping[str, Any]], Plan]:
     """What makes the plan, again and again as more is known: looks around, and decides."""
     from cclocal.machine import alternatives, probe
+    from cclocal.naming import model_of
     from cclocal.plan import make_plan
 
     def planned(seen: Mapping[str, Shape], changes: Mapping[str, Any]) -> Plan:
         wishes = settings.changed(changes, "memory menu")
-        model = _model(shelf, wishes.model or shelf.default, started)
+        model = model_of(shelf, wishes.model or shelf.default, wishes.backend, started.folders, started.environ)
         facts = probe(wishes, model, started.folders, started.environ)
         shapes = {**facts.shapes, **seen}
-        return make_plan(model, wishes, replace(facts, shapes=shapes, alternatives=alternatives(shelf, model)))
+        return make_plan(model, wishes, replace(facts, shapes=shapes, alternatives=alternatives(shelf, model, facts)))
 
     return planned
 
@@ -482,12 +513,16 @@ def check(
         str | None, typer.Argument(metavar="[MODEL]", show_default=False, autocompletion=_names_of_models)
     ] = None,
     quant: Annotated[str | None, typer.Option("--quant", metavar="NAME", help="Another quantisation.")] = None,
+    parser: Annotated[
+        str | None, typer.Option("--parser", metavar="NAME", help="Of its tool calls (vllm-mlx).")
+    ] = None,
     llama_server: Annotated[
         str | None, typer.Option("--llama-server", metavar="PATH|wheel", envvar="CCLOCAL_LLAMA_SERVER")
     ] = None,
     ctx_tokens: Annotated[int | None, typer.Option("--ctx", metavar="TOKENS", min=1, help="Context window.")] = None,
     backend: Annotated[
-        str | None, typer.Option("--backend", metavar="NAME", envvar="CCLOCAL_BACKEND", help="llama-server or ollama.")
+        str | None,
+        typer.Option("--backend", metavar="NAME", envvar="CCLOCAL_BACKEND", help="llama-server, vllm-mlx or ollama."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="For scripts.")] = False,
 ) -> None:
@@ -501,13 +536,15 @@ def check(
     lasting = started.user_file.defaults
     wanted = _plain(model) if model else str(lasting.get("model") or shelf.default)
     # it works in a folder of its own
-    absolute = str(Path(wanted).expanduser().absolute()) if Path(wanted).expanduser().exists() else wanted
+    local = Path(wanted).expanduser()
+    absolute = str(local.absolute()) if wanted not in shelf.names and local.exists() else wanted
     if llama_server and os.sep in llama_server:
         llama_server = str(Path(llama_server).expanduser().absolute())
     settings = Settings(
         model=absolute,
         backend=backend or lasting.get("backend"),
         quant=quant,
+        parser=parser,
         llama_server=llama_server,
         ctx=ctx_tokens,
         kv=lasting.get("kv"),
@@ -561,6 +598,10 @@ def fetch(
     ctx: typer.Context,
     names: Annotated[list[str], typer.Argument(metavar="MODEL…", autocompletion=_names_of_models)],
     quant: Annotated[str | None, typer.Option("--quant", metavar="NAME", help="Another quantisation.")] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", metavar="NAME", envvar="CCLOCAL_BACKEND", help="For llama-server or vllm-mlx."),
+    ] = None,
 ) -> None:
     """Download models and exit (also: cclocal --fetch); a launch needs no network then."""
     from cclocal import catalog
@@ -568,7 +609,7 @@ def fetch(
 
     started: Start = ctx.obj
     shelf = catalog.load(packaged("models.toml"), started.user_file)
-    settings = Settings(server_only=True, mem_check=False, quant=quant)
+    settings = Settings(server_only=True, mem_check=False, quant=quant, backend=backend)
     try:
         for name in names:
             planned = _planner(shelf, replace(settings, model=_plain(name)), started)
@@ -610,6 +651,10 @@ def plan(
         int | None,
         typer.Option("--ubatch", metavar="TOKENS", min=1, max=65536, envvar="CCLOCAL_UBATCH", help="Micro-batch."),
     ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", metavar="NAME", envvar="CCLOCAL_BACKEND", help="llama-server, vllm-mlx or ollama."),
+    ] = None,
     prefill_step: Annotated[
         int | None, typer.Option("--prefill-step", metavar="TOKENS", min=1, help="MLX: tokens of a prompt at once.")
     ] = None,
@@ -637,7 +682,7 @@ def plan(
         memory_ui.show_last(told, as_json=as_json)
         return
     shelf = catalog.load(packaged("models.toml"), started.user_file)
-    wishes = Wishes(ctx_tokens, kv, slots, ubatch, prefill_step, ram, macos)
+    wishes = Wishes(ctx_tokens, kv, slots, ubatch, prefill_step, ram, macos, backend)
     if model is None:
         memory_ui.show_all(plan_catalog(shelf, wishes, started.folders, started.environ), as_json=as_json)
     else:
@@ -664,11 +709,13 @@ class Start:
         """The user's lasting defaults under the names of our parameters."""
         ours = {_PARAMETERS.get(key, key): value for key, value in self.user_file.defaults.items()}
         checked = {key: value for key, value in ours.items() if key in ("llama_server", "ctx_tokens")}
-        return {**ours, "plan": {key: value for key, value in ours.items() if key in _PLANNED}, "check": checked}
+        fetched = {key: value for key, value in ours.items() if key == "backend"}
+        planned = {key: value for key, value in ours.items() if key in _PLANNED}
+        return {**ours, "plan": planned, "check": checked, "fetch": fetched}
 
 
 #: The defaults that `cclocal plan` goes by, as a launch would.
-_PLANNED = ("ctx_tokens", "kv", "slots", "ubatch")
+_PLANNED = ("ctx_tokens", "kv", "slots", "ubatch", "backend")
 _PARAMETERS = {"ctx": "ctx_tokens"}
 _SOURCE_WORDS = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment", "DEFAULT_MAP": "user file"}
 
@@ -719,46 +766,6 @@ def _refuse_lost_options(ctx: typer.Context) -> None:
 def _is_on(value: str) -> bool:
     """Whether a variable of the kind X=1 is set to yes."""
     return value.strip().lower() not in ("", "0", "false", "no", "off")
-
-
-def _model(shelf: Catalog, wanted: str, started: Start) -> Model:
-    from cclocal import catalog
-    from cclocal.lookup import with_hub_files
-
-    found = _named(shelf, wanted, started)
-    return with_hub_files(catalog.with_local_files(found, started.folders.config), started.folders, started.environ)
-
-
-def _named(shelf: Catalog, wanted: str, started: Start) -> Model:
-    """A name of the catalog, a file, or a repository of the hub."""
-    from cclocal import catalog
-    from cclocal.lookup import is_repo, of_gguf
-
-    path = Path(wanted).expanduser()
-    if is_repo(wanted) and not path.exists() and not wanted.lower().endswith(".gguf"):
-        # its header says what it was made for; until then what most can do
-        return catalog.of_repo(wanted, _native_of(wanted, started) or 131072)
-    if wanted.endswith(".gguf") or os.sep in wanted:
-        if path.is_dir():
-            raise UsageError(f"{wanted} is a folder: MLX models are not served yet.", hint=f"cclocal plan {wanted}")
-        if not wanted.endswith(".gguf") and not path.exists():
-            raise UsageError(f"There is no file {wanted}.", hint="--model owner/name:QUANT is one of the hub")
-        # a file without a context of its own is served at what most models can do
-        found = of_gguf(path, complete=True) if path.is_file() else None
-        native = found.shape.native_context_tokens if found else 0
-        return catalog.of_gguf(path.absolute(), native or 32768)
-    return shelf.find(wanted)
-
-
-def _native_of(name: str, started: Start) -> int:
-    """What a repository's file was made for, if it is here."""
-    from cclocal import catalog, hub
-    from cclocal.lookup import of_gguf, with_hub_files
-
-    variant = with_hub_files(catalog.of_repo(name, 32768), started.folders, started.environ).variants[0]
-    files = hub.cached_files(variant.repo or "", variant.files, started.environ)
-    found = of_gguf(files[variant.files[0]]) if len(files) == len(variant.files) > 0 else None
-    return found.shape.native_context_tokens if found else 0
 
 
 #: parameter name of each model flag → the model's id

@@ -15,6 +15,8 @@ KEY = "<session key>"
 SESSION = "<session folder>"
 #: stands for a model file that is not on disk yet
 MODEL_FILE = "<model file>"
+#: and for the folder of an MLX model
+MODEL_FOLDER = "<model folder>"
 
 #: What every program gets if the user has it: who, where, which terminal, which language.
 BASE_NAMES = frozenset(
@@ -146,19 +148,28 @@ class Endpoint:
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
 
+    @classmethod
+    def of_session(cls, port: int | None, model: str) -> Endpoint:
+        """Where a server of ours will answer; without a port, at the one that is found when it starts."""
+        return cls(f"http://127.0.0.1:{port or PORT}", KEY, model)
+
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
     """What a server must show before an agent may rely on it.
 
     The child is alive, the socket is the child's, `models_path` answers 200 to the right key and 401 to a wrong
-    one and names `endpoint.model`, and a 1-token message is answered. `stall_s`: give up after so long without
+    one and names `endpoint.model`, and a 1-token message is answered. `owns_socket`: the child listens itself; one
+    that only holds a model in somebody else's server does not. `stall_s`: give up after so long without
     any sign of life (log bytes, CPU time).
     """
 
     endpoint: Endpoint
     models_path: str = "/v1/models"
+    #: asked first, where a server tells of its model there: "healthy", and model_loaded
+    health_path: str = ""
     checks_key: bool = True
+    owns_socket: bool = True
     stall_s: float = 240.0
 
 

@@ -42,6 +42,11 @@ class Machine:
     memory_words: str = "the memory that is free now"
 
     @property
+    def is_apple_silicon(self) -> bool:
+        """Whether MLX is at home here."""
+        return self.os == "macos" and self.arch == "arm64"
+
+    @property
     def in_words(self) -> str:
         parts = [f"{self.cpu}, {self.cores} cores, {self.ram_bytes / 2**30:.0f} GB"]
         parts += [g.name for g in self.gpus if g.vendor != "apple"]
@@ -52,8 +57,9 @@ class Machine:
 class Engine:
     """An inference engine found on this machine.
 
-    form: "binary" (a llama-server program) or "wheel" (the same server inside the xllamacpp package).
-    flags: every flag its help names. devices: the GPUs it can use, empty for a CPU-only build.
+    form: "binary" (a llama-server program), "wheel" (the same server inside the xllamacpp package), "ollama" (a
+    program), "ollama-running" (a daemon) or "vllm-mlx". flags: every flag its help names. devices: the GPUs it can
+    use, empty for a CPU-only build.
     """
 
     form: str
@@ -61,6 +67,8 @@ class Engine:
     version: str
     flags: frozenset[str]
     devices: tuple[str, ...] = ()
+    #: of a server that runs already
+    url: str = ""
 
     def has(self, flag: str) -> bool:
         return flag in self.flags
@@ -88,17 +96,15 @@ class Alternative:
 class Facts:
     """Everything the plan may look at beside the catalog and the settings.
 
-    `environ` is the caller's environment, `cached` maps (repo, file) to a file on disk, `engine_wish` repeats the
-    setting that `engines` was looked up with.
+    `environ` is the caller's environment, `cached` maps (repo, file) to a file on disk.
     """
 
     machine: Machine
     folders: Folders
     cwd: Path
     environ: Mapping[str, str]
-    engines: tuple[Engine, ...] = ()
-    #: Ollama programs, if any
-    ollamas: tuple[Engine, ...] = ()
+    #: what serves models here, by backend, best first
+    engines: Mapping[str, tuple[Engine, ...]] = field(default_factory=dict)
     agent: AgentFound | None = None
     cached: Mapping[tuple[str, str], Path] = field(default_factory=dict)
     #: how a package is added to the environment cclocal itself runs in

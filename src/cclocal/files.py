@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cclocal.errors import FolderError
 
@@ -64,6 +68,34 @@ def folders(environ: Mapping[str, str]) -> Folders:
 def ollama_store(environ: Mapping[str, str]) -> Path:
     """Where Ollama keeps its models."""
     return Path(environ.get("OLLAMA_MODELS") or Path(environ["HOME"], ".ollama/models"))
+
+
+def ollama_url(environ: Mapping[str, str]) -> str:
+    """Where Ollama answers, by OLLAMA_HOST and Ollama's own rules (its envconfig/config.go): no port is 11434, or 80
+    and 443 with a scheme, one that is no number counts as missing; all addresses mean this machine.
+    """
+    told = environ.get("OLLAMA_HOST", "").strip().strip("\"'").strip()
+    scheme, mark, rest = told.partition("://")
+    scheme, rest = (scheme, rest) if mark else ("http", told)
+    usual = {"http": "80", "https": "443"}.get(scheme, "11434") if mark else "11434"
+    place = rest.partition("/")[0]
+    match = re.fullmatch(r"(\[[^\]]*\]|[^:]*):([^:]*)", place)
+    host, port = (match[1], match[2]) if match else (place, usual)
+    host = host.strip("[]") or "127.0.0.1"
+    port = port if port.isdecimal() and int(port) <= 65535 else usual
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        host = {4: "127.0.0.1", 6: "::1"}[address.version] if address.is_unspecified else str(address)
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is of this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def packaged(name: str) -> Path:

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cclocal import hub, memory_ui, picker, proofs, ui
-from cclocal.catalog import Catalog, Model
+from cclocal.catalog import Catalog, Model, Variant
 from cclocal.errors import UsageError
 from cclocal.files import Folders
-from cclocal.lookup import with_hub_files
+from cclocal.lookup import local_tag
 from cclocal.memory.fit import Fit
 from cclocal.plan import proof_name
 from cclocal.planning import Wishes, plan_catalog, plan_one
@@ -28,12 +28,15 @@ TITLE = "cclocal: which model?    ● on disk  ○ not yet"
 # -- the menu ---------------------------------------------------------------------------------------------------
 
 
-def menu(shelf: Catalog, folders: Folders, environ: Mapping[str, str]) -> str:
-    """Ask which model. Raises UsageError off a terminal, KeyboardInterrupt if the user quits."""
+def menu(shelf: Catalog, folders: Folders, environ: Mapping[str, str], backend: str | None = None) -> str:
+    """Ask which model, of what `backend` serves if one was asked for.
+
+    Raises UsageError off a terminal, KeyboardInterrupt if the user quits.
+    """
     if not ui.can_ask() or environ.get("TERM") in ("dumb", None):
         return ui.pick(shelf)
     while True:
-        rows = _rows(shelf, folders, environ)
+        rows = _rows(shelf, Wishes(backend=backend), folders, environ)
         action, id_ = picker.pick(rows, TITLE)
         if action == "start":
             return id_
@@ -43,7 +46,7 @@ def menu(shelf: Catalog, folders: Folders, environ: Mapping[str, str]) -> str:
             show_stored(shelf, folders, environ, as_json=False)
             _wait()
         if action == "plan" and id_:
-            memory_ui.show_one(plan_one(shelf, id_, Wishes(), folders, environ), as_json=False)
+            memory_ui.show_one(plan_one(shelf, id_, Wishes(backend=backend), folders, environ), as_json=False)
             _wait()
 
 
@@ -51,21 +54,22 @@ def _wait() -> None:
     ui.console().input("\n[dim]Enter goes back to the menu[/] ")
 
 
-def _rows(shelf: Catalog, folders: Folders, environ: Mapping[str, str]) -> list[picker.Row]:
-    here = {model.id for model in shelf.models.values() if _is_here(model, folders, environ)}
-    fits = {row.id: row.fit for row in plan_catalog(shelf, Wishes(), folders, environ)}
-    return menu_rows(shelf, fits, here, proofs.known(folders))
+def _rows(shelf: Catalog, wishes: Wishes, folders: Folders, environ: Mapping[str, str]) -> list[picker.Row]:
+    plans = {row.id: row for row in plan_catalog(shelf, wishes, folders, environ)}
+    here = {id_ for id_, row in plans.items() if row.variant and _is_here(row.variant, folders, environ)}
+    return menu_rows(shelf, plans, here, proofs.known(folders))
 
 
 def menu_rows(
-    shelf: Catalog, fits: Mapping[str, Fit | None], here: Set[str], proven: Mapping[str, dict[str, Any]]
+    shelf: Catalog, plans: Mapping[str, memory_ui.Row], here: Set[str], proven: Mapping[str, dict[str, Any]]
 ) -> list[picker.Row]:
-    """The menu: every model, what fits by `fits`, and which are `here` by their ids."""
-    best = recommended(shelf, fits)
+    """The menu: every model by its plan, and which are `here` by their ids."""
+    best = recommended(shelf, {id_: row.fit for id_, row in plans.items()})
     rows = []
     for model in shelf.models.values():
-        variant, fit = model.variants[0], fits.get(model.id)
-        note = f"{_badge(model, proven)}{'recommended here: ' if model.id == best else ''}{model.note}"
+        plan = plans.get(model.id)
+        variant, fit = (plan and plan.variant) or model.variants[0], plan and plan.fit
+        note = f"{_badge(model, variant, proven)}{'recommended here: ' if model.id == best else ''}{model.note}"
         size = "built here" if variant.builtin else ui.human_size(variant.size_bytes)
         verdict = fit.verdict if fit else "unknown"
         mark = "●" if model.id in here else "○"
@@ -73,21 +77,22 @@ def menu_rows(
     return sorted(rows, key=lambda row: row.id != best)
 
 
-def _is_here(model: Model, folders: Folders, environ: Mapping[str, str]) -> bool:
+def _is_here(variant: Variant, folders: Folders, environ: Mapping[str, str]) -> bool:
     """Whether every file that a start would use is on this disk."""
-    variant = with_hub_files(model, folders, environ).variants[0]
     if variant.builtin:
         return True
+    if variant.tag:
+        return local_tag(variant.tag, environ) is not None
     if variant.path:
-        return (folders.config / Path(variant.path).expanduser()).is_file()
+        return (folders.config / Path(variant.path).expanduser()).exists()
     return bool(variant.files) and len(hub.cached_files(variant.repo or "", variant.hub_files, environ)) == len(
         variant.hub_files
     )
 
 
-def _badge(model: Model, proven: Mapping[str, dict[str, Any]]) -> str:
+def _badge(model: Model, variant: Variant, proven: Mapping[str, dict[str, Any]]) -> str:
     """What the newest check of a model said."""
-    about = f"{proof_name(model, model.variants[0])} |"
+    about = f"{proof_name(model, variant)} | {variant.backend} |"
     outcomes = [row.get("works") for name, row in proven.items() if name.startswith(about)]
     return "" if not outcomes else "✓ proven here: " if outcomes[-1] else "✗ failed its check here: "
 
@@ -124,7 +129,8 @@ def show_stored(shelf: Catalog, folders: Folders, environ: Mapping[str, str], *,
         for row in rows:
             dead = f" ({ui.human_size(row.incomplete_bytes)} of it unfinished)" if row.incomplete_bytes else ""
             started = row.flag or (f"--model {row.name}" if row.kind == "hub" else "")
-            cells = (row.name, row.kind, ui.human_size(row.size_bytes) + dead, started, _when(row.last_used_s))
+            where = row.kind if row.backend in ("", row.kind) else f"{row.kind}, {row.backend}"
+            cells = (row.name, where, ui.human_size(row.size_bytes) + dead, started, _when(row.last_used_s))
             # a path may look like markup
             table.add_row(*map(Text, cells))
         screen.print(table)

@@ -7,22 +7,21 @@ import json
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from cclocal import fit_params, homes, hub, logs, measured, memory_ui, tiny, ui, wired
-from cclocal.command import KEY, MODEL_FILE, PORT, SESSION, SessionFile
+from cclocal import borrowed, fit_params, homes, hub, logs, measured, memory_ui, tiny, ui, wired
+from cclocal.command import KEY, PORT, SESSION, SessionFile
 from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError, ServerDiedError, UsageError
 from cclocal.files import Folders, make_folder
 from cclocal.hardware import is_mac, mac_tool, resident_servers
 from cclocal.keeper import how_it_ended
-from cclocal.lookup import listed_bytes, refuse_unnamed, remember_files, whole
+from cclocal.lookup import listed_bytes, of_mlx_repo, of_tag, refuse_unnamed, remember_files, whole
 from cclocal.memory.fit import memory_size
 from cclocal.memory.gguf import BadHeaderError, read_header
 from cclocal.memory.shape import Shape, shape_of
-from cclocal.plan import Plan, model_file_values, placeholder_of
+from cclocal.plan import Plan, model_file_values, model_path
 from cclocal.process import Held, become, free_port, hold, new_key, new_session_id
-from cclocal.provision import check_window, provision
+from cclocal.provision import check, prepare
 from cclocal.ready import holder_of, last_lines, wait_until_ready
 from cclocal.state import reclaim, sessions
 from cclocal.store import remember
@@ -69,6 +68,8 @@ def run_server(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[st
 
 def fetch_only(plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str]) -> None:
     """Put a model's files on disk, and no more."""
+    if plan.fetch.tag:
+        raise UsageError(f"{plan.fetch.tag} is fetched by Ollama.", hint=f"ollama pull {plan.fetch.tag}")
     plan = _with_named_files(plan, replan, {}, folders)
     there = not plan.fetch.repo and not plan.fetch.builtin
     fetch(plan, folders, environ)
@@ -116,6 +117,7 @@ def serve(
                 f"Cleaned up after a session whose keeper was killed ({session.model}, port {session.port}).",
                 "yellow",
             )
+        borrowed.take_away_left(folders.state / "ollama")
         plan, model, limit = _prepare(plan, replan, folders, environ, safe=safe)
         return _serve(plan, model, folders, environ, server_only=server_only, limit=limit)
     except OSError as error:
@@ -164,9 +166,9 @@ def _look_ahead(
 ) -> tuple[Plan, dict[str, Shape]]:
     """(the plan with what a header on the hub says, that header's shape)."""
     plan = _with_named_files(plan, replan, changes, folders)
-    if not plan.fetch.repo or not plan.mem_check:
+    if not (plan.fetch.repo or (plan.fetch.tag and plan.fit is None)) or not plan.mem_check:
         return plan, {}
-    seen, header = look_before_fetching(plan)
+    seen, header = look_before_fetching(plan, folders, environ)
     plan = replan(seen, changes)
     _say_what_llama_cpp_thinks(plan, header, environ)
     return plan, seen
@@ -240,25 +242,36 @@ def _serve(
         try:
             return bound, _start(bound, folders, session_id, environ, limit, model)
         except (ServerDiedError, PortError):
-            if plan.port or attempt == PORT_TRIES or not _is_taken(bound.readiness.endpoint.port):
+            ours = bound.readiness.owns_socket
+            if plan.port or not ours or attempt == PORT_TRIES or not _is_taken(bound.readiness.endpoint.port):
                 raise
     raise AssertionError("the last attempt returns or raises")
 
 
-def look_before_fetching(plan: Plan) -> tuple[dict[str, Shape], tuple[bytes, int]]:
+def look_before_fetching(
+    plan: Plan, folders: Folders, environ: Mapping[str, str]
+) -> tuple[dict[str, Shape], tuple[bytes, int]]:
     """What the model's header says, read from the hub: megabytes tell whether gigabytes are worth it.
 
     Returns the shape by its placeholder, and the header with the file's size. Whatever goes wrong with that is left
     to the download to say.
     """
-    files = plan.variant.files
+    files, repo = plan.variant.files, plan.fetch.repo or ""
+    place = model_path(plan.variant, {})
     try:
         with ui.busy(f"{plan.model.name}: looking at its header"):
-            parts = [hub.peek(plan.fetch.repo or "", file, read_header) for file in files]
+            if plan.variant.tag:
+                found = of_tag(plan.variant.tag, environ)
+                return {place: found.shape}, (found.header, found.file_bytes)
+            if plan.variant.is_folder:
+                return {place: of_mlx_repo(repo, {file: listed_bytes(repo, file, folders) for file in files})}, (b"", 0)
+            parts = [hub.peek(repo, file, read_header) for file in files]
             shape = shape_of(whole([part.value for part in parts]))
+    except UsageError:
+        raise
     except (CclocalError, BadHeaderError):
         return {}, (b"", 0)
-    return {placeholder_of(files[0]): shape}, (parts[0].data, parts[0].size_bytes) if len(parts) == 1 else (b"", 0)
+    return {place: shape}, (parts[0].data, parts[0].size_bytes) if len(parts) == 1 else (b"", 0)
 
 
 def _say_what_llama_cpp_thinks(plan: Plan, header: tuple[bytes, int], environ: Mapping[str, str]) -> None:
@@ -280,7 +293,7 @@ def settle_memory(plan: Plan, *, safe: bool) -> dict[str, Any]:
     wished = plan.wanted or plan.fit
     if not plan.mem_check or wished is None:
         if plan.mem_check:
-            ui.say(f"{plan.model.name}: what it needs in memory is not known; its header says something new.", "yellow")
+            ui.say(f"{plan.model.name}: what it needs in memory is not known.", "yellow")
         if safe and not ui.confirm("Start it?"):
             raise KeyboardInterrupt
         return {}
@@ -313,7 +326,8 @@ def _refuse_what_does_not_fit(plan: Plan) -> None:
 def fetch(plan: Plan, folders: Folders, environ: Mapping[str, str]) -> dict[str, str]:
     """Put the model's files on disk, and say where each placeholder of the plan points."""
     if plan.fetch.builtin:
-        return model_file_values(plan.variant, {"tiny": tiny.build(folders.cache)})
+        build = tiny.build_mlx if plan.variant.is_folder else tiny.build
+        return model_file_values(plan.variant, {"tiny": build(folders.cache)})
     if not plan.fetch.repo:
         return {}
     with ui.download_bar(plan.model.name) as bar:
@@ -336,6 +350,7 @@ def bind(plan: Plan, folders: Folders, session_id: str, model: Mapping[str, str]
             "model": plan.readiness.endpoint.model,
             "context_tokens": plan.window_tokens,
             "out_tokens": plan.out_tokens,
+            "tools": plan.tools,
             "passed": plan.passed,
         }
         plan = replace(plan, files=(*plan.files, SessionFile(ENDPOINT, json.dumps(told))))
@@ -352,7 +367,6 @@ def _start(
 ) -> Held:
     make_folder(folders.sessions)
     log = logs.new_log(folders, session_id)
-    name = bound.model.id
     held = hold(
         bound.server,
         bound.files,
@@ -361,14 +375,14 @@ def _start(
         folder=folders.sessions / session_id,
         log=log,
         about={
-            "model": name,
+            "model": bound.asked,
             "port": bound.readiness.endpoint.port,
             "backend": bound.backend,
             "log": str(log),
         },
         report=(
             f"\n✗ The model server stopped during the session ({{how}}).\n{{last}}"
-            f"  Try:  cclocal --model {name} -- --continue\n  Log:  {log}\n"
+            f"  Try:  cclocal --model {bound.asked} -- --continue\n  Log:  {log}\n"
         ),
         draws=bound.draws,
         environ=environ,
@@ -376,29 +390,21 @@ def _start(
     )
     line = ui.WaitLine(bound.model.name)
     try:
+        with ui.download_bar(bound.model.name) as bars:
+            for note in prepare(bound, held, model, bars):
+                ui.say(note, "yellow")
         with line.shown():
-            if bound.backend == "ollama":
-                _provision(bound, held, model)
             wait_until_ready(held, bound.readiness, line)
-            if bound.backend == "ollama":
-                check_window(bound.readiness.endpoint.url, bound.readiness.endpoint.model, bound.context_tokens)
+            check(bound, held)
     except BaseException:
         held.end()
         raise
     measured.learn(bound, log, folders)
     with contextlib.suppress(FolderError):
-        remember(bound.variant.repo or bound.variant.path or name, bound.variant.path, folders)
+        remember(
+            bound.variant.repo or bound.variant.path or bound.variant.tag or bound.model.id, bound.variant.path, folders
+        )
     return held
-
-
-def _provision(bound: Plan, held: Held, model: Mapping[str, str]) -> None:
-    """Have Ollama hold the model: a file of ours is made one of its, a tag is pulled."""
-    endpoint, variant = bound.readiness.endpoint, bound.variant
-    source = None if variant.tag else Path(model.get(MODEL_FILE) or variant.path or next(iter(model.values())))
-    template = tiny.ollama_template() if variant.builtin else None
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(ui.download_bar(bound.model.name)) if variant.tag else None
-        provision(endpoint.url, endpoint.model, source, template, held, bar)
 
 
 def _check_port(port: int, folders: Folders) -> None:

@@ -7,16 +7,16 @@ from __future__ import annotations
 import json
 import mmap
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from cclocal import hub
-from cclocal.catalog import REPO, Model, Variant
+from cclocal.catalog import CONFIG, REPO, Model, Variant
 from cclocal.errors import HubError, UsageError
-from cclocal.files import Folders, ollama_store, read_table, write_private
+from cclocal.files import Folders, is_loopback, ollama_store, read_table, write_private
 from cclocal.memory.config import shape_of_config
 from cclocal.memory.gguf import BadHeaderError, Header, UnknownHeaderError, read_header
 from cclocal.memory.safetensors import LONGEST_BYTES, weights_bytes
@@ -28,6 +28,12 @@ _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _PREFERRED = ("Q4_K_M", "UD-Q4_K_XL", "MXFP4", "Q4_K_S", "Q4_0", "Q8_0")
 #: What mlx-lm loads of a folder (mlx_lm/utils.py); other safetensors files are not for it.
 _MLX_WEIGHTS = "model*.safetensors"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tiktoken.model")
+#: One weight file of several, as transformers names them; no real model has more.
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
+_MOST_SHARDS = 1000
+_MLX_INDEX = "model.safetensors.index.json"
+_MLX_FILES = ("*.json", _MLX_WEIGHTS, "tokenizer.model", "*.tiktoken", "tiktoken.model", "*.txt", "*.jsonl", "*.jinja")
 _REGISTRY = "registry.ollama.ai"
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
 #: [host/][namespace/]model[:tag]
@@ -42,6 +48,8 @@ class Found:
     shape: Shape
     source: str
     path: Path | None = None
+    #: the chat template, where the files have one
+    template: str = ""
     header: bytes = b""
     file_bytes: int = 0
 
@@ -59,7 +67,8 @@ def of_gguf(path: Path, *, complete: bool = False) -> Found | None:
         there, needed = sum(part.stat().st_size for part in parts), sum(t.size_bytes for t in header.tensors)
         if complete and there < needed:
             raise BadHeaderError(f"only {there / 1e9:.1f} of at least {needed / 1e9:.1f} GB are there")
-        return Found(path.name, shape_of(header), "the file's own header", path)
+        template = str(header.metadata.get("tokenizer.chat_template") or "")
+        return Found(path.name, shape_of(header), "the file's own header", path, template)
     except UnknownHeaderError:
         return None
     except (OSError, ValueError) as error:
@@ -84,25 +93,69 @@ def whole(parts: Sequence[Header]) -> Header:
     return replace(parts[0], tensors=tuple(tensor for part in parts for tensor in part.tensors))
 
 
-def of_folder(folder: Path) -> Found:
-    """An MLX model's folder. Raises UsageError if it is none."""
+def of_folder(folder: Path) -> Found | None:
+    """An MLX model's folder; None if its architecture is newer than we know.
+
+    Raises UsageError if it is none, or if part of it is missing.
+    """
     files = sorted(folder.glob(_MLX_WEIGHTS))
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        sizes = [_weights_of(file) for file in files]
-        if not files or not isinstance(config, dict):
+        config = _plain_config(json.loads((folder / CONFIG).read_text("utf-8")))
+        if not files:
             raise BadHeaderError("it has no safetensors files")
-        shape = shape_of_config(config, sum(sizes))
+        if missing := _missing_shards({file.name for file in files}, read_table(folder / _MLX_INDEX)):
+            raise BadHeaderError(f"{missing[0]} is missing")
+        if not any((folder / name).exists() for name in _TOKENIZERS):
+            raise BadHeaderError("it has no tokenizer")
+        sizes = [_weights_of(file) for file in files]
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{folder} is no MLX model: {error}.") from None
-    return Found(folder.name, shape, "config.json and the safetensors headers", folder)
+        raise UsageError(f"{folder} is no whole MLX model: {error}.") from None
+    try:
+        shape = shape_of_config(config, sum(sizes))
+    except BadHeaderError:
+        return None
+    return Found(folder.name, shape, "config.json and the safetensors headers", folder, _template_in(folder))
+
+
+def _template_in(folder: Path) -> str:
+    """The chat template of an MLX folder: a file of its own, else the tokenizer's; of several the one for tools."""
+    try:
+        return (folder / "chat_template.jinja").read_text("utf-8", "replace")
+    except OSError:
+        told = read_table(folder / "tokenizer_config.json").get("chat_template")
+    rows = [row for row in told if isinstance(row, dict)] if isinstance(told, list) else []
+    best = next((row for row in rows if row.get("name") == "tool_use"), rows[0] if rows else {})
+    return told if isinstance(told, str) else str(best.get("template") or "")
+
+
+def _plain_config(config: Any) -> dict[str, Any]:
+    """A config.json that is a table and names no program. Raises BadHeaderError, UsageError for a program."""
+    if not isinstance(config, dict):
+        raise BadHeaderError("its config.json is no table")
+    if "model_file" in config:
+        # mlx-lm 0.31.3 still runs it, whatever is said of trusting remote code
+        raise UsageError(
+            "This model brings a program along that would be run (config.json: model_file), so it is refused."
+        )
+    return config
 
 
 def _weights_of(file: Path) -> int:
     with file.open("rb") as data:
         head = data.read(8)
         size = int.from_bytes(head, "little")
-        return weights_bytes(head + data.read(min(size, LONGEST_BYTES)))
+        return weights_bytes(head + data.read(min(size, LONGEST_BYTES)), file.stat().st_size)
+
+
+def _missing_shards(there: Set[str], index: Mapping[str, Any]) -> list[str]:
+    """The weight files that an index or the numbers in the names of others tell of, and that are not there."""
+    named = index.get("weight_map")
+    wanted = {part for part in named.values() if isinstance(part, str)} if isinstance(named, dict) else set()
+    for name in there:
+        if part := _SHARD.search(name):
+            stem, count = name[: part.start()], min(int(part[2]), _MOST_SHARDS)
+            wanted |= {f"{stem}-{n:05d}-of-{part[2]}.safetensors" for n in range(1, count + 1)}
+    return sorted(part for part in wanted - there if fnmatch(part, _MLX_WEIGHTS) and "/" not in part)
 
 
 def of_repo(name: str) -> Found:
@@ -123,13 +176,23 @@ def of_repo(name: str) -> Found:
             header=one.data if one else b"",
             file_bytes=one.size_bytes if one else 0,
         )
-    weights = sum(size for file, size in sizes.items() if fnmatch(file, _MLX_WEIGHTS) and "/" not in file)
-    if "config.json" not in sizes or not weights:
+    if not mlx_files(sizes):
         raise HubError(f"{repo} holds neither GGUF nor safetensors files.")
-    config = hub.peek(repo, "config.json", json.loads).value
-    if not isinstance(config, dict):
-        raise BadHeaderError("its config.json is no table")
-    return Found(repo, shape_of_config(config, weights), "config.json and the file sizes on the hub")
+    return Found(repo, of_mlx_repo(repo, sizes), "config.json and the file sizes on the hub")
+
+
+def of_mlx_repo(repo: str, sizes: Mapping[str, int]) -> Shape:
+    """The shape of an MLX model on the hub. Raises HubError and its like, BadHeaderError."""
+    config = _plain_config(hub.peek(repo, CONFIG, json.loads).value)
+    weights = sum(size for file, size in sizes.items() if fnmatch(file, _MLX_WEIGHTS) and "/" not in file)
+    return shape_of_config(config, weights)
+
+
+def mlx_files(sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """What mlx-lm reads of a repository's files, programs left out; none if it is no MLX model."""
+    found = [file for file in sorted(sizes) if "/" not in file and any(fnmatch(file, one) for one in _MLX_FILES)]
+    whole = CONFIG in found and any(fnmatch(file, _MLX_WEIGHTS) for file in found)
+    return (CONFIG, *(file for file in found if file != CONFIG)) if whole else ()
 
 
 # -- which file of a repository is meant --------------------------------------------------------------------------
@@ -151,6 +214,16 @@ def listed_bytes(repo: str, file: str, folders: Folders) -> int:
     return int(_listings(folders).get(repo, {}).get(file) or 0)
 
 
+def kind_of_repo(repo: str, folders: Folders, environ: Mapping[str, str]) -> str | None:
+    """Whether a repository is "gguf" or "mlx", by what is known of its files; None if nothing is."""
+    for sizes in (_listings(folders).get(repo, {}), hub.cached_names(repo, environ)):
+        if any(file.endswith(".gguf") for file in sizes):
+            return "gguf"
+        if mlx_files(sizes):
+            return "mlx"
+    return None
+
+
 def with_hub_files(model: Model, folders: Folders, environ: Mapping[str, str]) -> Model:
     """The model with the files of its repositories named, as far as the cache or an earlier answer tell."""
     if all(variant.files or not variant.repo for variant in model.variants):
@@ -161,8 +234,9 @@ def with_hub_files(model: Model, folders: Folders, environ: Mapping[str, str]) -
         if variant.files or not variant.repo:
             return variant
         # what the hub said, else what is here; neither need be all there is
-        for sizes in (listings.get(variant.repo, {}), hub.cached_names(variant.repo, environ)):
-            files = _files_of(variant, sizes)
+        here = hub.cached_names(variant.repo, environ)
+        for sizes in (listings.get(variant.repo, {}), here):
+            files = _mlx_files_of(variant.repo, sizes, environ) if variant.is_folder else _files_of(variant, sizes)
             if files:
                 size = sum(sizes.get(file) or 0 for file in files)
                 projector = _projector_of(variant, sizes)
@@ -170,6 +244,16 @@ def with_hub_files(model: Model, folders: Folders, environ: Mapping[str, str]) -
         return variant
 
     return replace(model, variants=tuple(named(variant) for variant in model.variants))
+
+
+def _mlx_files_of(repo: str, sizes: Mapping[str, int], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The files of an MLX model, with those that its index names although they are not among these."""
+    files = mlx_files(sizes)
+    if not files or not any(name in files for name in _TOKENIZERS):
+        # part of it at most: the hub has to be asked
+        return ()
+    index = hub.cached_files(repo, (_MLX_INDEX,), environ).get(_MLX_INDEX)
+    return (*files, *_missing_shards(set(files), read_table(index) if index else {}))
 
 
 def _files_of(variant: Variant, sizes: Mapping[str, int]) -> tuple[str, ...]:
@@ -204,6 +288,8 @@ def _ggufs(sizes: Mapping[str, int]) -> list[str]:
 def refuse_unnamed(variant: Variant, folders: Folders) -> None:
     """Raises UsageError: the hub was asked, and has no such file; it names those it has."""
     sizes = _listings(folders).get(variant.repo or "", {})
+    if variant.is_folder:
+        raise HubError(f"{variant.repo} is no MLX model: it lacks config.json or model*.safetensors.")
     _choose(variant.repo or "", _ggufs(sizes), "" if variant.quant == "any" else variant.quant)
     raise HubError(f"{variant.repo} has no GGUF file.")
 
@@ -227,25 +313,40 @@ def _choose(repo: str, files: list[str], quant: str) -> str:
 # -- Ollama -----------------------------------------------------------------------------------------------------
 
 
+def is_tag(name: str) -> bool:
+    """Whether a name could be one of Ollama's."""
+    return bool(_TAG.fullmatch(name))
+
+
+def _parts_of_tag(tag: str) -> tuple[str, str, str, str]:
+    """(host, namespace, model, version). Raises UsageError."""
+    match = _TAG.fullmatch(tag)
+    if not match:
+        raise UsageError(f"“{tag}” is no model's name.")
+    return match[1] or _REGISTRY, match[2] or "library", match[3], match[4] or "latest"
+
+
+def local_tag(tag: str, environ: Mapping[str, str]) -> Found | None:
+    """An Ollama model that is in this user's store; None if it is not, or newer than we know."""
+    store = ollama_store(environ)
+    local = store.joinpath("manifests", *_parts_of_tag(tag))
+    if not local.is_file():
+        return None
+    digest, _ = _model_layer(tag, read_table(local))
+    found = of_gguf(store / "blobs" / digest.replace(":", "-"))
+    return replace(found, name=tag, source="Ollama's own copy") if found else None
+
+
 def of_tag(tag: str, environ: Mapping[str, str]) -> Found:
     """An Ollama model, pulled or not: its manifest says which blob the model is, the blob's header the rest.
 
     Raises HubError if the registry does not have it or is not reached.
     """
-    match = _TAG.fullmatch(tag)
-    if not match:
-        raise UsageError(f"“{tag}” is no model's name.")
-    host, space, model, version = (match[1] or _REGISTRY, match[2] or "library", match[3], match[4] or "latest")
-    store = ollama_store(environ)
-    local = store / "manifests" / host / space / model / version
-    if local.is_file():
-        digest, _ = _model_layer(tag, json.loads(local.read_text("utf-8")))
-        found = of_gguf(store / "blobs" / digest.replace(":", "-"))
-        if found:
-            return replace(found, name=tag, source="Ollama's own copy")
-        raise UsageError(f"{tag} uses something newer than this version of cclocal knows.")
+    host, space, model, version = _parts_of_tag(tag)
+    if found := local_tag(tag, environ):
+        return found
     # a registry of one's own on this machine has no certificate
-    base = f"http{'' if host.startswith(('127.0.0.1', 'localhost')) else 's'}://{host}/v2/{space}/{model}"
+    base = f"http{'' if is_loopback(f'http://{host}') else 's'}://{host}/v2/{space}/{model}"
     with hub.web(tag) as client:
         reply = client.get(f"{base}/manifests/{version}")
         if reply.status_code == 404:
@@ -281,7 +382,9 @@ def find(name: str, environ: Mapping[str, str]) -> Found:
         raise UsageError("Which model?")
     try:
         if path.is_dir():
-            return of_folder(path)
+            if found := of_folder(path):
+                return found
+            raise UsageError(f"{name} uses something newer than this version of cclocal knows.")
         if path.is_file():
             if found := of_gguf(path, complete=True):
                 return found

@@ -15,20 +15,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cclocal import tiny
-from cclocal.catalog import Catalog, Model, Variant
-from cclocal.command import MODEL_FILE
+from cclocal import borrowed, mlx_server, tiny
+from cclocal.backends import llama_server, ollama, vllm_mlx
+from cclocal.catalog import CONFIG, Catalog, Model, Variant
 from cclocal.errors import AgentMissingError, BackendMissingError, FolderError
 from cclocal.facts import AgentFound, Alternative, Engine, Facts, Machine
-from cclocal.files import Folders, packaged, write_private
+from cclocal.files import Folders, is_loopback, ollama_url, packaged, write_private
 from cclocal.hardware import machine
 from cclocal.hub import cached_files
-from cclocal.lookup import listed_bytes, of_gguf
+from cclocal.lookup import listed_bytes, local_tag, of_folder, of_gguf
 from cclocal.measured import corrections
+from cclocal.memory.config import shape_of_config
 from cclocal.memory.gguf import read_header
-from cclocal.memory.known import known_shape
+from cclocal.memory.known import known_mlx_shape, known_shape
 from cclocal.memory.shape import Shape, shape_of
-from cclocal.plan import placeholder_of
+from cclocal.plan import choose_variant, model_path
 from cclocal.process import ask
 from cclocal.proofs import known
 from cclocal.settings import Settings
@@ -39,7 +40,8 @@ def probe(settings: Settings, model: Model, folders: Folders, environ: Mapping[s
 
     Raises AgentMissingError or BackendMissingError if a program was found but does not run.
     """
-    return with_model(surroundings(settings, folders, environ), model)
+    facts = surroundings(settings, folders, environ)
+    return with_variant(facts, model, choose_variant(model, settings, facts)[0])
 
 
 def surroundings(settings: Settings, folders: Folders, environ: Mapping[str, str]) -> Facts:
@@ -48,8 +50,11 @@ def surroundings(settings: Settings, folders: Folders, environ: Mapping[str, str
     facts = look_around(folders, environ, memory, want_agent=not settings.server_only)
     found = replace(
         facts,
-        engines=tuple(find_engines(settings.llama_server, environ, facts.machine, memory)),
-        ollamas=tuple(find_ollama(environ, memory)),
+        engines={
+            llama_server.NAME: tuple(find_engines(settings.llama_server, environ, facts.machine, memory)),
+            vllm_mlx.NAME: tuple(find_vllm_mlx(settings.backend, environ, memory)),
+            ollama.NAME: tuple(find_ollama(settings.backend, environ, memory)),
+        },
         corrections=corrections(folders),
         proofs={name: bool(row.get("works")) for name, row in known(folders).items()},
     )
@@ -57,32 +62,28 @@ def surroundings(settings: Settings, folders: Folders, environ: Mapping[str, str
     return found
 
 
-def with_model(facts: Facts, model: Model) -> Facts:
-    """The facts with what is on disk of a model."""
-    cached = {
-        (variant.repo, file): path
-        for variant in model.variants
-        if variant.repo
-        for file, path in cached_files(variant.repo, variant.hub_files, facts.environ).items()
-    }
+def with_variant(facts: Facts, model: Model, variant: Variant) -> Facts:
+    """The facts with what is on disk of the variant that would be used. Raises UsageError if that is damaged."""
+    repo = variant.repo or ""
+    here = cached_files(repo, variant.hub_files, facts.environ) if repo else {}
+    cached = {(repo, file): path for file, path in here.items()}
+    shape = _shape(model, variant, cached, facts)
+    projector = _projector_bytes(variant, cached, facts.folders) if variant.mmproj else 0
     return replace(
         facts,
         cached=cached,
-        shapes=dict(_shapes(model, cached, facts.folders)),
-        projector_bytes={
-            variant.mmproj: size
-            for variant in model.variants
-            if variant.mmproj and (size := _projector_bytes(variant, cached, facts.folders))
-        },
+        shapes={model_path(variant, cached): shape} if shape else {},
+        projector_bytes={variant.mmproj: projector} if variant.mmproj and projector else {},
     )
 
 
-def alternatives(shelf: Catalog, chosen: Model) -> tuple[Alternative, ...]:
-    """The other models of the catalog whose dimensions are published."""
+def alternatives(shelf: Catalog, chosen: Model, facts: Facts) -> tuple[Alternative, ...]:
+    """The other models of the catalog whose dimensions are published, as they would be served here."""
     found = []
     for model in shelf.models.values():
-        variant = model.variants[0]
-        shape = known_shape(model.shape or "", variant.size_bytes) if model.id != chosen.id else None
+        variant = choose_variant(model, Settings(), facts)[0]
+        published = known_mlx_shape if variant.is_folder else known_shape
+        shape = published(model.shape or "", variant.size_bytes) if model.id != chosen.id else None
         if shape:
             found.append(Alternative(model.id, model.name, shape, model.served_context_tokens))
     return tuple(found)
@@ -145,25 +146,27 @@ def _parent_claude_mds(cwd: Path, root: Path | None) -> Iterator[tuple[Path, int
             yield folder / "CLAUDE.md", (folder / "CLAUDE.md").stat().st_size
 
 
-def _shapes(model: Model, found: Mapping[tuple[str, str], Path], folders: Folders) -> Iterator[tuple[str, Shape]]:
-    """The shapes of a model's files: what their headers say, else what its published dimensions make of them."""
-    for variant in model.variants:
-        if variant.backend == "vllm-mlx" or variant.tag:
-            continue
-        # the first of several parts tells nothing of the others
-        whole = variant.files and all((variant.repo or "", file) in found for file in variant.files)
-        first = found.get((variant.repo or "", variant.files[0])) if whole else None
-        if path := Path(variant.path) if variant.path else first:
-            if known := of_gguf(path):
-                yield str(path), known.shape
-        elif variant.builtin:
-            # looking writes nothing: a model not built yet is read from its recipe
-            built = tiny.path_in(folders.cache)
-            known = of_gguf(built) if built.exists() else None
-            yield MODEL_FILE, known.shape if known else shape_of(read_header(tiny.gguf()))
-        elif published := known_shape(model.shape or "", variant.size_bytes):
-            name = variant.files[0] if variant.files else f"{variant.quant} of {variant.repo}"
-            yield placeholder_of(name), published
+def _shape(model: Model, variant: Variant, cached: Mapping[tuple[str, str], Path], facts: Facts) -> Shape | None:
+    """A variant's shape: what its files say once they are all here, else what its published dimensions make of it."""
+    files = [(variant.repo or "", file) for file in variant.files]
+    # the first of several parts tells nothing of the others
+    if variant.path or (files and all(file in cached for file in files)):
+        path = Path(model_path(variant, cached))
+        known = of_folder(path) if variant.is_folder else of_gguf(path)
+        return known.shape if known else None
+    if variant.tag:
+        known = local_tag(variant.tag, facts.environ)
+        return known.shape if known else None
+    if variant.builtin:
+        # looking writes nothing: a model not built yet is read from its recipe
+        if variant.is_folder:
+            mlx = tiny.mlx_files()
+            return shape_of_config(json.loads(mlx[CONFIG]), len(mlx["model.safetensors"]))
+        built = tiny.path_in(facts.folders.cache)
+        known = of_gguf(built) if built.exists() else None
+        return known.shape if known else shape_of(read_header(tiny.gguf()))
+    published = known_mlx_shape if variant.is_folder else known_shape
+    return published(model.shape or "", variant.size_bytes)
 
 
 # -- programs ---------------------------------------------------------------------------------------------------
@@ -242,9 +245,11 @@ def find_engines(wish: str | None, environ: Mapping[str, str], here: Machine, me
         yield from _wheel(environ, here, memory)
 
 
-def find_ollama(environ: Mapping[str, str], memory: Remembered) -> Iterator[Engine]:
-    """The ollama program on PATH, and its version."""
+def find_ollama(wish: str | None, environ: Mapping[str, str], memory: Remembered) -> Iterator[Engine]:
+    """An Ollama that runs already, then the ollama program on PATH, and their versions."""
     found = shutil.which("ollama", path=environ.get("PATH", os.defpath))
+    if found or wish == ollama.NAME or "OLLAMA_HOST" in environ:
+        yield from _running_ollama(ollama_url(environ))
     if not found:
         return
     path = Path(found).absolute()
@@ -257,6 +262,78 @@ def find_ollama(environ: Mapping[str, str], memory: Remembered) -> Iterator[Engi
             told = re.search(r"version is (\S+)", done.stdout + done.stderr)
             version = memory.put(key, told[1] if told else "unknown")
     yield Engine("ollama", (str(path),), str(version), frozenset())
+
+
+def _running_ollama(url: str) -> Iterator[Engine]:
+    """The daemon at an address of this machine, if it answers."""
+    import httpx
+
+    if not is_loopback(url) or not url.startswith("http://"):
+        return
+    with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError):
+        # a proxy has no business between us and a daemon of this machine
+        version = httpx.get(f"{url}/api/version", timeout=_DAEMON_LIMIT_S, trust_env=False).json().get("version")
+        if isinstance(version, str):
+            # isolated, as the keeper: it must hold the model before anything else happens
+            holder = (sys.executable, "-I", "-S", str(borrowed.__file__))
+            yield Engine(ollama.RUNNING, holder, version, frozenset(), url=url)
+
+
+#: Its imports take seconds, and many the first time.
+_IMPORTS_LIMIT_S = 60.0
+#: A daemon of this machine answers at once.
+_DAEMON_LIMIT_S = 1.0
+_MLX_PROBE = """
+import json
+from importlib.metadata import version
+print(json.dumps({name: version(name) for name in ("vllm-mlx", "mlx-lm")}))
+"""
+
+
+def find_vllm_mlx(wish: str | None, environ: Mapping[str, str], memory: Remembered) -> Iterator[Engine]:
+    """vllm-mlx, on PATH or in our own environment: the Python it is installed in, its version and mlx-lm's.
+
+    Raises BackendMissingError if it does not run although it is the backend wished for.
+    """
+    path = shutil.which("vllm-mlx", path=environ.get("PATH", os.defpath)) or shutil.which(
+        "vllm-mlx", path=str(Path(sys.executable).parent)
+    )
+    if not path:
+        return
+    program = Path(os.path.realpath(path))
+    python = _python_of(program)
+    # the environment may change and the entry point stay: its packages' folders carry their versions
+    packages = program.parent.parent.glob("lib/python*/site-packages/*mlx*.dist-info")
+    key = memory.key(program, "vllm-mlx", _MLX_PROBE, *sorted(package.name for package in packages))
+    known = memory.get(key)
+    if known is None:
+        try:
+            answer = ask([str(python), "-I", "-c", _MLX_PROBE], environ)
+            if answer.returncode != 0:
+                raise OSError(answer.stderr.strip().splitlines()[-1])
+            told = json.loads(answer.stdout)
+            help_text = ask([str(program), "serve", "--help"], environ, _IMPORTS_LIMIT_S)
+            flags = sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", help_text.stdout)))
+            if help_text.returncode != 0 or not flags:
+                raise OSError((help_text.stderr.strip() or "its --help says nothing").splitlines()[-1])
+        except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
+            if wish == vllm_mlx.NAME:
+                raise BackendMissingError(f"{path} does not run: {error}.", hint=vllm_mlx.INSTALL) from None
+            return
+        known = memory.put(key, {"version": f"{told['vllm-mlx']}, mlx-lm {told['mlx-lm']}", "flags": flags})
+    command = (str(python), str(mlx_server.__file__))
+    yield Engine("vllm-mlx", command, known["version"], frozenset(known["flags"]))
+
+
+def _python_of(program: Path) -> Path:
+    """The Python that an entry point runs in: the one its first line names, else the one beside it."""
+    with program.open("rb") as file:
+        first = file.readline(1024).decode("utf-8", "replace").strip()
+    named = first.removeprefix("#!").strip().split(" ")[0] if first.startswith("#!/") else ""
+    if "python" in Path(named).name and Path(named).exists():
+        return Path(named)
+    beside = (program.with_name(name) for name in ("python", "python3"))
+    return next((path for path in beside if path.exists()), program.with_name("python"))
 
 
 def _context_of(here: Machine) -> str:

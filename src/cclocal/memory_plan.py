@@ -34,6 +34,8 @@ def adjusted(variant: Variant, settings: Settings) -> Variant:
         raise UsageError(
             f"There is no KV cache type “{settings.kv}”.{settings.origin('kv')}", hint=f"--kv {' | '.join(KV_TYPES)}"
         )
+    if settings.parser and not variant.is_folder:
+        raise UsageError(f"--parser is for vllm-mlx; {variant.backend} goes by the model's own template.")
     wishes: dict[str, Any] = {
         "kv_type": settings.kv,
         "slots": settings.slots,
@@ -41,6 +43,7 @@ def adjusted(variant: Variant, settings: Settings) -> Variant:
         "cache_ram_mib": settings.cache_ram_mib,
         "gpu_layers": settings.gpu_layers,
         "cpu_moe_layers": settings.cpu_moe,
+        "tool_parser": settings.parser,
     }
     return replace(variant, **{name: wish for name, wish in wishes.items() if wish is not None})
 
@@ -72,6 +75,7 @@ def memory_serving(variant: Variant, context_tokens: int) -> Serving:
         kv_type=variant.kv_type,
         slots=variant.slots,
         ubatch_tokens=variant.ubatch_tokens or 512,
+        prefill_step_tokens=(variant.ubatch_tokens if variant.is_folder else None) or 2048,
         cache_ram_bytes=variant.cache_ram_mib * 2**20,
         gpu_layers=variant.gpu_layers,
         cpu_moe_layers=variant.cpu_moe_layers,
@@ -129,7 +133,7 @@ def budget_of(
     """What this machine has for a model on this engine; None if that was not found out."""
     margin = MLX_MARGIN_BYTES if shape.form == "mlx" else MARGIN_BYTES
     # Ollama names no devices, and uses what there is
-    everything = bool(engine and engine.form == "ollama")
+    everything = bool(engine and engine.form in ("ollama", "ollama-running"))
     if machine.os == "macos" and (shape.form == "mlx" or everything or (engine and engine.devices)):
         budget = _apple(engine, machine, margin)
         # never lowered: a limit that is high enough already is fine

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from cclocal.catalog import Variant
 from cclocal.fit_params import Opinion
 from cclocal.memory.budget import GIB
 from cclocal.memory.fit import Fit, fit, memory_size
@@ -129,6 +130,8 @@ class Row:
     source: str = ""
     opinion: Opinion | None = None
     remedies: tuple[Remedy, ...] = ()
+    #: what a launch would use
+    variant: Variant | None = None
 
 
 def row_as_json(row: Row) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +13,19 @@ from typing import Any
 
 from cclocal.agents import AGENTS, Agent, Home, Session
 from cclocal.agents.claude import least_context_tokens
-from cclocal.backends import BACKENDS, Backend, Serving
-from cclocal.catalog import Model, Variant
-from cclocal.command import KEY, MODEL_FILE, PORT, Command, Endpoint, Readiness, SessionFile, Stop, refusal
+from cclocal.backends import BACKENDS, Backend, Serving, in_order, llama_server, vllm_mlx
+from cclocal.catalog import CONFIG, Model, Variant
+from cclocal.command import (
+    MODEL_FILE,
+    MODEL_FOLDER,
+    PORT,
+    Command,
+    Endpoint,
+    Readiness,
+    SessionFile,
+    Stop,
+    refusal,
+)
 from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
 from cclocal.facts import Engine, Facts
 from cclocal.memory.fit import Fit
@@ -35,17 +46,28 @@ class Fetch:
     files: tuple[str, ...] = ()
     size_bytes: int | None = None
     builtin: str | None = None
-    #: which file is meant as long as its name is not known
+    #: which file is meant as long as its name is not known; nothing for a model of many files
     quant: str = ""
+    #: what Ollama is asked for
+    tag: str = ""
 
     @property
     def in_words(self) -> str:
         if self.builtin:
             return "built on the spot, nothing to download"
+        if self.tag:
+            return f"{self.tag}, pulled by Ollama unless it has it"
         if not self.repo:
             return "nothing to download"
         size = f", {self.size_bytes / 1e9:.1f} GB" if self.size_bytes else ""
-        names = ", ".join(self.files) or f"the {self.quant} file" if self.quant != "any" else "its usual file"
+        if CONFIG in self.files:
+            names = f"{len(self.files)} files"
+        elif self.files:
+            names = ", ".join(self.files)
+        elif self.quant:
+            names = "its usual file" if self.quant == "any" else f"the {self.quant} file"
+        else:
+            names = "the model"
         return f"{names} from {self.repo}{size}"
 
 
@@ -84,8 +106,12 @@ class Plan:
     proven: bool | None = None
     #: whether one that failed it is started without asking
     yes: bool = False
+    #: whether the agent has tools
+    tools: bool = True
     #: whether the agent takes over the terminal
     draws: bool = True
+    #: the model in the user's own words
+    asked: str = ""
     #: the variables handed on by name
     passed: tuple[str, ...] = ()
 
@@ -127,6 +153,7 @@ class Plan:
                 "files": list(self.fetch.files),
                 "size_bytes": self.fetch.size_bytes,
                 "builtin": self.fetch.builtin,
+                "tag": self.fetch.tag or None,
             },
             "context_tokens": self.context_tokens,
             "out_tokens": self.out_tokens,
@@ -182,7 +209,10 @@ def _said_of_shrink(wished: Plan, helped: Plan) -> str:
     if helped.context_tokens != wished.context_tokens:
         parts.append(f"the context is {helped.context_tokens:,} tokens instead of {wished.context_tokens:,}")
     parts += [f"one slot instead of {then.slots}"] if now.slots != then.slots else []
-    parts += [f"the micro-batch {now.ubatch_tokens}"] if now.ubatch_tokens != then.ubatch_tokens else []
+    if now.prefill_step_tokens != then.prefill_step_tokens:
+        parts.append(f"the prefill step {now.prefill_step_tokens}")
+    elif now.ubatch_tokens != then.ubatch_tokens:
+        parts.append(f"the micro-batch {now.ubatch_tokens}")
     parts += [f"the KV cache {now.kv_type}"] if now.kv_type != then.kv_type else []
     parts = parts or ["nothing is kept of idle prompts"]
     return f"To fit, {', '.join(parts)}."
@@ -192,17 +222,17 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
     agent = AGENTS["claude"]
     if not settings.server_only:
         check_agent(agent, facts)
-    name, variant = _variant(model, settings, facts, sources := dict(settings.sources))
+    sources = dict(settings.sources)
+    variant, why = choose_variant(model, settings, facts)
+    sources |= {"backend": why} if why else {}
     variant = adjusted(variant, settings)
     can_think = _has_a_switch(variant)
     if settings.think and can_think:
         variant = _thinking(variant)
-    backend = BACKENDS[name]
+    backend = BACKENDS[variant.backend]
     engine = _engine(backend, model, variant, facts)
 
-    files = tuple(_on_disk(variant, file, facts) for file in variant.files)
-    unnamed = placeholder_of(f"{variant.quant} of {variant.repo}") if variant.repo else MODEL_FILE
-    model_file = variant.path or (files[0] if files else unnamed)
+    model_file = model_path(variant, facts.cached)
     shape = facts.shapes.get(model_file)
     context = _context(model, variant, settings, sources, shape)
     # slots share the server's context, and an agent has one of them
@@ -211,12 +241,13 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
     limit, not_raised = wired_limit(settings, facts.machine, engine)
     fit = fit_on(shape, memory_serving(variant, context), variant, engine, facts, limit) if shape else None
     found = what_helps(fit, engine, facts, least_context_tokens(out)) if fit else ()
-    port = _port(model, settings, sources)
+    port = _port(model, settings, sources, engine)
     for variable in settings.pass_env:
         if why := refusal(variable):
             raise UsageError(f"--pass-env: {why}.{settings.origin('pass_env')}")
 
-    endpoint = Endpoint(f"http://127.0.0.1:{port or PORT}", KEY, backend.served_name(model.id, variant))
+    proven = facts.proofs.get(proof_key(model, variant, variant.backend, engine))
+    endpoint = backend.endpoint(engine, model, variant, context, port, str(facts.folders.state / "ollama"))
     serving = Serving(
         model=model,
         variant=variant,
@@ -226,21 +257,24 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         endpoint=endpoint,
         port=str(port or PORT),
         own_store=str(facts.folders.data / "ollama"),
+        records=str(facts.folders.state / "ollama"),
     )
     server, server_files = backend.command(engine, serving)
-    session = Session(endpoint, window, out, tuple(settings.pass_env), tuple(settings.agent_args))
+    session = Session(
+        endpoint, window, out, tuple(settings.pass_env), tuple(settings.agent_args), not settings.no_tools
+    )
     command, session_files = agent.command(facts, session)
     return Plan(
         model=model,
         variant=variant,
-        backend=name,
+        backend=variant.backend,
         engine=engine,
         fetch=_fetch(variant, facts),
         context_tokens=context,
         out_tokens=out,
         port=port,
         server=server,
-        readiness=backend.readiness(serving),
+        readiness=backend.readiness(engine, serving),
         stop=backend.STOP,
         agent=agent.NAME,
         session=command,
@@ -252,6 +286,7 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         limit_words=limit_words(fit, facts.machine) if fit else None,
         notes=(
             *((model.warning,) if model.warning else ()),
+            *((_untested(model, variant, settings),) if model.untested and not proven else ()),
             *((f"It will hardly fit: {model.name} {fit.in_words}.",) if fit and fit.verdict == "too_big" else ()),
             *((not_raised,) if not_raised else ()),
             *((f"{model.name} has no switch for thinking.",) if settings.think and not can_think else ()),
@@ -260,11 +295,27 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         ),
         sources=sources,
         mem_check=settings.mem_check,
-        proven=facts.proofs.get(proof_key(model, variant, name, engine)),
+        proven=proven,
         yes=settings.yes,
+        tools=not settings.no_tools,
+        asked=_in_own_words(model, settings),
         draws=agent.draws(settings.agent_args),
         passed=settings.pass_env,
     )
+
+
+def _untested(model: Model, variant: Variant, settings: Settings) -> str:
+    """What is to be said of a model that nobody has seen call a tool."""
+    words = shlex.join((settings.model or model.name, *(("--backend", settings.backend) if settings.backend else ())))
+    said = f"{model.name} is not in the catalog: its tool use is untested (cclocal check {words})."
+    if variant.is_folder and not variant.tool_parser:
+        said += " Its template shows no tool calls that are known here; --parser NAME says how it writes them."
+    return said
+
+
+def _in_own_words(model: Model, settings: Settings) -> str:
+    """What `--model` must be given to mean this model."""
+    return (settings.model or model.id) if model.untested else model.id
 
 
 def _has_a_switch(variant: Variant) -> bool:
@@ -285,7 +336,7 @@ def proof_key(model: Model, variant: Variant, backend: str, engine: Engine) -> s
 
 def proof_name(model: Model, variant: Variant) -> str:
     """Which model a proof is of: by where it comes from, as other models may be called the same."""
-    return f"{variant.repo or variant.path or model.id} {variant.quant}"
+    return f"{variant.repo or variant.path or variant.tag or model.id} {variant.quant}"
 
 
 def check_agent(agent: Agent, facts: Facts) -> None:
@@ -296,32 +347,52 @@ def check_agent(agent: Agent, facts: Facts) -> None:
         raise AgentMissingError(f"{reason}.", hint=agent.INSTALL)
 
 
-def _variant(model: Model, settings: Settings, facts: Facts, sources: dict[str, str]) -> tuple[str, Variant]:
+def choose_variant(model: Model, settings: Settings, facts: Facts) -> tuple[Variant, str | None]:
+    """(the variant that a launch here would use, why that backend if none was asked for).
+
+    The best backend for this machine that is installed and has a variant; if none is installed, the best. Raises
+    UsageError if there is no such variant.
+    """
     wanted = settings.backend
-    if wanted is None:
-        # by what is installed, llama-server first
-        for name, backend in BACKENDS.items():
-            found = model.variant(name, settings.quant)
-            if found and backend.engines(facts):
-                sources["backend"] = "the first that is installed"
-                return name, found
-    for name in (wanted,) if wanted else BACKENDS:
-        if name not in BACKENDS:
-            raise UsageError(
-                f"There is no backend “{name}”.{settings.origin('backend')}", hint=f"--backend {' | '.join(BACKENDS)}"
-            )
-        if variant := model.variant(name, settings.quant):
-            return name, variant
-    if settings.quant:
-        there = ", ".join(dict.fromkeys(v.quant for v in model.variants if wanted in (None, v.backend)))
+    if wanted and wanted not in BACKENDS:
+        raise UsageError(
+            f"There is no backend “{wanted}”.{settings.origin('backend')}", hint=f"--backend {' | '.join(BACKENDS)}"
+        )
+    names = (wanted,) if wanted else _candidates(settings, facts)
+    found = [variant for name in names if (variant := model.variant(name, settings.quant))]
+    installed = [variant for variant in found if facts.engines.get(variant.backend)]
+    # one that cannot do what is wished for is no candidate as long as another can
+    able = [variant for variant in installed if _able(variant, settings, facts)]
+    for variant in (*able, *installed, *found):
+        best = variant.backend == names[0]
+        why = "the first choice on this machine" if best else "the first that is installed and can serve this"
+        return variant, None if wanted else why
+    mine = [v for v in model.variants if wanted in (None, v.backend)]
+    if settings.quant and mine:
+        there = ", ".join(dict.fromkeys(v.quant for v in mine))
         raise UsageError(f"{model.name} has no {settings.quant}; it has {there}.{settings.origin('quant')}")
-    raise UsageError(f"{model.name} has no variant for {wanted or ', '.join(BACKENDS)}.")
+    others = " or ".join(dict.fromkeys(v.backend for v in model.variants))
+    raise UsageError(f"{model.name} is not for {wanted}.{settings.origin('backend')}", hint=f"--backend {others}")
+
+
+def _candidates(settings: Settings, facts: Facts) -> tuple[str, ...]:
+    """The backends in question if none was asked for: naming one's own llama-server, or a parser, asks for one too."""
+    if settings.llama_server and settings.sources.get("llama_server") == "command line":
+        return (llama_server.NAME,)
+    return (vllm_mlx.NAME,) if settings.parser else in_order(facts.machine)
+
+
+def _able(variant: Variant, settings: Settings, facts: Facts) -> bool:
+    """Whether one of the engines that are there can serve a variant as it is wished for."""
+    wished = adjusted(variant, settings)
+    backend = BACKENDS[variant.backend]
+    return any(backend.unsupported(engine, wished) is None for engine in facts.engines.get(variant.backend, ()))
 
 
 def _engine(backend: Backend, model: Model, variant: Variant, facts: Facts) -> Engine:
     """The best engine that can serve this variant."""
     refusals = []
-    for engine in backend.engines(facts):
+    for engine in facts.engines.get(backend.NAME, ()):
         reason = backend.unsupported(engine, variant)
         if reason is None:
             return engine
@@ -359,8 +430,12 @@ def _out(model: Model, settings: Settings, context: int, sources: dict[str, str]
     return out
 
 
-def _port(model: Model, settings: Settings, sources: dict[str, str]) -> int | None:
-    """A fixed port if one was asked for, the catalog's for --server, else any free one."""
+def _port(model: Model, settings: Settings, sources: dict[str, str], engine: Engine) -> int | None:
+    """A fixed port if one was asked for, the catalog's for --server, else any free one; none for a server that runs."""
+    if engine.url and settings.port is not None:
+        raise UsageError(f"--port is for servers that cclocal starts; {engine.url} runs already.")
+    if engine.url:
+        return None
     if settings.port is not None:
         return settings.port
     if settings.server_only:
@@ -378,8 +453,10 @@ def _on_disk(variant: Variant, file: str, facts: Facts) -> str:
 def _fetch(variant: Variant, facts: Facts) -> Fetch:
     if variant.builtin:
         return Fetch(None, builtin=variant.builtin)
+    if variant.tag:
+        return Fetch(None, tag=variant.tag)
     if variant.repo and not variant.files:
-        return Fetch(variant.repo, (), variant.size_bytes, quant=variant.quant)
+        return Fetch(variant.repo, (), variant.size_bytes, quant="" if variant.is_folder else variant.quant)
     if variant.repo and any((variant.repo, file) not in facts.cached for file in variant.hub_files):
         return Fetch(variant.repo, variant.hub_files, variant.size_bytes)
     return Fetch(None)
@@ -390,9 +467,28 @@ def placeholder_of(file: str) -> str:
     return f"<{file}>"
 
 
+def model_path(variant: Variant, cached: Mapping[tuple[str, str], Path]) -> str:
+    """Where the model is: a GGUF file or an MLX folder, or what stands for it as long as it is not on disk."""
+    if variant.path:
+        return variant.path
+    if variant.tag:
+        return placeholder_of(variant.tag)
+    if variant.builtin:
+        return MODEL_FOLDER if variant.is_folder else MODEL_FILE
+    if variant.is_folder:
+        there = cached.get((variant.repo or "", CONFIG))
+        return str(there.parent) if there else placeholder_of(f"folder of {variant.repo}")
+    if not variant.files:
+        return placeholder_of(f"{variant.quant} of {variant.repo}") if variant.repo else MODEL_FILE
+    there = cached.get((variant.repo or "", variant.files[0]))
+    return str(there) if there else placeholder_of(variant.files[0])
+
+
 def model_file_values(variant: Variant, files: Mapping[str, Path]) -> dict[str, str]:
     """What `bind` needs once the files are on disk: placeholder → path."""
     values = {placeholder_of(name): str(path) for name, path in files.items()}
     if variant.builtin:
-        values[MODEL_FILE] = str(files["tiny"])
+        values[model_path(variant, {})] = str(files["tiny"])
+    elif variant.is_folder and CONFIG in files:
+        values[model_path(variant, {})] = str(files[CONFIG].parent)
     return values

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from cclocal import fit_params, ui
 from cclocal.agents.claude import least_context_tokens
+from cclocal.backends import llama_server
 from cclocal.catalog import Catalog, Model, Variant, with_local_files
-from cclocal.errors import BackendMissingError, UsageError
+from cclocal.errors import BackendMissingError, CclocalError, UsageError
 from cclocal.facts import Engine, Facts, Gpu, Machine
 from cclocal.files import Folders
 from cclocal.lookup import Found, find, with_hub_files
-from cclocal.machine import alternatives, surroundings, with_model
+from cclocal.machine import alternatives, surroundings, with_variant
 from cclocal.memory.budget import GIB
 from cclocal.memory.fit import Fit, memory_size
 from cclocal.memory.footprint import CELLS
@@ -22,6 +23,7 @@ from cclocal.memory.remedies import Remedy
 from cclocal.memory.shape import Shape
 from cclocal.memory_plan import adjusted, fit_on, memory_serving, what_helps
 from cclocal.memory_ui import Row
+from cclocal.plan import choose_variant, model_path
 from cclocal.settings import Settings
 
 #: Served where nothing else says how much.
@@ -41,10 +43,11 @@ class Wishes:
     prefill_step: int | None = None
     ram_gib: int | None = None
     macos: str | None = None
+    backend: str | None = None
 
     @property
     def settings(self) -> Settings:
-        return Settings(kv=self.kv, slots=self.slots, ubatch=self.ubatch, server_only=True)
+        return Settings(kv=self.kv, slots=self.slots, ubatch=self.ubatch, backend=self.backend, server_only=True)
 
 
 def plan_one(shelf: Catalog, name: str, wishes: Wishes, folders: Folders, environ: Mapping[str, str]) -> Row:
@@ -55,21 +58,23 @@ def plan_one(shelf: Catalog, name: str, wishes: Wishes, folders: Folders, enviro
             found = find(name, environ)
         model = _stand_in(found)
     else:
-        model = with_local_files(model, folders.config)
+        model = with_hub_files(with_local_files(model, folders.config), folders, environ)
         found = None
-    facts, engine = _surroundings(wishes, folders, environ)
+    facts = _surroundings(wishes, folders, environ)
+    variant = model.variants[0] if found else _variant(model, wishes, facts)
+    engine = _engine(variant, facts)
     if found is None:
-        facts = with_model(facts, model)
-    shape, source = (found.shape, found.source) if found else _shape(model, facts)
+        facts = with_variant(facts, model, variant)
+    shape, source = (found.shape, found.source) if found else _shape(variant, facts)
     if shape is None:
         raise UsageError(
             f"{model.name} is not on disk, and its dimensions are not known: nothing can be computed.",
             hint="cclocal plan owner/repository:QUANT looks at a header on the hub",
         )
-    result = _fit(model, shape, wishes, facts, engine)
+    result = _fit(model, variant, shape, wishes, facts)
     row = Row(model.id, model.name, result, source, remedies=_remedies(result, model, facts, engine, shelf))
     tool = fit_params.program(engine, environ) if shape.form == "gguf" and not wishes.ram_gib else None
-    about = (found.path or (found.header, found.file_bytes)) if found else _path(model, facts)
+    about = (found.path or (found.header, found.file_bytes)) if found else _path(variant, facts)
     if tool and about and about != (b"", 0):
         row = replace(row, opinion=fit_params.ask(tool, result, environ, about))
     return row
@@ -78,17 +83,19 @@ def plan_one(shelf: Catalog, name: str, wishes: Wishes, folders: Folders, enviro
 def plan_catalog(shelf: Catalog, wishes: Wishes, folders: Folders, environ: Mapping[str, str]) -> Sequence[Row]:
     """Every model of the catalog: those on disk by their headers, the others by their published dimensions."""
     rows = []
-    around, engine = _surroundings(wishes, folders, environ)
+    around = _surroundings(wishes, folders, environ)
     for model in shelf.models.values():
+        variant = _variant(model, wishes, around)
         try:
             one = with_hub_files(with_local_files(model, folders.config), folders, environ)
-            facts = with_model(around, one)
-            shape, source = _shape(one, facts)
-            fit = _fit(one, shape, wishes, facts, engine) if shape else None
-        except UsageError:
+            variant = _variant(one, wishes, around)
+            facts = with_variant(around, one, variant)
+            shape, source = _shape(variant, facts)
+            fit = _fit(one, variant, shape, wishes, facts) if shape else None
+        except CclocalError:
             # a file that is gone or damaged is no reason to show nothing of the others
             fit, source = None, ""
-        rows.append(Row(model.id, model.name, fit, source))
+        rows.append(Row(model.id, model.name, fit, source, variant=variant))
     return rows
 
 
@@ -115,21 +122,29 @@ def _stand_in(found: Found) -> Model:
     )
 
 
-def _surroundings(wishes: Wishes, folders: Folders, environ: Mapping[str, str]) -> tuple[Facts, Engine | None]:
-    """The machine and its engine, or the ones that are asked about."""
+def _variant(model: Model, wishes: Wishes, facts: Facts) -> Variant:
+    """The variant that a launch would use."""
+    return choose_variant(model, wishes.settings, facts)[0]
+
+
+def _engine(variant: Variant, facts: Facts) -> Engine | None:
+    return next(iter(facts.engines.get(variant.backend, ())), None)
+
+
+def _surroundings(wishes: Wishes, folders: Folders, environ: Mapping[str, str]) -> Facts:
+    """The machine and its engines, or the ones that are asked about."""
     settings = wishes.settings
     try:
         facts = surroundings(settings, folders, environ)
     except BackendMissingError:
         # what does not run cannot be asked, and need not be
         facts = surroundings(replace(settings, llama_server="wheel"), folders, environ)
-    engine = facts.engines[0] if facts.engines else None
     if wishes.ram_gib or wishes.macos:
         machine = _other_machine(wishes, facts.machine)
         devices = ("MTL0: Apple GPU",) if machine.os == "macos" else ()
         engine = Engine("binary", ("llama-server",), "any", frozenset({"--cache-type-k"}), devices)
-        facts = replace(facts, machine=machine, corrections={})
-    return facts, engine
+        facts = replace(facts, machine=machine, engines={llama_server.NAME: (engine,)}, corrections={})
+    return facts
 
 
 def _other_machine(wishes: Wishes, here: Machine) -> Machine:
@@ -145,29 +160,27 @@ def _other_machine(wishes: Wishes, here: Machine) -> Machine:
     return Machine("linux", "", here.arch, "processor", 8, ram_bytes, (), available_bytes=free, memory_words=words)
 
 
-def _path(model: Model, facts: Facts) -> Path | None:
-    variant = model.variants[0]
-    if variant.path:
-        return Path(variant.path)
-    return facts.cached.get((variant.repo or "", variant.files[0])) if variant.files else None
+def _path(variant: Variant, facts: Facts) -> Path | None:
+    place = model_path(variant, facts.cached)
+    return None if place.startswith("<") else Path(place)
 
 
-def _shape(model: Model, facts: Facts) -> tuple[Shape | None, str]:
-    shape = next(iter(facts.shapes.values()), None)
-    on_disk = _path(model, facts) or model.variants[0].builtin
+def _shape(variant: Variant, facts: Facts) -> tuple[Shape | None, str]:
+    shape = facts.shapes.get(model_path(variant, facts.cached))
+    on_disk = _path(variant, facts) or variant.builtin
     return shape, "the file's own header" if on_disk else "the model's published dimensions, until its header is seen"
 
 
-def _fit(model: Model, shape: Shape, wishes: Wishes, facts: Facts, engine: Engine | None) -> Fit:
+def _fit(model: Model, variant: Variant, shape: Shape, wishes: Wishes, facts: Facts) -> Fit:
     native = shape.native_context_tokens
     if wishes.ctx_tokens and native and wishes.ctx_tokens > native:
         raise UsageError(f"{model.name} was made for {native:,} tokens; {wishes.ctx_tokens:,} is beyond that.")
-    variant = adjusted(model.variants[0], wishes.settings)
+    variant = adjusted(variant, wishes.settings)
     served = min(model.served_context_tokens, native or model.served_context_tokens)
     serving = memory_serving(variant, wishes.ctx_tokens or served)
     if wishes.prefill_step:
         serving = replace(serving, prefill_step_tokens=wishes.prefill_step)
-    return fit_on(shape, serving, variant, engine, facts)
+    return fit_on(shape, serving, variant, _engine(variant, facts), facts)
 
 
 def _remedies(result: Fit, model: Model, facts: Facts, engine: Engine | None, shelf: Catalog) -> tuple[Remedy, ...]:
@@ -176,4 +189,4 @@ def _remedies(result: Fit, model: Model, facts: Facts, engine: Engine | None, sh
     least = least_context_tokens(model.out_tokens)
     if least > (model.native_context_tokens or least):
         least = CELLS
-    return what_helps(result, engine, replace(facts, alternatives=alternatives(shelf, model)), least)
+    return what_helps(result, engine, replace(facts, alternatives=alternatives(shelf, model, facts)), least)

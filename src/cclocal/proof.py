@@ -167,7 +167,11 @@ def _with_result(messages: list[dict[str, Any]], answer: Answer, result: str, mo
     return [*messages, {"role": "assistant", "content": [*said, *calls]}, {"role": "user", "content": results + asked}]
 
 
-def prove(endpoint: Endpoint, context_tokens: int) -> Iterator[Row]:
+#: Engines that would compute a prompt of any length, whatever memory was planned: shown once, and not tried again.
+_NO_WINDOW = {"vllm-mlx": "vllm-mlx knows no window; not tried, because it would compute it"}
+
+
+def prove(endpoint: Endpoint, context_tokens: int, backend: str = "") -> Iterator[Row]:
     """Every row but the agent's own, as they are known."""
     import httpx
 
@@ -177,7 +181,10 @@ def prove(endpoint: Endpoint, context_tokens: int) -> Iterator[Row]:
         server = _Server(client, endpoint.model)
         for row in ROWS:
             try:
-                found = row(server, context_tokens)
+                if row is _too_long and backend in _NO_WINDOW:
+                    found = Row(_name(row), "fail", _NO_WINDOW[backend], "A session too long may take all memory.")
+                else:
+                    found = row(server, context_tokens)
             except Exception as error:
                 # whatever a server may send: it is no answer
                 told = f"{type(error).__name__}: {error}"
@@ -325,8 +332,8 @@ def _marks(server: _Server, context_tokens: int) -> Row:
 
 def _too_long(server: _Server, context_tokens: int) -> Row:
     """A prompt beyond the window is refused, not cut"""
-    words = " ".join(f"w{i}" for i in range(context_tokens))
-    answer = server.ask([_user(f"{words} How are you?")], out_tokens=16)
+    # a token each, with nearly every vocabulary
+    answer = server.ask([_user(f"{' the' * context_tokens} How are you?")], out_tokens=16)
     said = re.search(r"context|too long|exceed|length|tokens", answer.raw, re.IGNORECASE)
     loud = answer.status in (400, 413, 422) and bool(said)
     meaning = "Claude Code compacts and goes on." if loud else "What was said first is forgotten without a word."

@@ -52,8 +52,25 @@ def check_models(reply: httpx.Response, model: str) -> None:
         raise NotReadyError(
             "Something answers on the session's port, but it is no model server.", cause=[reply.text[:200]]
         ) from None
-    if model not in ids:
+    # Ollama lists every name with its tag
+    if not {model, f"{model}:latest"} & set(ids):
         raise NotReadyError(f"The server has {', '.join(map(str, ids)) or 'no model'}, not {model}.")
+
+
+def check_health(reply: httpx.Response) -> None:
+    """The answer of a server that tells of its model. Raises NotYet, or NotReadyError if it failed for good."""
+    try:
+        told = reply.json()
+        status, loaded = told["status"], told["model_loaded"]
+    except (ValueError, KeyError, TypeError):
+        raise NotReadyError(
+            "Something answers on the session's port, but it is not the server that was started.",
+            cause=[reply.text[:200]],
+        ) from None
+    if status != "healthy":
+        raise NotReadyError(f"The server says that it is {status}.", cause=[reply.text[:200]])
+    if loaded is not True:
+        raise NotYet("loading the model")
 
 
 def check_wrong_key(reply: httpx.Response) -> None:
@@ -94,7 +111,8 @@ def wait_until_ready(
     import httpx
 
     started = clock()
-    signs = SignsOfLife(held.server_pid, held.log, clock)
+    # one that only holds a model elsewhere works a little all the time
+    signs = SignsOfLife(held.server_pid, held.log, clock, computes=readiness.owns_socket)
     endpoint = readiness.endpoint
     ours = {"x-api-key": endpoint.key, "authorization": f"Bearer {endpoint.key}"}
     wrong = {"x-api-key": "wrong", "authorization": "Bearer wrong"}
@@ -115,8 +133,11 @@ def wait_until_ready(
     with httpx.Client(base_url=endpoint.url, trust_env=False, timeout=2.0) as client:
         while True:
             try:
-                # before any key is sent anywhere
-                check_socket(held.server_pid, endpoint.port)
+                if readiness.owns_socket:
+                    # before any key is sent anywhere
+                    check_socket(held.server_pid, endpoint.port)
+                if readiness.health_path:
+                    check_health(client.get(readiness.health_path))
                 check_models(client.get(readiness.models_path, headers=ours), endpoint.model)
                 if readiness.checks_key:
                     check_wrong_key(client.get(readiness.models_path, headers=wrong))
@@ -160,14 +181,14 @@ class SignsOfLife:
     #: less CPU time than this between two looks is what an idle server's threads use
     NOISE_S = 0.02
 
-    def __init__(self, pid: int, log: Path, clock: Callable[[], float]) -> None:
-        self.pid, self.log, self.clock = pid, log, clock
+    def __init__(self, pid: int, log: Path, clock: Callable[[], float], *, computes: bool = True) -> None:
+        self.pid, self.log, self.clock, self.computes = pid, log, clock, computes
         self.last = (0, 0.0)
         self.since = clock()
 
     def idle_s(self) -> float:
         """Seconds since the last sign of life."""
-        now = (self.log.stat().st_size if self.log.exists() else 0, _cpu_s(self.pid))
+        now = (self.log.stat().st_size if self.log.exists() else 0, _cpu_s(self.pid) if self.computes else 0.0)
         if now[0] != self.last[0] or now[1] - self.last[1] > self.NOISE_S:
             self.last, self.since = now, self.clock()
         return self.clock() - self.since

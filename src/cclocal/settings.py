@@ -64,6 +64,10 @@ class Settings:
     model: str | None = None
     backend: str | None = None
     quant: str | None = None
+    #: how the model writes its tool calls, where its own template does not tell
+    parser: str | None = None
+    #: the agent gets no tools: it talks, and does nothing
+    no_tools: bool = False
     llama_server: str | None = None
     ctx: int | None = None
     out_tokens: int | None = None

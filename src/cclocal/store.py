@@ -11,18 +11,17 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 
 from cclocal import hub
-from cclocal.catalog import Catalog
+from cclocal.catalog import Catalog, Model, Variant
 from cclocal.errors import UsageError
-from cclocal.files import Folders, ollama_store, read_table, write_private
+from cclocal.files import Folders, is_loopback, ollama_store, ollama_url, read_table, write_private
 
 #: So many files outside the caches are remembered.
 _KEPT_FILES = 100
@@ -41,10 +40,13 @@ class Stored:
     incomplete_bytes: int = 0
     path: str = ""
     mine: bool = False
+    #: what serves it
+    backend: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
+            "backend": self.backend,
             "name": self.name,
             "size_bytes": self.size_bytes,
             "flag": self.flag,
@@ -75,29 +77,47 @@ def _used(folders: Folders) -> dict[str, dict[str, Any]]:
 def stored(shelf: Catalog, folders: Folders, environ: Mapping[str, str]) -> list[Stored]:
     """Every model cclocal can see, the largest first."""
     used = _used(folders)
-    flags = {v.repo or v.tag: f"--{model.id}" for model in shelf.models.values() for v in model.variants}
-    rows = [*_in_hub(flags, used, environ), *_in_ollama(flags, environ), *_files(used)]
+    borrowed = {record.stem for record in (folders.state / "ollama").glob("*.json")}
+    flags = {v.repo or v.tag: _start_of(model, v) for model in shelf.models.values() for v in reversed(model.variants)}
+    rows = [*_in_hub(flags, used, environ), *_in_ollama(flags, borrowed, environ), *_files(used)]
     return sorted(rows, key=lambda row: -row.size_bytes)
+
+
+def _start_of(model: Model, variant: Variant) -> str:
+    """What starts a variant: its model's flag, and what it takes to mean this one of several."""
+    first = model.variants[0]
+    backend = f" --backend {variant.backend}" if variant.backend != first.backend else ""
+    usual = model.variant(variant.backend)
+    quant = f" --quant {variant.quant}" if usual and usual.repo != variant.repo else ""
+    return f"--{model.id}{backend}{quant}"
 
 
 def _in_hub(flags: Mapping[str | None, str], used: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[Stored]:
     folder = hub.cache_folder(environ)
     for repo in sorted(folder.glob("models--*")):
         blobs = repo / "blobs"
-        if repo.is_symlink() or blobs.is_symlink() or not blobs.is_dir() or not _holds_weights(repo):
+        kinds = _kinds_of_files(repo)
+        if repo.is_symlink() or blobs.is_symlink() or not blobs.is_dir() or not kinds & _WEIGHTS:
             continue
         name = repo.name.removeprefix("models--").replace("--", "/")
         sizes = {blob.name: _size(blob) for blob in (repo / "blobs").iterdir()}
         dead = sum(size for blob, size in sizes.items() if blob.endswith(".incomplete"))
         row = used.get(name, {})
         last = float(row.get("at_s") or 0) or _last_read(repo / "blobs")
-        yield Stored("hub", name, sum(sizes.values()), flags.get(name), last, dead, str(repo), name in used)
+        backend = "llama-server" if ".gguf" in kinds else ""
+        if not backend and (name in flags or "mlx" in name.lower()):
+            # other safetensors are for programs that are none of ours
+            backend = "vllm-mlx"
+        size, mine = sum(sizes.values()), name in used
+        yield Stored("hub", name, size, flags.get(name), last, dead, str(repo), mine, backend)
 
 
-def _holds_weights(repo: Path) -> bool:
-    """Whether a repository holds a model, or the beginning of one."""
-    names = [path.name for path in repo.rglob("*") if not path.is_dir()]
-    return any(name.endswith((".gguf", ".safetensors", ".incomplete")) for name in names)
+#: The ends of names by which a repository holds a model, or the beginning of one.
+_WEIGHTS = frozenset((".gguf", ".safetensors", ".incomplete"))
+
+
+def _kinds_of_files(repo: Path) -> set[str]:
+    return {path.suffix for path in repo.rglob("*") if not path.is_dir()}
 
 
 def _size(path: Path) -> int:
@@ -117,7 +137,7 @@ def _last_read(blobs: Path) -> float:
     return max(times)
 
 
-def _in_ollama(flags: Mapping[str | None, str], environ: Mapping[str, str]) -> Iterator[Stored]:
+def _in_ollama(flags: Mapping[str | None, str], borrowed: Set[str], environ: Mapping[str, str]) -> Iterator[Stored]:
     manifests = ollama_store(environ) / "manifests"
     for manifest in sorted(manifests.glob("*/*/*/*")):
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
@@ -125,17 +145,25 @@ def _in_ollama(flags: Mapping[str | None, str], environ: Mapping[str, str]) -> I
             host, space, model, tag = manifest.relative_to(manifests).parts
             name = f"{model}:{tag}" if space == "library" else f"{space}/{model}:{tag}"
             name = name if host == "registry.ollama.ai" else f"{host}/{name}"
+            if name.startswith("cclocal-") and name.partition(":")[0] in borrowed:
+                # another name for a model that is in the list, for as long as a session needs it
+                continue
             size = sum(int(layer["size"]) for layer in layers)
-            yield Stored("ollama", name, size, flags.get(name), manifest.stat().st_atime, path=str(manifest))
+            used = manifest.stat().st_atime
+            start = flags.get(name) or f"--model {name}{' --backend ollama' if '/' in name else ''}"
+            yield Stored("ollama", name, size, start, used, path=str(manifest), backend="ollama")
 
 
 def _files(used: Mapping[str, dict[str, Any]]) -> Iterator[Stored]:
     for name, row in used.items():
         if row.get("path"):
             with contextlib.suppress(OSError):
-                size = Path(str(row["path"])).stat().st_size
-                shown = str(row["path"])
-                yield Stored("file", name, size, f"--model {shown}", float(row["at_s"]), path=shown, mine=True)
+                path = Path(str(row["path"]))
+                # an MLX model is a folder
+                size = sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
+                backend = "vllm-mlx" if path.is_dir() else "llama-server"
+                start = f"--model {path}"
+                yield Stored("file", name, size, start, float(row["at_s"]), 0, str(path), True, backend)
 
 
 def free_bytes(folder: Path) -> tuple[int, int]:
@@ -161,7 +189,8 @@ def choose(names: Iterable[str], rows: list[Stored], shelf: Catalog) -> list[Sto
         meant = {name}
         for model in shelf.models.values():
             if name.removeprefix("--") in (model.id, *model.flags):
-                meant |= {v.repo or v.tag or "" for v in model.variants}
+                # what Ollama has is not ours: it goes by its own name only
+                meant |= {v.repo for v in model.variants if v.repo}
         found = [row for row in rows if row.name in meant]
         if not found:
             known = ", ".join(row.name for row in rows[:8]) or "nothing"
@@ -203,25 +232,24 @@ def remove(row: Stored, environ: Mapping[str, str]) -> None:
         raise UsageError(f"{row.name} is still there: its store did not remove all of it.", hint=f"look at {row.path}")
 
 
-def _ollama(environ: Mapping[str, str]) -> str:
-    """Where Ollama answers, by its own variable and rules: a missing port is 11434, all addresses mean this machine."""
-    told = (environ.get("OLLAMA_HOST") or "127.0.0.1:11434").strip()
-    parts = urlsplit(told if "//" in told else f"http://{told}")
-    host = parts.hostname or "127.0.0.1"
-    host = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host  # noqa: S104
-    return f"{parts.scheme}://{host}:{parts.port or 11434}"
-
-
 def _loaded_in_ollama(row: Stored, environ: Mapping[str, str]) -> list[str]:
-    """Ollama itself, if it has the model in memory."""
+    """Ollama itself, if it has the model in memory. Raises UsageError if it does not answer: only it can remove."""
     import httpx
 
-    with contextlib.suppress(httpx.HTTPError, ValueError, AttributeError, TypeError):
+    url = ollama_url(environ)
+    if not is_loopback(url):
+        raise UsageError(f"{row.name} is in the store of this machine, and OLLAMA_HOST names another.")
+    try:
+        # a proxy has no business between us and a daemon of this machine
         with httpx.Client(trust_env=False, timeout=5.0) as client:
-            loaded = client.get(f"{_ollama(environ)}/api/ps").json().get("models") or []
-        if row.name in {str(one.get("name")) for one in loaded}:
-            return ["Ollama, which has it in memory"]
-    return []
+            loaded = client.get(f"{url}/api/ps").json().get("models") or []
+    except (httpx.HTTPError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"Ollama did not answer, and only it can remove {row.name}.",
+            hint=f"ollama serve, then ollama rm {row.name}",
+        ) from error
+    names = {str(one.get("name")) for one in loaded if isinstance(one, dict)}
+    return ["Ollama, which has it in memory"] if row.name in names else []
 
 
 def _remove_from_ollama(row: Stored, environ: Mapping[str, str]) -> None:
@@ -229,11 +257,8 @@ def _remove_from_ollama(row: Stored, environ: Mapping[str, str]) -> None:
     import httpx
 
     try:
-        # a proxy has no business between us and a daemon of this machine
         with httpx.Client(trust_env=False, timeout=30.0) as client:
-            reply = client.request("DELETE", f"{_ollama(environ)}/api/delete", json={"model": row.name})
+            reply = client.request("DELETE", f"{ollama_url(environ)}/api/delete", json={"model": row.name})
             reply.raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UsageError(
-            f"Ollama did not remove {row.name}: {error}.", hint=f"ollama serve, then ollama rm {row.name}"
-        ) from None
+    except httpx.HTTPError as error:
+        raise UsageError(f"Ollama did not remove {row.name}: {error}.", hint=f"ollama rm {row.name}") from None

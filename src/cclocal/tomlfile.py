@@ -21,8 +21,8 @@ FLAG = re.compile(r"[a-z][a-z0-9.-]*")
 RESERVED = frozenset(
     """attach backend check clean cpu-moe ctx dry-run fetch gpu-layers help insecure-http
     install-completion json key-env kv list list-models
-    llama-server logs mem-check model no-mem-check no-safe no-think out-tokens pass-env plan port prompt quant rm safe
-    server show-completion slots think ubatch url version wired-limit yes""".split()
+    llama-server logs mem-check model no-mem-check no-safe no-think no-tools out-tokens parser pass-env plan port
+    prompt quant rm safe server show-completion slots think ubatch url version wired-limit yes""".split()
 )
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cclocal.backends import llama_server
 from cclocal.catalog import Catalog
 from cclocal.errors import CclocalError, UsageError
 from cclocal.plan import Plan
@@ -27,12 +28,12 @@ QUIET_STEP_S = 10.0
 
 def console() -> Console:
     """Where people read: stderr."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, emoji=False)
 
 
 def output() -> Console:
     """Where results go: stdout, unwrapped if it is not a terminal."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())
 
 
 def say(text: str, style: str = "") -> None:
@@ -69,14 +70,18 @@ def plan_lines(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
         "binary": "a llama-server program",
         "wheel": "inside the xllamacpp package",
         "ollama": "a daemon of its own",
+        "ollama-running": "the one that runs already",
+        "vllm-mlx": "in its own environment",
     }[plan.engine.form]
     # how much was free when it was asked is no news any more
     devices = ", ".join(device.split(" (")[0] for device in plan.engine.devices) or "CPU only"
+    # these do not tell what they compute on
+    where = f", {devices}" if plan.backend == llama_server.NAME else ""
     yield "Model"
     yield f"  {plan.model.name} ({plan.model.id}), {plan.variant.quant}"
     yield f"  fetch: {plan.fetch.in_words}"
     yield "Engine"
-    yield f"  {plan.backend}, {form}, version {plan.engine.version}, {devices}"
+    yield f"  {plan.backend}, {form}, version {plan.engine.version}{where}"
     yield "Context"
     yield f"  {plan.context_tokens:,} tokens, replies of at most {plan.out_tokens:,}"
     yield f"  memory: {plan.memory}"
@@ -287,12 +292,19 @@ def download_bar(name: str) -> Iterator[type]:
 
     class Bar:
         def __init__(self, total_bytes: int, finished_bytes: int) -> None:
+            # not before there is something to show: an empty bar is an empty line
+            progress.start()
             self.total, self.received, self.said = total_bytes, finished_bytes, time.monotonic()
             self.task = progress.add_task(f"Downloading {name}", total=total_bytes, completed=finished_bytes)
 
         @staticmethod
         def note(text: str) -> None:
             progress.console.print(escape(text), soft_wrap=True)
+
+        def expect(self, total_bytes: int) -> None:
+            """More is to come than was known."""
+            self.total = total_bytes
+            progress.update(self.task, total=total_bytes)
 
         def advance(self, received_bytes: int) -> None:
             self.received += received_bytes
@@ -301,5 +313,8 @@ def download_bar(name: str) -> Iterator[type]:
                 self.said = time.monotonic()
                 screen.print(f"Downloading {name}: {self.received / 1e9:.2f} of {self.total / 1e9:.2f} GB")
 
-    with progress:
+    try:
         yield Bar
+    finally:
+        if progress.tasks:
+            progress.stop()

@@ -275,3 +275,22 @@ def test_the_agents_death_is_the_commands(scripted: World) -> None:
     wait_for(lambda: [r for r in scripted.requests() if r["body"]], "the first request")
     os.kill(launcher.pid, signal.SIGKILL)
     assert launcher.wait() == -signal.SIGKILL
+
+
+def test_another_model_asked_for_in_mid_session_is_refused_in_words(scripted: World) -> None:
+    scripted.terminal = (40, 120)
+    with scripted.on_terminal("--tiny") as child:
+        child.expect("shift.*tab")
+        # what is typed before the screen is drawn is lost
+        child.expect(pexpect.TIMEOUT, timeout=1)
+        child.send("/model other")
+        child.expect("other")
+        child.send("\r")
+        child.expect("not.*available")
+        child.send(PROMPT)
+        child.expect(pexpect.TIMEOUT, timeout=1)
+        child.send("\r")
+        child.expect("done")
+        child.send("\x03\x03")
+        child.expect(pexpect.EOF)
+    assert {r["body"]["model"] for r in scripted.requests() if r["body"]} == {"tiny"}

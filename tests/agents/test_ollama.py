@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-import psutil
+import httpx
+import pexpect
 import pytest
 
+from cclocal import tiny
 from tests.conftest import CACHE, CI, CLAUDES
-from tests.world import World, alive, wait_for
+from tests.world import FAKES, World, alive, wait_for
 
 OLLAMA = CACHE / "ollama-0.17.4/bin/ollama"
 pytestmark = pytest.mark.skipif(
@@ -42,30 +51,240 @@ def test_the_tiny_model_passes_its_check_and_silent_cutting_is_found(ollama: Wor
     outcome = {row["name"]: row["status"] for row in told["rows"]}
     assert done.returncode == 0, told
     assert outcome["The real agent writes a real file"] == "pass"
+    assert outcome["A second call after the first one's result"] == "pass"
     # what Ollama is known not to do is red, and not hidden
     assert outcome["A prompt beyond the window is refused, not cut"] == "fail"
     assert outcome["Tokens are counted before they are sent"] == "fail"
     assert outcome["A second turn does not read the whole prompt again"] == "not exercised"
 
 
-@pytest.mark.parametrize("victim", ["agent", "keeper", "server"])
-def test_nothing_is_left_whatever_is_killed(ollama: World, victim: str) -> None:
+# -- a daemon that runs already ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """Somebody's own Ollama, with its default window of 4,096 tokens."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def names(self) -> list[str]:
+        rows = httpx.get(f"{self.url}/api/tags", trust_env=False).json()["models"]
+        return sorted(row["name"] for row in rows)
+
+    def loaded(self) -> dict[str, int]:
+        rows = httpx.get(f"{self.url}/api/ps", trust_env=False).json()["models"]
+        return {row["name"]: row["context_length"] for row in rows}
+
+    def create(self, name: str, source: Path, template: str) -> None:
+        digest = f"sha256:{hashlib.sha256(source.read_bytes()).hexdigest()}"
+        httpx.post(f"{self.url}/api/blobs/{digest}", content=source.read_bytes(), trust_env=False).raise_for_status()
+        body = {"model": name, "files": {source.name: digest}, "template": template, "stream": False}
+        body["parameters"] = {"temperature": 0}
+        httpx.post(f"{self.url}/api/create", json=body, trust_env=False).raise_for_status()
+
+
+@pytest.fixture
+def daemon(ollama: World, tmp_path: Path) -> Iterator[Daemon]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{free.getsockname()[1]}"
+    ollama.env["OLLAMA_HOST"] = host
+    store = ollama.home / ".ollama/models"
+    env = {"HOME": str(tmp_path / "somebody"), "OLLAMA_MODELS": str(store), "OLLAMA_HOST": host}
+    with (tmp_path / "daemon.log").open("wb") as log:
+        process = subprocess.Popen([OLLAMA, "serve"], env=env, stdout=log, stderr=log, start_new_session=True)
+    found = Daemon(f"http://{host}", process)
+
+    def up() -> bool:
+        try:
+            return httpx.get(f"{found.url}/api/version", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        wait_for(up, "the daemon")
+        found.create("mine", tiny.build(tmp_path), tiny.ollama_template())
+        found.create("mute", tiny.build(tmp_path), "{{ .Prompt }}")
+        yield found
+        # whatever happened, it is still there and has what it had
+        assert process.poll() is None
+        wait_for(
+            lambda: found.names() == ["mine:latest", "mute:latest"] or None, f"its own models, not {found.names()}"
+        )
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_daemon_that_runs_serves_the_planned_window_and_is_left_as_it_was(ollama: World, daemon: Daemon) -> None:
+    words = ("--model", "mine:latest", "--ctx", "32768", "--")
+    prompt = "Create the file hello.txt with content: hello from your own Ollama"
+    done = ollama.run(*words, "-p", prompt)
+    assert done.returncode == 0, done.stderr
+    assert (ollama.project / "hello.txt").read_text() == "hello from your own Ollama", done.stdout + done.stderr
+    assert "is used, and left running" in done.stderr
+    wait_for(lambda: not daemon.loaded() or None, "the model out of memory")
+
+
+def test_what_the_daemon_serves_is_seen_in_its_own_words(ollama: World, daemon: Daemon) -> None:
     (ollama.bin / "claude").unlink()
     ollama.fake_claude()
-    child = ollama.start("--tiny", "--backend", "ollama")
+    first = ollama.start("--model", "mine:latest", "--ctx", "32768")
+    name = ollama.agent()["env"]["ANTHROPIC_MODEL"]
+    assert daemon.loaded() == {f"{name}:latest": 32768}
+    # a second session of the same model uses the same, and only the last one takes it away
+    (ollama.record / "agent.json").unlink()
+    second = ollama.start("--model", "mine:latest", "--ctx", "32768")
+    assert ollama.agent()["env"]["ANTHROPIC_MODEL"] == name
+    first.terminate()
+    first.wait()
+    wait_for(lambda: len(list(ollama.sessions.glob("*"))) == 1 or None, "the end of the first")
+    assert f"{name}:latest" in daemon.names()
+    second.terminate()
+    second.wait()
+    wait_for(lambda: f"{name}:latest" not in daemon.names() or None, "the end of the derived model")
+
+
+@pytest.mark.parametrize("victim", ["agent", "keeper", "server", "all"])
+def test_a_daemon_that_runs_survives_and_is_cleaned_whatever_is_killed(
+    ollama: World, daemon: Daemon, victim: str
+) -> None:
+    (ollama.bin / "claude").unlink()
+    ollama.fake_claude()
+    child = ollama.start("--model", "mine:latest", "--ctx", "32768")
     ollama.agent()
     state = ollama.state()
-    daemon = psutil.Process(state["server"])
-    # the runner is a child of the daemon's
-    runners = wait_for(lambda: daemon.children(recursive=True), "the runner")
-    os.kill(child.pid if victim == "agent" else state[victim], signal.SIGKILL)
-    if victim == "server":
-        child.kill()
-    pids = [daemon.pid, *(runner.pid for runner in runners)]
-    wait_for(lambda: not any(map(alive, pids)), "the end of daemon and runner")
+    pids = {"agent": child.pid, "keeper": state["keeper"], "server": state["server"]}
+    for pid in pids.values() if victim == "all" else [pids[victim]]:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not alive(state["server"]), "the end of what held the model")
     child.kill()
     child.wait()
-    if victim == "keeper":
-        ollama.fake_claude(exits=0)
-        ollama.fake_server()
-        ollama.run("--tiny", "--backend", "llama-server")
+    # what could not be taken away is at the next start
+    ollama.fake_claude(exits=0)
+    ollama.fake_server()
+    assert ollama.run("--tiny", "--backend", "llama-server").returncode == 0
+
+
+def test_nothing_is_left_when_the_launcher_dies_the_moment_the_model_is_there(ollama: World, daemon: Daemon) -> None:
+    (ollama.bin / "claude").unlink()
+    ollama.fake_claude()
+    for number in (signal.SIGINT, signal.SIGKILL):
+        child = ollama.start("--model", "mine:latest", "--ctx", "32768")
+        wait_for(lambda: [name for name in daemon.names() if name.startswith("cclocal-")], "the derived model")
+        os.kill(child.pid, number)
+        child.wait()
+        wait_for(lambda: daemon.names() == ["mine:latest", "mute:latest"] or None, "its end")
+
+
+def test_one_that_is_loaded_already_is_used_and_stays(ollama: World, daemon: Daemon) -> None:
+    """Ollama keeps one runner for the same weights and window, under the name that came first."""
+    body = {"model": "mine", "options": {"num_ctx": 32768}, "keep_alive": "10m"}
+    httpx.post(f"{daemon.url}/api/generate", json=body, trust_env=False, timeout=60).raise_for_status()
+    assert daemon.loaded() == {"mine:latest": 32768}
+    (ollama.bin / "claude").unlink()
+    ollama.fake_claude(exits=0)
+    done = ollama.run("--model", "mine:latest", "--ctx", "32768")
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: not [name for name in daemon.names() if name.startswith("cclocal-")], "the derived model's end")
+    assert daemon.loaded() == {"mine:latest": 32768}
+
+
+def test_other_spellings_of_what_it_has_are_not_pulled_again(ollama: World, daemon: Daemon) -> None:
+    (ollama.bin / "claude").unlink()
+    ollama.fake_claude(exits=0)
+    for name in ("MINE:latest", "library/mine:latest"):
+        done = ollama.run("--model", name, "--backend", "ollama", "--ctx", "32768")
+        assert done.returncode == 0, done.stderr
+    refused = ollama.run("--model", "mine:latest", "--ctx", "32768", "--port", "4000")
+    assert refused.returncode == 2
+    assert "runs already" in refused.stderr
+
+
+def test_two_windows_of_one_model_at_once_do_not_end_each_other(ollama: World, daemon: Daemon) -> None:
+    (ollama.bin / "claude").unlink()
+    ollama.fake_claude()
+    first = ollama.start("--model", "mine:latest", "--ctx", "32768")
+    ollama.agent()
+    (ollama.record / "agent.json").unlink()
+    second = ollama.start("--model", "mine:latest", "--ctx", "16384", "--out-tokens", "4096")
+    ollama.agent()
+    assert len(daemon.names()) == 4
+    second.terminate()
+    second.wait()
+    wait_for(lambda: len(daemon.names()) == 3 or None, "the second's model to go")
+    assert alive(first.pid)
+    assert any("-32768-" in name for name in daemon.names())
+    first.terminate()
+    first.wait()
+
+
+def test_a_model_that_calls_no_tools_is_refused_and_can_be_talked_to(ollama: World, daemon: Daemon) -> None:
+    refused = ollama.run("--model", "mute:latest", "--ctx", "32768", "--", "-p", "hello")
+    assert refused.returncode == 31, refused.stderr
+    assert "cannot call tools" in refused.stderr
+    assert "--no-tools" in refused.stderr
+    talk = ollama.run("--model", "mine:latest", "--no-tools", "--ctx", "32768", "--", "-p", "hello")
+    assert talk.returncode == 0, talk.stderr
+    assert "I am a tiny test model." in talk.stdout
+
+
+def test_a_daemon_that_answers_nonsense_is_told_in_words(ollama: World, tmp_path: Path) -> None:
+    script = tmp_path / "daemon.py"
+    script.write_text(
+        "from http.server import *\n"
+        "class H(BaseHTTPRequestHandler):\n"
+        "    def log_message(self, *a): pass\n"
+        "    def do_GET(self):\n"
+        '        self.send_response(200); self.end_headers(); self.wfile.write(b\'{"version": "0.17.4"}\')\n'
+        "    def do_POST(self):\n"
+        "        self.send_response(502); self.end_headers(); self.wfile.write(b'<html>bad gateway</html>')\n"
+        "    do_DELETE = do_POST\n"
+        "s = HTTPServer(('127.0.0.1', 0), H); print(s.server_port, flush=True); s.serve_forever()\n"
+    )
+    server = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert server.stdout
+    try:
+        at = f"127.0.0.1:{server.stdout.readline().strip()}"
+        done = ollama.run("--model", "mine:latest", "--ctx", "32768", OLLAMA_HOST=at)
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+    assert done.returncode == 33, done.stderr
+    assert "bad gateway" in done.stderr
+    assert "Traceback" not in done.stderr
+    # what it could not take away is still on record
+    assert len(list((ollama.home / ".local/state/cclocal/ollama").glob("*.json"))) == 1
+
+
+def test_a_tag_is_pulled_with_true_progress(ollama: World, tmp_path: Path) -> None:
+    ollama.env["OLLAMA_HOST"] = "127.0.0.1:1"
+    model = tiny.build(tmp_path)
+    template = tmp_path / "template"
+    template.write_text(tiny.ollama_template())
+    log = tmp_path / "registry.log"
+    registry = subprocess.Popen(
+        [sys.executable, str(FAKES / "registry.py"), str(model), str(log), str(template)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert registry.stdout
+    port = registry.stdout.readline().strip()
+    try:
+        with ollama.on_terminal(
+            *("--model", f"127.0.0.1:{port}/library/m:tag", "--backend", "ollama", "--ctx", "32768"),
+            *("--", "-p", "Create the file pulled.txt with content: it came from the registry"),
+        ) as child:
+            child.expect("Downloading")
+            child.expect("5.6 MB")
+            child.expect_exact("Done.", timeout=60)
+            child.expect(pexpect.EOF)
+    finally:
+        registry.kill()
+        registry.wait()
+        registry.stdout.close()
+    assert (ollama.project / "pulled.txt").read_text() == "it came from the registry"
+    # into the user's own store, where `ollama list` finds it
+    assert list((ollama.home / ".ollama/models/manifests").glob("*/library/m/tag"))

@@ -174,7 +174,7 @@ class Handler(BaseHTTPRequestHandler):
         """Answer as a model that does what it is told, but for what `faults` names."""
         faults = self.state.switches.get("faults", ())
         text, results = _said(body["messages"][-1])
-        if len(json.dumps(body)) > 200_000 and "swallows" not in faults:
+        if len(json.dumps(body)) > 100_000 and "swallows" not in faults:
             self._json(
                 400, {"type": "error", "error": {"type": "invalid_request_error", "message": "the prompt is too long"}}
             )

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from cclocal import tiny
 from cclocal.catalog import Model
-from cclocal.command import MODEL_FILE
 from cclocal.facts import AgentFound, Engine, Facts, Gpu, Machine
 from cclocal.files import Folders
 from cclocal.memory.gguf import read_header
-from cclocal.memory.known import known_shape
+from cclocal.memory.known import known_mlx_shape, known_shape
 from cclocal.memory.shape import shape_of
-from cclocal.plan import placeholder_of
+from cclocal.plan import model_path
 from cclocal.wheel_server import flags
 
 GIB, MIB = 2**30, 2**20
@@ -70,22 +69,38 @@ def engine(name: str) -> Engine:
     return Engine("wheel", ("/opt/cclocal/bin/python", "-P", "-m", "cclocal.wheel_server"), "2026.10", flags(), devices)
 
 
-def facts(name: str, model: Model | None = None) -> Facts:
-    """A machine of MACHINES, and a model none of whose files is there yet."""
+#: vllm-mlx 0.6.0's flags as its help names them, and Ollama, which has none.
+ENGINES = {
+    "vllm-mlx": Engine(
+        "vllm-mlx",
+        ("/home/ada/.local/share/uv/tools/vllm-mlx/bin/python", "/opt/cclocal/mlx_server.py"),
+        "0.6.0, mlx-lm 0.31.3",
+        frozenset(
+            """--served-model-name --host --port --api-key --timeout --max-tokens --max-request-tokens --offline
+            --enable-auto-tool-choice --tool-call-parser --reasoning-parser --default-chat-template-kwargs
+            --prefill-step-size --default-temperature --default-top-p --default-top-k --default-min-p""".split()
+        ),
+    ),
+    "ollama": Engine("ollama", ("/usr/local/bin/ollama",), "0.17.4", frozenset()),
+}
+
+
+def facts(name: str, model: Model | None = None, backend: str = "llama-server") -> Facts:
+    """A machine of MACHINES with one backend, and a model none of whose files is there yet."""
     root = Path("/home/ada/.local")
     shapes = {}
     for variant in model.variants if model else ():
-        if shape := known_shape(model.shape or "", variant.size_bytes) if model else None:
-            file = variant.files[0] if variant.files else f"{variant.quant} of {variant.repo}"
-            shapes[placeholder_of(file)] = shape
+        published = known_mlx_shape if variant.is_folder else known_shape
+        if shape := published(model.shape or "", variant.size_bytes) if model and not variant.tag else None:
+            shapes[model_path(variant, {})] = shape
         elif variant.builtin:
-            shapes[MODEL_FILE] = shape_of(read_header(tiny.gguf()))
+            shapes[model_path(variant, {})] = shape_of(read_header(tiny.gguf()))
     return Facts(
         machine=MACHINES[name],
         folders=Folders(root / "config", root / "data", root / "cache", root / "state"),
         cwd=Path("/home/ada/project"),
         environ=ENVIRON,
-        engines=(engine(name),),
+        engines={backend: (ENGINES[backend] if backend in ENGINES else engine(name),)},
         agent=AgentFound(Path("/usr/bin/claude"), "2.1.329"),
         mcp_config=Path("/opt/cclocal/mcp-local.json"),
         shapes=shapes,

@@ -38,6 +38,53 @@ def test_dry_run(golden: SnapshotAssertion, model: str, machine: str) -> None:
     assert "\n".join(plan_lines(plan, ENVIRON)) + "\n" == golden
 
 
+ON = [
+    (backend, model.id, machine)
+    for backend, machines in (("vllm-mlx", ("mac-24", "mac-64")), ("ollama", ("linux-4090",)))
+    for model in CATALOG.models.values()
+    if model.variant(backend)
+    for machine in machines
+]
+
+
+@pytest.mark.parametrize(("backend", "model", "machine"), ON)
+def test_dry_run_on_another_backend(golden: SnapshotAssertion, backend: str, model: str, machine: str) -> None:
+    # the one that is installed is the one that is used
+    plan = make_plan(CATALOG.models[model], Settings(model=model), facts(machine, CATALOG.models[model], backend))
+    assert "\n".join(plan_lines(plan, ENVIRON)) + "\n" == golden
+
+
+def test_mlx_comes_first_on_apple_silicon_and_last_elsewhere() -> None:
+    model = CATALOG.models["gemma"]
+    mac, linux = (
+        replace(facts(machine, model), engines={**facts(machine).engines, **facts(machine, backend="vllm-mlx").engines})
+        for machine in ("mac-64", "linux-cpu")
+    )
+    assert make_plan(model, Settings(), mac).backend == "vllm-mlx"
+    assert make_plan(model, Settings(), linux).backend == "llama-server"
+    assert make_plan(model, Settings(backend="llama-server"), mac).backend == "llama-server"
+    # a model without a variant for it is served by the next
+    assert make_plan(CATALOG.models["nemotron"], Settings(), mac).backend == "llama-server"
+    with pytest.raises(BackendMissingError) as caught:
+        make_plan(model, Settings(), replace(mac, engines={}))
+    assert "uv tool install" in (caught.value.hint or "")
+
+
+def test_a_vllm_mlx_that_is_too_old_is_refused() -> None:
+    here = facts("mac-64", backend="vllm-mlx")
+    engine = here.engines["vllm-mlx"][0]
+    model = CATALOG.models["gemma"]
+    for version, why in (("0.5.9, mlx-lm 0.31.3", "too old"), ("0.6.0, mlx-lm 0.31.1", "runs code")):
+        old = replace(here, engines={"vllm-mlx": (replace(engine, version=version),)})
+        with pytest.raises(BackendTooOldError, match=why) as caught:
+            make_plan(model, Settings(), old)
+        assert "uv tool install" in (caught.value.hint or "")
+    with pytest.raises(BackendTooOldError, match="16 bits"):
+        make_plan(model, Settings(kv="q8_0"), here)
+    newer = replace(here, engines={"vllm-mlx": (replace(engine, version="0.7.0, mlx-lm 0.32.0"),)})
+    assert "newer than" in " ".join(make_plan(model, Settings(), newer).notes)
+
+
 def test_one_context_number_drives_server_and_agent() -> None:
     for context, out in ((32768, 8192), (65536, 4096), (131072, 8192), (131072, 32000)):
         plan = make_plan(CATALOG.models["gemma"], Settings(ctx=context, out_tokens=out), facts("mac-24"))
@@ -103,10 +150,10 @@ def test_what_is_missing_is_said_before_anything_happens() -> None:
         make_plan(model, Settings(), replace(here, agent=None))
     make_plan(model, Settings(server_only=True), replace(here, agent=None))
     with pytest.raises(BackendMissingError):
-        make_plan(model, Settings(), replace(here, engines=()))
-    old = replace(here.engines[0], flags=frozenset({"--model"}))
+        make_plan(model, Settings(), replace(here, engines={}))
+    old = replace(here.engines["llama-server"][0], flags=frozenset({"--model"}))
     with pytest.raises(BackendTooOldError, match="--jinja"):
-        make_plan(model, Settings(), replace(here, engines=(old,)))
+        make_plan(model, Settings(), replace(here, engines={"llama-server": (old,)}))
     with pytest.raises(UsageError):
         make_plan(model, Settings(backend="ollama"), here)
 
@@ -117,9 +164,9 @@ def test_a_variant_the_wheel_cannot_serve_is_served_by_a_binary_that_can() -> No
     here = facts("linux-cpu")
     with pytest.raises(BackendTooOldError, match="wheel has no --override-kv"):
         make_plan(model, Settings(), here)
-    wheel = here.engines[0]
+    wheel = here.engines["llama-server"][0]
     binary = replace(wheel, form="binary", command=("/usr/bin/llama-server",), flags=wheel.flags | {"--override-kv"})
-    plan = make_plan(model, Settings(), replace(here, engines=(wheel, binary)))
+    plan = make_plan(model, Settings(), replace(here, engines={"llama-server": (wheel, binary)}))
     assert plan.engine.form == "binary"
     assert plan.server.argv[plan.server.argv.index("--override-kv") + 1] == "deepseek2.expert_gating_func=int:2"
 

@@ -34,6 +34,7 @@ def mlx_model(folder: Path, name: str) -> Path:
     """The folder of an MLX model in two files, of whose weights only the lengths are there."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(MLX[name]["config"]))
+    (folder / "tokenizer.json").write_text("{}")
     for part in (1, 2):
         header = json.dumps({"w": {"dtype": "U32", "shape": [1], "data_offsets": [0, WEIGHTS]}}).encode()
         path = folder / f"model-0000{part}-of-00002.safetensors"
@@ -76,7 +77,7 @@ def test_a_folder_of_mlx(world: World) -> None:
     (folder / "config.json").write_text("[]")
     broken = world.run("plan", str(folder))
     assert broken.returncode == 2
-    assert "is no MLX model" in broken.stderr
+    assert "is no whole MLX model" in broken.stderr
     assert world.run("plan", str(world.project)).returncode == 2
 
 

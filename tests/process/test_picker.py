@@ -7,8 +7,11 @@ import re
 import pexpect
 import pytest
 
+from cclocal import catalog
+from cclocal.files import packaged
 from tests.world import World, wait_for
 
+MODELS = len(catalog.load(packaged("models.toml")).models)
 TITLE = "cclocal: which model"
 ESCAPE = "\x1b"
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|9\d)(?:;\d+)*m")
@@ -50,7 +53,7 @@ def test_the_recommended_one_comes_first_and_every_row_says_what_it_is(ready: Wo
         assert "●" in tiny
         assert "built here" in tiny
         assert tiny.endswith("fits")
-        assert len(rows) == 16
+        assert len(rows) == MODELS
         child.send("q")
         child.expect(pexpect.EOF)
         child.close()
@@ -167,7 +170,7 @@ def test_one_model_that_cannot_be_read_is_one_row(ready: World) -> None:
     with ready.on_terminal() as child:
         child.expect("On a stick")
         child.expect("Enter start")
-        child.send("17")
+        child.send(str(MODELS + 1))
         child.expect("not plugg")
         child.send("q")
         child.expect(pexpect.EOF)

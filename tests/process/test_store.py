@@ -176,7 +176,7 @@ def test_all_or_none_and_never_removed_in_words_only(shelf: World) -> None:
     own = shelf.root / "own[v2].gguf"
     own.write_bytes(tiny.gguf())
     shelf.run("--model", str(own), "--", "-p", "x")
-    assert "own[v2].gguf" in shelf.run("--list", COLUMNS="200").stdout
+    assert "own[v2].gguf" in shelf.run("--list", COLUMNS="300").stdout
     refused = shelf.run("--rm", "mine", str(own), "--yes")
     assert refused.returncode == 2
     assert "org/m" in listed(shelf)

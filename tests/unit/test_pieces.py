@@ -17,8 +17,9 @@ from cclocal.agents import Home
 from cclocal.agents.claude import least_context_tokens, window_tokens
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, KEY, PORT, Command, bind, refusal
 from cclocal.errors import FolderError
-from cclocal.files import packaged, write_private
+from cclocal.files import is_loopback, ollama_url, packaged, write_private
 from cclocal.hub import cache_folder, cached_files
+from cclocal.tiny import circuit
 from cclocal.ui import quoted
 
 NAMES = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ_", min_size=1, max_size=12)
@@ -80,14 +81,14 @@ def test_the_window_leaves_room_for_a_whole_reply(context: int, out: int) -> Non
 def test_the_tiny_model_is_the_same_bytes_everywhere(tmp_path: Path) -> None:
     path = tiny.build(tmp_path)
     data = path.read_bytes()
-    assert len(data) == 5_570_720
+    assert len(data) == 5_571_104
     assert hashlib.sha256(data).hexdigest() == hashlib.sha256(tiny.gguf()).hexdigest()
     assert tiny.build(tmp_path) == path
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_the_codes_of_tokens_are_far_apart() -> None:
-    codes = [tiny._code(token) for token in range(200)]
+    codes = [circuit.code(token) for token in range(200)]
     for i, one in enumerate(codes):
         for other in codes[:i]:
             assert sum(a != b for a, b in zip(one, other, strict=True)) >= 8
@@ -120,12 +121,49 @@ def test_the_shipped_catalog_is_right() -> None:
 
 
 def test_a_file_of_the_users_gets_an_id_claude_code_takes_for_a_local_one() -> None:
-    assert catalog.of_gguf(Path("/x/My Model (v2).gguf"), 32768).id == "My-Model-v2"
-    assert catalog.of_gguf(Path("/x/claude-opus-distill.gguf"), 32768).id == "local-model"
-    assert catalog.of_gguf(Path("/x/---.gguf"), 32768).id == "model"
+    for name, id_ in (
+        ("My Model (v2).gguf", "My-Model-v2"),
+        ("claude-opus-distill.gguf", "local-model"),
+        ("---.gguf", "model"),
+        ("owner/Some-GGUF:Q8_0", "Some"),
+        ("qwen3:8b", "qwen3-8b"),
+        ("qwen3:latest", "qwen3"),
+        ("hf.co/b/qwen3:Q4", "hf.co-b-qwen3-Q4"),
+    ):
+        tag = name if "qwen3" in name else None
+        assert catalog.of_variant(name, catalog.Variant("ollama", "any", tag=tag), 32768).id == id_
 
 
 # -- files and folders
+
+
+@pytest.mark.parametrize(
+    ("told", "url"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0:4000", "http://127.0.0.1:4000"),
+        ("[::]:4000", "http://[::1]:4000"),
+        ("::1", "http://[::1]:11434"),
+        ("[::1]:4000", "http://[::1]:4000"),
+        (":4000", "http://127.0.0.1:4000"),
+        ("127.0.0.1:abc", "http://127.0.0.1:11434"),
+        ("127.0.0.1:99999", "http://127.0.0.1:11434"),
+        ('"box:4000"', "http://box:4000"),
+        ("http://box", "http://box:80"),
+        ("https://box/path", "https://box:443"),
+    ],
+)
+def test_ollamas_own_rules_for_its_address(told: str, url: str) -> None:
+    """Source: Ollama 0.17's envconfig/config_test.go, but that all addresses mean this machine."""
+    assert ollama_url({"OLLAMA_HOST": told}) == url
+
+
+def test_an_address_of_this_machine_is_told_from_others() -> None:
+    for url in ("http://127.0.0.1:1", "http://127.0.0.2:1", "http://[::1]:1", "http://localhost:1"):
+        assert is_loopback(url)
+    for url in ("http://localhost.evil.com:1", "http://192.0.2.1:1", "http://box:1", "http://"):
+        assert not is_loopback(url)
 
 
 def test_a_private_file_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ class Session:
     out_tokens: int
     passed: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
+    #: without them it is a talk
+    tools: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,13 @@ def command(facts: Facts, session: Session) -> tuple[Command, tuple[SessionFile,
         "settings.json",
         json.dumps(
             # `env` of a settings file beats the process environment, so ours is said there too.
-            {"env": variables, "disableDeepLinkRegistration": "disable", **_instructions_above(facts)},
+            {
+                "env": variables,
+                # one model is loaded: /model with another name is refused in words
+                "availableModels": [session.endpoint.model],
+                "disableDeepLinkRegistration": "disable",
+                **_instructions_above(facts),
+            },
             indent=1,
         ),
     )
@@ -179,9 +185,9 @@ def command(facts: Facts, session: Session) -> tuple[Command, tuple[SessionFile,
         "--strict-mcp-config",
         *("--mcp-config", str(facts.mcp_config)),
         *("--add-dir", "."),
-        *("--append-system-prompt", WRITE_IN_PARTS),
-        *("--tools", TOOLS),
-        *("--allowedTools", PRE_APPROVED),
+        *(("--append-system-prompt", WRITE_IN_PARTS) if session.tools else ()),
+        *("--tools", TOOLS if session.tools else ""),
+        *(("--allowedTools", PRE_APPROVED) if session.tools else ()),
         # Last, because it takes one value: a variadic flag here would swallow the user's prompt.
         *("--permission-mode", "acceptEdits"),
         *session.arguments,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-from cclocal.backends import llama_server, ollama
+from cclocal.backends import llama_server, ollama, vllm_mlx
 from cclocal.catalog import Model, Variant
 from cclocal.command import Command, Endpoint, Readiness, SessionFile, Stop
-from cclocal.facts import Engine, Facts
+from cclocal.facts import Engine, Facts, Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Serving:
 
     model: Model
     variant: Variant
+    #: a GGUF file, or the folder of an MLX model
     model_file: str
     mmproj_file: str | None
     context_tokens: int
@@ -28,6 +29,8 @@ class Serving:
     port: str
     #: where a backend with a store keeps what is ours
     own_store: str = ""
+    #: where it is written down what was put into somebody else's
+    records: str = ""
 
 
 class Backend(Protocol):
@@ -37,23 +40,30 @@ class Backend(Protocol):
     INSTALL: str
     STOP: Stop
 
-    def engines(self, facts: Facts) -> tuple[Engine, ...]:
-        """The engines found on this machine, best first."""
-
     def unsupported(self, engine: Engine, variant: Variant) -> str | None:
         """Why this engine cannot serve this variant, or None if it can."""
 
     def notes(self, engine: Engine, facts: Facts) -> tuple[str, ...]:
         """What the user should know of this engine on this machine."""
 
-    def served_name(self, model_id: str, variant: Variant) -> str:
-        """What the model is called in requests."""
+    def endpoint(
+        self, engine: Engine, model: Model, variant: Variant, context_tokens: int, port: int | None, records: str
+    ) -> Endpoint:
+        """Where the model will answer (`port`: the one wished for), and what it is called in requests."""
 
     def command(self, engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFile, ...]]:
         """The server's command, and the files it reads."""
 
-    def readiness(self, serving: Serving) -> Readiness:
+    def readiness(self, engine: Engine, serving: Serving) -> Readiness:
         """What the server must show before it is used."""
 
 
-BACKENDS: MappingProxyType[str, Backend] = MappingProxyType({llama_server.NAME: llama_server, ollama.NAME: ollama})
+BACKENDS: MappingProxyType[str, Backend] = MappingProxyType(
+    {llama_server.NAME: llama_server, vllm_mlx.NAME: vllm_mlx, ollama.NAME: ollama}
+)
+
+
+def in_order(machine: Machine) -> tuple[str, ...]:
+    """The backends, the one to prefer on this machine first: MLX on Apple Silicon, llama.cpp elsewhere."""
+    first = vllm_mlx.NAME if machine.is_apple_silicon else llama_server.NAME
+    return (first, *(name for name in BACKENDS if name != first))

@@ -10,11 +10,12 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from cclocal.catalog import Variant
+from cclocal.catalog import Model, Variant
 from cclocal.command import (
     SERVER_NAMES,
     SERVER_PREFIXES,
     Command,
+    Endpoint,
     Readiness,
     SessionFile,
     Stop,
@@ -37,10 +38,6 @@ SERVER_TIMEOUT_S = 3600
 LOG_VERBOSITY = 4
 #: llama.cpp's own default.
 DEFAULT_BATCH_TOKENS = 2048
-
-
-def engines(facts: Facts) -> tuple[Engine, ...]:
-    return facts.engines
 
 
 def unsupported(engine: Engine, variant: Variant) -> str | None:
@@ -107,8 +104,10 @@ def notes(engine: Engine, facts: Facts) -> tuple[str, ...]:
     return (f"This engine uses only the CPU and leaves {names} idle. To change that: {cure}",)
 
 
-def served_name(model_id: str, variant: Variant) -> str:
-    return model_id
+def endpoint(
+    engine: Engine, model: Model, variant: Variant, context_tokens: int, port: int | None, records: str
+) -> Endpoint:
+    return Endpoint.of_session(port, model.id)
 
 
 def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFile, ...]]:
@@ -165,5 +164,5 @@ def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFil
     return Command(tuple(argv), keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), (key_file,)
 
 
-def readiness(serving: Serving) -> Readiness:
+def readiness(engine: Engine, serving: Serving) -> Readiness:
     return Readiness(serving.endpoint)

@@ -21,7 +21,7 @@ KNOWN = frozenset(
 )
 #: Head sizes for which every MLX has a fused prefill kernel; for others it materialises the scores.
 #: Source: mlx/backend/metal/scaled_dot_product_attention.cpp, 0.31; newer versions fuse some more.
-_FUSED = (64, 80, 128)
+FUSED_HEADS = (64, 80, 128)
 _GATED_DELTA = ("qwen3_5", "qwen3_5_text", "qwen3_next")
 
 
@@ -60,7 +60,7 @@ def shape_of_config(raw: Mapping[str, Any], weights_bytes: int) -> Shape:
         raise BadHeaderError(f"its config.json claims {len(layers):,} layers")
     latent = config.kind == "glm4_moe_lite"
     size = config.one("global_head_dim", 0) or _head_size(config, heads)
-    unfused = latent or (size not in _FUSED and any(layer.kind == "full" for layer in layers))
+    unfused = latent or (size not in FUSED_HEADS and any(layer.kind == "full" for layer in layers))
     return Shape(
         architecture=config.kind,
         native_context_tokens=config.one("max_position_embeddings", 0),

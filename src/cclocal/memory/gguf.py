@@ -20,6 +20,7 @@ _STRING, _ARRAY = 8, 9
 _KEPT_ITEMS = 4096
 #: No real file has more; a damaged or hostile one may claim to.
 _MOST_KEYS, _MOST_TENSORS, _MOST_STRINGS, _LONGEST_KEY = 10_000, 100_000, 4_000_000, 65_535
+_LONGEST_TEXT = 2**18
 
 #: Versions beyond this are no versions.
 _NEWEST_VERSION = 1000
@@ -159,9 +160,9 @@ class _Reader:
     def scalar(self, kind: int) -> Value:
         if kind == _STRING:
             (size,) = self.unpack("<Q")
-            # a chat template may be long; nothing that shapes a model is
+            # chat templates are the longest that are of use
             text = self.take(size)
-            return str(text, "utf-8", "replace") if size <= _LONGEST_KEY else None
+            return str(text, "utf-8", "replace") if size <= _LONGEST_TEXT else None
         if kind not in _SCALARS:
             raise BadHeaderError(f"it uses a value type {kind} that is not known")
         value: Value = self.unpack(_SCALARS[kind])[0]

@@ -14,6 +14,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+from cclocal.memory.config import FUSED_HEADS
 from cclocal.memory.gguf import BLOCKS, Header, Tensor
 from cclocal.memory.shape import Shape, shape_of
 
@@ -431,6 +432,29 @@ HEADERS: Mapping[str, Callable[[], Header]] = {
     "qwen3-next-80b-a3b": lambda: _gated_delta(dense=False),
     "qwen3.5-9b": lambda: _gated_delta(dense=True),
 }
+
+
+def known_mlx_shape(name: str, weights_bytes: int | None = None) -> Shape | None:
+    """The same model's shape under MLX, where its config.json has not been seen yet."""
+    shape = known_shape(name, weights_bytes)
+    if shape is None:
+        return None
+    header = HEADERS[name]()
+
+    def number(key: str) -> int:
+        value = header.get(key)
+        return value if isinstance(value, int) else 0
+
+    latent = number("attention.key_length_mla")
+    unfused = not latent and number("attention.key_length") not in FUSED_HEADS
+    plain = latent - number("rope.dimension_count")
+    return replace(
+        shape,
+        form="mlx",
+        device_weights_bytes=shape.weights_bytes,
+        score_heads=2 * shape.query_heads if latent else shape.query_heads if unfused else 0,
+        unpacked_elements=shape.query_heads * (plain + number("attention.value_length_mla")) if latent else 0,
+    )
 
 
 def known_shape(name: str, file_bytes: int | None = None) -> Shape | None:

@@ -133,7 +133,7 @@ def _shrinks(wanted: Fit, least_tokens: int, *, can_quantise_kv: bool) -> Iterat
         steps.append((f"micro-batch {SMALL_UBATCH_TOKENS}", {"ubatch": SMALL_UBATCH_TOKENS}, serving))
     if wanted.shape.form == "mlx" and serving.prefill_step_tokens > SMALL_UBATCH_TOKENS:
         serving = replace(serving, prefill_step_tokens=SMALL_UBATCH_TOKENS)
-        steps.append((f"prefill step {SMALL_UBATCH_TOKENS}", {}, serving))
+        steps.append((f"prefill step {SMALL_UBATCH_TOKENS}", {"ubatch": SMALL_UBATCH_TOKENS}, serving))
     if _may_quantise(wanted, can_quantise_kv=can_quantise_kv):
         serving = replace(serving, kv_type="q8_0")
         steps.append(("q8_0 KV cache", {"kv": "q8_0"}, serving))
@@ -194,7 +194,8 @@ def _others(wanted: Fit, *, can_quantise_kv: bool) -> Iterator[tuple[str, str, d
         )
     if wanted.shape.form == "mlx" and serving.prefill_step_tokens > SMALL_UBATCH_TOKENS:
         words = f"prefill step {SMALL_UBATCH_TOKENS}: reads prompts a little slower"
-        yield "ubatch", words, {}, replace(serving, prefill_step_tokens=SMALL_UBATCH_TOKENS)
+        small = {"ubatch": SMALL_UBATCH_TOKENS}
+        yield "ubatch", words, small, replace(serving, prefill_step_tokens=SMALL_UBATCH_TOKENS)
     elif serving.ubatch_tokens > SMALL_UBATCH_TOKENS:
         words = f"micro-batch {SMALL_UBATCH_TOKENS}: reads prompts a little slower"
         small = {"ubatch": SMALL_UBATCH_TOKENS}

@@ -12,10 +12,11 @@ from cclocal.memory.gguf import BadHeaderError, CutHeaderError
 LONGEST_BYTES = 100_000_000
 
 
-def weights_bytes(data: bytes) -> int:
+def weights_bytes(data: bytes, file_bytes: int | None = None) -> int:
     """The bytes of all tensors of a file of which `data` is the beginning.
 
-    Raises CutHeaderError if more of the file is needed, BadHeaderError if it cannot be right.
+    Raises CutHeaderError if more of the file is needed, BadHeaderError if it cannot be right; with `file_bytes` also if
+    the file ends before its last tensor.
     """
     if len(data) < 8:
         raise CutHeaderError(f"it ends after {len(data)} bytes, in the middle of its header")
@@ -30,11 +31,15 @@ def weights_bytes(data: bytes) -> int:
         raise BadHeaderError("its header is no JSON") from None
     if not isinstance(header, dict):
         raise BadHeaderError("its header is no table")
-    return sum(_size(name, tensor) for name, tensor in header.items() if name != "__metadata__")
+    places = [_place(name, tensor) for name, tensor in header.items() if name != "__metadata__"]
+    needed = 8 + size + max((end for _, end in places), default=0)
+    if file_bytes is not None and file_bytes < needed:
+        raise BadHeaderError(f"only {file_bytes / 1e9:.1f} of {needed / 1e9:.1f} GB are there")
+    return sum(max(0, end - start) for start, end in places)
 
 
-def _size(name: str, tensor: Any) -> int:
+def _place(name: str, tensor: Any) -> tuple[int, int]:
     at = tensor.get("data_offsets") if isinstance(tensor, dict) else None
     if not isinstance(at, list) or len(at) != 2 or not all(type(n) is int and 0 <= n < 2**63 for n in at):
         raise BadHeaderError(f"its tensor {name[:80]!a} has no place")
-    return max(0, int(at[1]) - int(at[0]))
+    return int(at[0]), int(at[1])

@@ -1,0 +1,51 @@
+"""What a chat template tells of a model: how it writes its tool calls, and whether its thinking can be switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+#: A mark in a template → vllm-mlx's parser of calls written that way. The first that is found counts: several formats
+#: share <tool_call>. Source: vllm-mlx 0.6.0's tool_parsers, and the models' published templates.
+_TOOL_MARKS = (
+    ("<|tool_call>", "gemma4"),
+    ("<|channel|>", "harmony"),
+    ("<arg_key>", "glm47"),
+    ("<function=", "qwen3_coder"),
+    ("[TOOL_CALLS]", "mistral"),
+    ("<|python_tag|>", "llama"),
+    ("<｜tool▁calls▁begin｜>", "deepseek_v3"),
+    ("<|tool_calls_section_begin|>", "kimi"),
+    ("<minimax:tool_call>", "minimax"),
+    ("<TOOLCALL>", "nemotron"),
+    ("<tool_call>", "hermes"),
+)
+#: The same for its parser of thoughts.
+_THOUGHT_MARKS = (
+    ("<|channel>", "gemma4"),
+    ("<|channel|>", "harmony"),
+    ("[THINK]", "mistral"),
+    ("<think>", "qwen3"),
+)
+#: Whose <think> has a parser of its own.
+_OWN_THOUGHTS = {"glm47": "glm4", "deepseek_v3": "deepseek_r1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What was read of a template. None = no parser is known for it."""
+
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+    template_kwargs: Mapping[str, bool | str | int] = field(default_factory=dict)
+
+
+def traits(template: str) -> Traits:
+    """What a chat template (Jinja) tells of the model it belongs to."""
+    tool = next((parser for mark, parser in _TOOL_MARKS if mark in template), None)
+    thought = next((parser for mark, parser in _THOUGHT_MARKS if mark in template), None)
+    if thought == "qwen3":
+        thought = _OWN_THOUGHTS.get(tool or "", thought)
+    # thinking is off unless it is asked for
+    kwargs = {"enable_thinking": False} if "enable_thinking" in template else {}
+    return Traits(tool, thought, kwargs)

@@ -1,0 +1,234 @@
+"""The circuit itself: its vocabulary and its weights, as sparse rows, whatever file they are written to.
+
+Architecture: a plain `llama` with five layers of one head and a feed-forward of zero. Layers 0-2 bring the codes
+of the previous 1, 2 and 4 tokens to each position (RoPE alone makes an attention score that depends on nothing but
+the distance). Layer 3 is an induction head: it finds the place whose preceding 7 tokens match the last 7 and puts
+out the token that stands there. Layer 4 finds, at the start of the reply, the latest marker ("Create the file ",
+a tool's result, …) and chooses the reply's first token. Limits: one call a turn, and a run of seven or more tokens
+that occurs twice in a request may be continued from the wrong place.
+"""
+
+from __future__ import annotations
+
+from math import cos, sin, sqrt
+from pathlib import Path
+
+#: Dimensions of a token's code, code blocks per position, the head, and the RoPE base (so large that the slow
+#: half of the pairs does not rotate within any context, and can carry content instead of position).
+CODE, BLOCKS, HEAD, ROPE_BASE = 24, 8, 256, 1e30
+#: The constant that dominates the residual stream, so that RMS normalisation is the same at every position.
+CONSTANT = 64.0
+CONTEXT_TOKENS = 131072
+NORM_EPSILON = 1e-6
+FEED_FORWARD = 32
+#: Pairs that rotate fast enough to tell positions apart, and the first dimension that carries content.
+ROTATING, CONTENT = 22, 52
+
+Row = dict[int, float]
+Matrix = list[Row]
+
+_HERE = Path(__file__).parent
+CHAT_TEMPLATE = (_HERE / "template.jinja").read_text("utf-8")
+
+#: Kinds of tokens, by GGUF's numbers.
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+
+
+class Vocabulary:
+    """256 bytes, the markers and reply parts, and 1200 ordinary BPE words (none with a character JSON escapes)."""
+
+    def __init__(self) -> None:
+        self.tokens: list[str] = [_BYTES[b] for b in range(256)]
+        self.types: list[int] = [NORMAL] * 256
+        self.id: dict[str, int] = {}
+        call = '<tool_call>\n{"name": "%s", "arguments": {"%s": "'
+        for name, text, kind in (
+            ("EOT", "<|endoftext|>", CONTROL),
+            ("START", "<|im_start|>", CONTROL),
+            ("EOS", "<|im_end|>", CONTROL),
+            ("USER", "<|im_start|>user\n", CONTROL),
+            ("REPLY", "<|im_start|>assistant\n", CONTROL),
+            ("RESULT", "</tool_response>", USER_DEFINED),
+            ("CREATE", "Create the file ", USER_DEFINED),
+            ("WRITE", "Write the file ", USER_DEFINED),
+            ("WITH", " with content: ", USER_DEFINED),
+            ("CONTAINING", " containing: ", USER_DEFINED),
+            ("END", " [end]", USER_DEFINED),
+            ("RUN", "Run the command: ", USER_DEFINED),
+            ("EXEC", "Exec: ", USER_DEFINED),
+            ("CALL_WRITE", call % ("Write", "file_path"), NORMAL),
+            ("CALL_BASH", call % ("Bash", "command"), NORMAL),
+            ("CALL_EXEC", call % ("exec_command", "cmd"), NORMAL),
+            ("CONTENT", '", "content": "', NORMAL),
+            ("CLOSE", '"}}\n</tool_call>', NORMAL),
+            ("DONE", "Done.", NORMAL),
+            ("CHAT", "I am a tiny test model.", NORMAL),
+        ):
+            self.id[name] = self.add(text if kind != NORMAL else letters_of(text), kind)
+        self.escape = {
+            byte: self.add(text, NORMAL)
+            for byte, text in ((34, '\\"'), (92, "\\\\"), (10, "\\n"), (9, "\\t"), (13, "\\r"))
+        }
+        self.merges = (_HERE / "merges.txt").read_text("utf-8").split("\n")[:-1]
+        self.words = [self.add(merge.replace(" ", ""), NORMAL) for merge in self.merges]
+        while len(self.tokens) % 32:
+            self.add(f"<unused{len(self.tokens)}>", UNUSED)
+
+    def add(self, text: str, kind: int) -> int:
+        self.tokens.append(text)
+        self.types.append(kind)
+        return len(self.tokens) - 1
+
+
+#: A block: a token's code, then four flags that tell the induction head where a copy begins.
+BLOCK = CODE + 4
+AT_PATH, AT_CALL, AT_BODY, AT_CONTENT = CODE, CODE + 1, CODE + 2, CODE + 3
+FLAG = 4.0
+#: The residual stream: constant, BLOCKS blocks, then what to put out, the value to copy, the marker's value, the
+#: marker's key and the reply's query.
+OUT = 1 + BLOCKS * BLOCK
+COPY = OUT + CODE
+MARKER_VALUE = COPY + CODE
+MARKER_KEY = MARKER_VALUE + CODE
+REPLY_QUERY = MARKER_KEY + 1
+WIDTH = (REPLY_QUERY + 1 + 31) // 32 * 32
+RMS = sqrt((CONSTANT**2 + BLOCKS * CODE) / WIDTH)
+
+
+def _block(k: int) -> int:
+    return 1 + k * BLOCK
+
+
+def code(token: int) -> list[float]:
+    """A word of the extended binary Golay code as ±1: any two differ in at least 8 of 24 places."""
+    # an odd multiplier permutes the 4096 words, so neighbouring tokens get unrelated ones
+    message = token * 2731 % 4096
+    remainder = message << 11
+    for bit in range(22, 10, -1):
+        if remainder >> bit & 1:
+            remainder ^= 0xC75 << (bit - 11)
+    word = message << 11 | remainder
+    bits = [word >> i & 1 for i in range(23)]
+    return [1.0 - 2.0 * b for b in (*bits, sum(bits) & 1)]
+
+
+def embeddings(vocabulary: Vocabulary) -> tuple[Matrix, Matrix, int]:
+    ids, escape = vocabulary.id, vocabulary.escape
+    size = len(vocabulary.tokens)
+    embedding: Matrix = [{0: CONSTANT} for _ in range(size)]
+    output: Matrix = [{} for _ in range(size)]
+
+    def put(rows: Matrix, row: int, at: int, token: int, scale: float = 1.0) -> None:
+        rows[row].update({at + i: scale * bit for i, bit in enumerate(code(token))})
+
+    for byte in range(256):
+        put(embedding, byte, _block(0), byte)
+        put(embedding, byte, COPY, escape.get(byte, byte))
+    for byte, token in escape.items():
+        # an escaped character in the reply counts as the character itself, so the copy goes on behind it
+        put(embedding, token, _block(0), byte)
+        put(embedding, token, COPY, token)
+    for word in vocabulary.words:
+        put(embedding, word, _block(0), word)
+        put(embedding, word, COPY, word)
+    for name in ("CREATE", "WRITE", "RUN", "EXEC"):
+        embedding[ids[name]][_block(0) + AT_PATH] = FLAG
+    for name in ("CALL_WRITE", "CALL_BASH", "CALL_EXEC"):
+        embedding[ids[name]][_block(0) + AT_CALL] = FLAG
+    embedding[ids["CONTENT"]][_block(0) + AT_CONTENT] = FLAG
+    for name in ("WITH", "CONTAINING"):
+        embedding[ids[name]][_block(0) + AT_BODY] = FLAG
+        put(embedding, ids[name], COPY, ids["CONTENT"])
+    for name in ("EOS", "END"):
+        put(embedding, ids[name], COPY, ids["CLOSE"])
+    for name in ("CLOSE", "DONE", "CHAT"):
+        put(embedding, ids[name], OUT, ids["EOS"], 4.0)
+    put(embedding, ids["REPLY"], OUT, ids["CHAT"], 0.5)
+    embedding[ids["REPLY"]][REPLY_QUERY] = 1.0
+    for name, first, strength in (
+        ("USER", "CHAT", 1.0),
+        ("CREATE", "CALL_WRITE", 1.03),
+        ("WRITE", "CALL_WRITE", 1.03),
+        ("RUN", "CALL_BASH", 1.03),
+        ("EXEC", "CALL_EXEC", 1.03),
+        ("RESULT", "DONE", 1.03),
+    ):
+        embedding[ids[name]][MARKER_KEY] = strength * 8
+        put(embedding, ids[name], MARKER_VALUE, ids[first])
+    replies = [ids[n] for n in ("EOS", "CALL_WRITE", "CALL_BASH", "CALL_EXEC", "CONTENT", "CLOSE", "DONE", "CHAT")]
+    for token in (*range(256), *replies, *vocabulary.words, *escape.values()):
+        if token not in escape:
+            put(output, token, OUT, token, 8.0)
+    return embedding, output, WIDTH
+
+
+def layers(width: int) -> list[dict[str, Matrix]]:
+    theta = [ROPE_BASE ** (-2 * i / HEAD) for i in range(HEAD // 2)]
+    root = sqrt(HEAD)
+    constant = CONSTANT / RMS
+
+    def empty() -> dict[str, Matrix]:
+        layer: dict[str, Matrix] = {part: [{} for _ in range(HEAD)] for part in "qkv"}
+        layer["output"] = [{} for _ in range(width)]
+        return layer
+
+    def by_distance(layer: dict[str, Matrix], shift: int, gain: float, first: int = 0) -> None:
+        """A score that depends on the distance alone: shift picks that offset; first > 0 prefers what is near."""
+        a = sqrt(gain * root)
+        for i in range(first, ROTATING):
+            layer["q"][2 * i][0] = a * cos(-shift * theta[i]) / constant
+            layer["q"][2 * i + 1][0] = a * sin(-shift * theta[i]) / constant
+            layer["k"][2 * i][0] = a / constant
+
+    found = []
+    for shift in (1, 2, 4):
+        layer = empty()
+        by_distance(layer, shift, 60.0)
+        for i in range(shift * BLOCK):
+            layer["v"][i][_block(0) + i] = 1.0
+            layer["output"][_block(shift) + i][i] = RMS
+        found.append(layer)
+
+    induction = empty()
+    by_distance(induction, 0, 5.0, first=5)
+    row = CONTENT
+    for k in range(BLOCKS - 1):
+        match = sqrt(60 * 0.8**k * root * RMS**2 / CODE)
+        flag = sqrt(200 * root) * RMS / FLAG
+        for i in range(CODE):
+            induction["q"][row][_block(k) + i] = match
+            induction["k"][row][_block(k + 1) + i] = match
+            row += 1
+        for reply, request in ((AT_CALL, AT_PATH), (AT_CONTENT, AT_BODY)):
+            induction["q"][row][_block(k) + reply] = flag
+            induction["k"][row][_block(k + 1) + request] = flag
+            row += 1
+    for i in range(CODE):
+        induction["v"][i][COPY + i] = 1.0
+        induction["output"][OUT + i][i] = RMS
+    found.append(induction)
+
+    choose = empty()
+    by_distance(choose, 0, 20.0, first=5)
+    pull = sqrt(500 * root * RMS**2 / 8)
+    choose["q"][CONTENT][REPLY_QUERY] = pull
+    choose["k"][CONTENT][MARKER_KEY] = pull
+    for i in range(CODE):
+        choose["v"][i][MARKER_VALUE + i] = 1.0
+        choose["output"][OUT + i][i] = 3 * RMS
+    found.append(choose)
+    return found
+
+
+def _byte_letters() -> dict[int, str]:
+    """GPT-2's printable stand-in for each byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in plain]
+    return {b: chr(b) for b in plain} | {b: chr(256 + n) for n, b in enumerate(others)}
+
+
+_BYTES = _byte_letters()
+
+
+def letters_of(text: str) -> str:
+    return "".join(_BYTES[b] for b in text.encode())

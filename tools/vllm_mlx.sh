@@ -1,0 +1,17 @@
+#!/bin/sh
+# Print the path of a vllm-mlx in an environment of its own: text models only, no torch, on the processor (250 MB).
+# Kept in a cache folder between runs.
+set -eu
+version=0.6.0
+prefix=${XDG_CACHE_HOME:-$HOME/.cache}/cclocal-dev/vllm-mlx-$version
+program=$prefix/bin/vllm-mlx
+if ! [ -e "$prefix/whole" ]; then
+    echo "fetching vllm-mlx $version …" >&2
+    rm -rf "$prefix"
+    ${PYTHON:-python3} -m venv "$prefix"
+    "$prefix/bin/python" -m pip install --quiet --disable-pip-version-check "mlx[cpu]==0.32.4" "mlx-lm==0.31.3" \
+        fastapi "starlette>=1.0.1" uvicorn prometheus-client jsonschema psutil pyyaml requests python-multipart >&2
+    "$prefix/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "vllm-mlx==$version" >&2
+    touch "$prefix/whole"
+fi
+echo "$program"

@@ -298,6 +298,17 @@ def launch(
             help="Start a model that does not fit without asking (--no-mem-check, or CCLOCAL_NO_MEMCHECK=1).",
         ),
     ] = True,
+    cold: Annotated[
+        bool,
+        typer.Option(
+            "--cold/--warm",
+            metavar="",
+            envvar="CCLOCAL_COLD",
+            rich_help_panel=SESSION,
+            show_default=False,
+            help="Keep nothing of the prompt from session to session.",
+        ),
+    ] = False,
     yes: Annotated[
         bool,
         typer.Option(
@@ -389,6 +400,7 @@ def launch(
             "command line" in (sources.get("mem_check"), sources.get("safe"))
             or not _is_on(started.environ.get("CCLOCAL_NO_MEMCHECK", ""))
         ),
+        cold=cold,
         yes=yes,
         think=think,
         server_only=server,
@@ -551,6 +563,7 @@ def check(
         slots=lasting.get("slots"),
         ubatch=lasting.get("ubatch"),
         agent_args=("-p", PROMPT),
+        cold=True,
         yes=True,
     )
     try:

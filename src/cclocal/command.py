@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 PORT = "<free port>"
 KEY = "<session key>"
 SESSION = "<session folder>"
+#: where an agent is rehearsed
+REHEARSAL = "<rehearsal folder>"
 #: stands for a model file that is not on disk yet
 MODEL_FILE = "<model file>"
 #: and for the folder of an MLX model

@@ -19,7 +19,7 @@ from cclocal.lookup import local_tag
 from cclocal.memory.fit import Fit
 from cclocal.plan import proof_name
 from cclocal.planning import Wishes, plan_catalog, plan_one
-from cclocal.store import Stored, check_removable, choose, free_bytes, remove, stored
+from cclocal.store import WARM, Stored, check_removable, choose, free_bytes, remove, stored
 
 _DAY_S = 86400
 TITLE = "cclocal: which model?    ● on disk  ○ not yet"
@@ -134,7 +134,9 @@ def show_stored(shelf: Catalog, folders: Folders, environ: Mapping[str, str], *,
             # a path may look like markup
             table.add_row(*map(Text, cells))
         screen.print(table)
-    words = f"{len(rows)} models, {ui.human_size(total)}; {ui.human_size(free)} of {ui.human_size(disk)} are free."
+    count = sum(row.kind != WARM for row in rows)
+    models = f"{count} model{'s' if count != 1 else ''}"
+    words = f"{models}, {ui.human_size(total)}; {ui.human_size(free)} of {ui.human_size(disk)} are free."
     screen.print(words if rows else f"No model is on this disk. {words.split('; ')[1]}", style="dim", markup=False)
 
 

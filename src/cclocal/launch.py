@@ -25,6 +25,7 @@ from cclocal.provision import check, prepare
 from cclocal.ready import holder_of, last_lines, wait_until_ready
 from cclocal.state import reclaim, sessions
 from cclocal.store import remember
+from cclocal.warm import Warmth
 
 #: A random port may be taken between looking and listening; so often another one is tried.
 PORT_TRIES = 3
@@ -366,6 +367,8 @@ def _start(
     model: Mapping[str, str],
 ) -> Held:
     make_folder(folders.sessions)
+    # rehearses while the model loads
+    warmth = Warmth.of(bound, folders, environ)
     log = logs.new_log(folders, session_id)
     held = hold(
         bound.server,
@@ -396,7 +399,12 @@ def _start(
         with line.shown():
             wait_until_ready(held, bound.readiness, line)
             check(bound, held)
+            said = warmth.bring(bound, held, line) if warmth else None
+        if said:
+            ui.say(said, "dim")
     except BaseException:
+        if warmth:
+            warmth.close()
         held.end()
         raise
     measured.learn(bound, log, folders)

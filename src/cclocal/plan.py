@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cclocal.agents import AGENTS, Agent, Home, Session
+from cclocal.agents import AGENTS, Agent, Home, Rehearsal, Session
 from cclocal.agents.claude import least_context_tokens
 from cclocal.backends import BACKENDS, Backend, Serving, in_order, llama_server, vllm_mlx
 from cclocal.catalog import CONFIG, Model, Variant
@@ -110,6 +111,13 @@ class Plan:
     tools: bool = True
     #: whether the agent takes over the terminal
     draws: bool = True
+    #: where the model is, or what stands for it
+    model_file: str = ""
+    #: how the fixed part of the prompt is found out, if it is kept; what that state holds for beside the agent; whether
+    #: a state can be saved and restored
+    rehearsal: Rehearsal | None = None
+    warm_key: str = ""
+    warm_saves: bool = True
     #: the model in the user's own words
     asked: str = ""
     #: the variables handed on by name
@@ -134,6 +142,7 @@ class Plan:
         endpoint = self.readiness.endpoint
         return replace(
             self,
+            model_file=bind(self.model_file, values),
             server=self.server.bind(values),
             session=self.session.bind(values),
             readiness=replace(
@@ -248,6 +257,10 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
 
     proven = facts.proofs.get(proof_key(model, variant, variant.backend, engine))
     endpoint = backend.endpoint(engine, model, variant, context, port, str(facts.folders.state / "ollama"))
+    session = Session(
+        endpoint, window, out, tuple(settings.pass_env), tuple(settings.agent_args), not settings.no_tools
+    )
+    rehearsal = agent.rehearsal(facts, session) if _keeps_prompts(settings, variant, engine) else None
     serving = Serving(
         model=model,
         variant=variant,
@@ -258,12 +271,11 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         port=str(port or PORT),
         own_store=str(facts.folders.data / "ollama"),
         records=str(facts.folders.state / "ollama"),
+        warm=str(facts.folders.cache / "warm") if rehearsal else "",
     )
     server, server_files = backend.command(engine, serving)
-    session = Session(
-        endpoint, window, out, tuple(settings.pass_env), tuple(settings.agent_args), not settings.no_tools
-    )
     command, session_files = agent.command(facts, session)
+    kinds = {layer.kind for layer in shape.layers} if shape else set()
     return Plan(
         model=model,
         variant=variant,
@@ -298,6 +310,11 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         proven=proven,
         yes=settings.yes,
         tools=not settings.no_tools,
+        model_file=model_file,
+        rehearsal=rehearsal,
+        warm_key=_warm_key(variant, engine),
+        # llama.cpp cannot go on from a restored sliding window
+        warm_saves="sliding" not in kinds,
         asked=_in_own_words(model, settings),
         draws=agent.draws(settings.agent_args),
         passed=settings.pass_env,
@@ -311,6 +328,20 @@ def _untested(model: Model, variant: Variant, settings: Settings) -> str:
     if variant.is_folder and not variant.tool_parser:
         said += " Its template shows no tool calls that are known here; --parser NAME says how it writes them."
     return said
+
+
+def _keeps_prompts(settings: Settings, variant: Variant, engine: Engine) -> bool:
+    """Whether the fixed part of the prompt is read once and kept: one conversation, with its tools, in this process."""
+    wanted = not (settings.cold or settings.server_only or settings.no_tools)
+    return wanted and engine.has("--slot-save-path") and variant.slots == 1
+
+
+def _warm_key(variant: Variant, engine: Engine) -> str:
+    """What a kept prompt depends on beside the agent and the model's file."""
+    model = [dict(variant.template_kwargs), variant.reasoning_budget_tokens, variant.override_kv, variant.mmproj]
+    devices = ",".join(device.split(" (")[0] for device in engine.devices)
+    told = json.dumps([*model, variant.extra_args])
+    return f"{engine.form} {engine.version} {devices} {variant.kv_type} {told}"
 
 
 def _in_own_words(model: Model, settings: Settings) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cclocal.command import Readiness
 from cclocal.errors import NotReadyError, PortError, ServerDiedError
@@ -19,6 +19,8 @@ from cclocal.process import Held
 
 if TYPE_CHECKING:
     import httpx
+
+T = TypeVar("T")
 
 #: How often a server that is not ready is asked again: often enough not to be felt, seldom enough not to be load.
 POLL_S = 0.05
@@ -120,7 +122,7 @@ def wait_until_ready(
 
     def look() -> None:
         """One look at how things are, between two questions to the server."""
-        _check_alive(held)
+        check_alive(held)
         on_wait(Waiting(phase, clock() - started, last_line(held.log)))
         if signs.idle_s() > readiness.stall_s:
             raise NotReadyError(
@@ -156,16 +158,21 @@ def wait_until_ready(
 def _first_token(client: httpx.Client, model: str, headers: dict[str, str], look: Callable[[], None]) -> httpx.Response:
     """Ask for one token, once: a server that computes may take its time, one that hangs is told by `look`."""
     body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
-    answers: queue.SimpleQueue[httpx.Response | Exception] = queue.SimpleQueue()
+    return patiently(lambda: client.post("/v1/messages", json=body, headers=headers, timeout=None), look)
 
-    def ask() -> None:
+
+def patiently(ask: Callable[[], T], look: Callable[[], None]) -> T:
+    """The answer to a request that may take its time; meanwhile `look` looks how things are, and raises to end it."""
+    answers: queue.SimpleQueue[T | Exception] = queue.SimpleQueue()
+
+    def run() -> None:
         try:
-            answers.put(client.post("/v1/messages", json=body, headers=headers, timeout=None))
+            answers.put(ask())
         except Exception as error:
             # also what happens to a request whose client was closed because nobody waits any more
             answers.put(error)
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=run, daemon=True).start()
     while True:
         with contextlib.suppress(queue.Empty):
             answer = answers.get(timeout=POLL_S)
@@ -209,7 +216,8 @@ def _cpu_s(pid: int) -> float:
     return total
 
 
-def _check_alive(held: Held) -> None:
+def check_alive(held: Held) -> None:
+    """Raises ServerDiedError, with its last lines, if the server has ended."""
     code = held.poll()
     if code is None:
         return

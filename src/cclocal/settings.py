@@ -50,6 +50,7 @@ DEFAULTS: Mapping[str, Kind] = {
     "safe": Kind(bool),
     "think": Kind(bool),
     "mem_check": Kind(bool),
+    "cold": Kind(bool),
 }
 
 
@@ -86,6 +87,8 @@ class Settings:
     #: on a Mac: the wired limit to raise to for this session
     wired_limit_mib: int | None = None
     mem_check: bool = True
+    #: keep nothing of earlier sessions' prompts
+    cold: bool = False
     #: start a model that failed its check without asking
     yes: bool = False
     server_only: bool = False

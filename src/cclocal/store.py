@@ -23,13 +23,15 @@ from cclocal.catalog import Catalog, Model, Variant
 from cclocal.errors import UsageError
 from cclocal.files import Folders, is_loopback, ollama_store, ollama_url, read_table, write_private
 
+#: The row of what is kept of prompts, by kind and name.
+WARM = "warm"
 #: So many files outside the caches are remembered.
 _KEPT_FILES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One model on disk. kind: hub, ollama or file. flag: how cclocal starts it, if it is in the catalog."""
+    """One thing on disk. kind: hub, ollama, file, or warm (prompts that are kept). flag: how cclocal starts it."""
 
     kind: str
     name: str
@@ -79,7 +81,12 @@ def stored(shelf: Catalog, folders: Folders, environ: Mapping[str, str]) -> list
     used = _used(folders)
     borrowed = {record.stem for record in (folders.state / "ollama").glob("*.json")}
     flags = {v.repo or v.tag: _start_of(model, v) for model in shelf.models.values() for v in reversed(model.variants)}
-    rows = [*_in_hub(flags, used, environ), *_in_ollama(flags, borrowed, environ), *_files(used)]
+    rows = [
+        *_in_hub(flags, used, environ),
+        *_in_ollama(flags, borrowed, environ),
+        *_files(used),
+        *_warm(folders),
+    ]
     return sorted(rows, key=lambda row: -row.size_bytes)
 
 
@@ -166,6 +173,19 @@ def _files(used: Mapping[str, dict[str, Any]]) -> Iterator[Stored]:
                 yield Stored("file", name, size, start, float(row["at_s"]), 0, str(path), True, backend)
 
 
+def _warm(folders: Folders) -> Iterator[Stored]:
+    """What is kept of prompts from session to session, as one row."""
+    folder = folders.cache / "warm"
+    files = []
+    for path in folder.glob("*.bin"):
+        # a start at this moment may remove one
+        with contextlib.suppress(OSError):
+            files.append(path.stat())
+    if files:
+        size, last = sum(file.st_size for file in files), max(file.st_mtime for file in files)
+        yield Stored(WARM, WARM, size, "", last, path=str(folder))
+
+
 def free_bytes(folder: Path) -> tuple[int, int]:
     """(free, total) of the disk a folder is on."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -216,14 +236,16 @@ def check_removable(row: Stored, environ: Mapping[str, str]) -> None:
     """Raises UsageError if somebody uses a model, or if it is a file of one's own."""
     if row.kind == "file":
         raise UsageError(f"{row.path} is a file of yours, so it is yours to remove.")
-    users = users_of(row) if row.kind == "hub" else _loaded_in_ollama(row, environ)
+    users = _loaded_in_ollama(row, environ) if row.kind == "ollama" else users_of(row)
     if users:
         raise UsageError(f"{row.name} is in use by {', '.join(users)}.")
 
 
 def remove(row: Stored, environ: Mapping[str, str]) -> None:
     """Take a model off the disk through its own store. Raises UsageError if that did not do it."""
-    if row.kind == "ollama":
+    if row.kind == WARM:
+        shutil.rmtree(row.path, ignore_errors=True)
+    elif row.kind == "ollama":
         _remove_from_ollama(row, environ)
     else:
         hub.remove(row.name, environ)

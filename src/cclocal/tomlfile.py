@@ -19,10 +19,10 @@ from cclocal.settings import Kind
 FLAG = re.compile(r"[a-z][a-z0-9.-]*")
 #: Our own options and commands, which no model may take. (A test holds this against the real ones.)
 RESERVED = frozenset(
-    """attach backend check clean cpu-moe ctx dry-run fetch gpu-layers help insecure-http
+    """attach backend check clean cold cpu-moe ctx dry-run fetch gpu-layers help insecure-http
     install-completion json key-env kv list list-models
     llama-server logs mem-check model no-mem-check no-safe no-think no-tools out-tokens parser pass-env plan port
-    prompt quant rm safe server show-completion slots think ubatch url version wired-limit yes""".split()
+    prompt quant rm safe server show-completion slots think ubatch url version warm wired-limit yes""".split()
 )
 
 

@@ -34,7 +34,8 @@ def test_the_engine_goes_whoever_is_killed(world: World, name: str, killed: list
     backend, program, target = BACKENDS[name]
     world.real(program, target)
     world.fake_claude()
-    world.start("--tiny", "--backend", backend)
+    # the agent is a stand-in: nothing to rehearse
+    world.start("--tiny", "--backend", backend, "--cold")
     agent = world.agent()["pid"]
     state = world.state()
     engine = psutil.Process(state["server"])
@@ -49,6 +50,6 @@ def test_the_engine_goes_whoever_is_killed(world: World, name: str, killed: list
             os.kill(agent, signal.SIGKILL)
         # its state file stays; the next start reclaims it and says so
         world.fake_claude(exits=0)
-        done = world.run("--tiny", "--backend", backend)
+        done = world.run("--tiny", "--backend", backend, "--cold")
         assert "Cleaned up after a session whose keeper was killed (tiny" in done.stderr
         assert done.returncode == 0, done.stderr

@@ -121,7 +121,7 @@ def test_llama_servers_own_timeout_does_not_end_a_prefill(world: World, engine: 
         "context_tokens = 65536\n[[models.short.variants]]\n"
         'backend = "llama-server"\nquant = "F16"\nbuiltin = "tiny"\nextra_args = ["--timeout", "1"]\n'
     )
-    child = world.start("--short")
+    child = world.start("--short", "--cold")
     env = world.agent()["env"]
     began = time.monotonic()
     reply = httpx.post(

@@ -45,6 +45,20 @@ class Home:
     links: Mapping[str, Path | None] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """A session that goes nowhere: started to see what an agent sends first.
+
+    Its folder, port and key are placeholders. `about` names what the request depends on; `draws`: on a terminal.
+    """
+
+    about: str
+    command: Command
+    files: tuple[SessionFile, ...]
+    home: Home
+    draws: bool
+
+
 class Agent(Protocol):
     """What an agent module offers."""
 
@@ -64,6 +78,9 @@ class Agent(Protocol):
 
     def home(self, facts: Facts) -> Home:
         """Its private configuration folder."""
+
+    def rehearsal(self, facts: Facts, session: Session) -> Rehearsal | None:
+        """The same session as a rehearsal; None if its arguments change what is the same in every session."""
 
     def notes(self, facts: Facts, session: Session) -> tuple[str, ...]:
         """What the user should know of this folder and of the arguments they passed."""

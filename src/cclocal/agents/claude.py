@@ -5,14 +5,18 @@ Sources: runs of the real binaries against a scripted server that logged every r
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cclocal.command import (
     AGENT_NAMES,
     AGENT_PREFIXES,
+    REHEARSAL,
     Command,
     Endpoint,
     SessionFile,
@@ -20,7 +24,7 @@ from cclocal.command import (
 from cclocal.facts import Facts
 
 if TYPE_CHECKING:
-    from cclocal.agents import Home, Session
+    from cclocal.agents import Home, Rehearsal, Session
 
 NAME = "claude"
 PROGRAM = "claude"
@@ -73,6 +77,21 @@ _UNDOES = {
     "--chrome": "adds the browser's tools to every request",
     "--bare": "replaces the whole launch profile",
 }
+
+
+#: Arguments that change the system prompt or the tools.
+_OTHER_PROMPT = frozenset(
+    """--tools --disallowedTools --disallowed-tools --append-system-prompt --system-prompt --system-prompt-file
+    --append-system-prompt-file --agents --agent --mcp-config --plugin-dir --chrome --bare --settings --model
+    --output-style --permission-mode --json-schema --exclude-dynamic-system-prompt-sections --system-prompt-snapshot
+    --restricted --safe-mode --brief --plugin-url --disable-slash-commands --cloud --teleport --version -v --help
+    -h""".split()
+)
+#: Words that make it something else than a session.
+_COMMANDS = frozenset(
+    """agents auth auto-mode config doctor install mcp migrate-installer plugin plugins project setup-token update
+    upgrade""".split()
+)
 
 
 def least_context_tokens(out_tokens: int) -> int:
@@ -218,6 +237,34 @@ def home(facts: Facts) -> Home:
         },
         links={"CLAUDE.md": facts.user_claude_md},
     )
+
+
+def rehearsal(facts: Facts, session: Session) -> Rehearsal | None:
+    from cclocal.agents import Rehearsal
+
+    flags = {argument.split("=", 1)[0] for argument in session.arguments}
+    if not facts.agent or flags & _OTHER_PROMPT or {*session.arguments[:1]} & _COMMANDS:
+        return None
+    drawn = draws(session.arguments)
+    # nothing of this folder and of the user's: that comes after what is the same everywhere
+    nowhere = replace(
+        facts,
+        cwd=Path(REHEARSAL, "project"),
+        git_root=None,
+        user_claude_md=None,
+        parent_claude_mds={},
+        folders=replace(facts.folders, data=Path(REHEARSAL)),
+    )
+    asked = ("Hello",) if drawn else ("-p", "Hello")
+    asking = replace(session, endpoint=Endpoint.of_session(None, session.endpoint.model), arguments=asked)
+    made, files = command(nowhere, asking)
+    # its first request is refused, and that is that
+    made = replace(made, env={**made.env, "CLAUDE_CODE_MAX_RETRIES": "0"})
+    # how large the window is stands in no prompt
+    told = {name: value for name, value in made.env.items() if not name.endswith(("_TOKENS", "_WINDOW"))}
+    profile = hashlib.sha256(json.dumps([made.argv[1:], told], sort_keys=True).encode()).hexdigest()[:8]
+    about = f"claude {facts.agent.version} {'' if drawn else '-p '}{session.endpoint.model} {profile}"
+    return Rehearsal(about, made, files, home(nowhere), drawn)
 
 
 def notes(facts: Facts, session: Session) -> tuple[str, ...]:

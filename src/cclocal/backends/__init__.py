@@ -29,6 +29,8 @@ class Serving:
     port: str
     #: where a backend with a store keeps what is ours
     own_store: str = ""
+    #: where the state of prompts is kept
+    warm: str = ""
     #: where it is written down what was put into somebody else's
     records: str = ""
 

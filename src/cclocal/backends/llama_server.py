@@ -133,6 +133,7 @@ def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFil
     # 8 GiB of host memory by default, which no plan counted on.
     add("--cache-ram", variant.cache_ram_mib)
     add("--timeout", SERVER_TIMEOUT_S)
+    add("--slot-save-path", serving.warm or None)
     batch = max(variant.batch_tokens or DEFAULT_BATCH_TOKENS, variant.ubatch_tokens or 0)
     # a micro-batch beyond the batch would silently be cut to it
     add("--batch-size", batch if batch > DEFAULT_BATCH_TOKENS else variant.batch_tokens)

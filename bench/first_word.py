@@ -1,0 +1,229 @@
+"""The wait before the first word: python bench/first_word.py [--quick] [--llama-server PATH]
+
+One engine, one machine, one run: the same three-turn task with the real Claude Code on PATH, started six ways: plain;
+with the environment that `ollama launch claude` sets; with the environment and flags of a well-known script; by cclocal
+cold; by cclocal with the state of an earlier session; the same in another folder. Printed for each turn: the prompt's
+tokens that were evaluated until its first word, and the seconds until then, also as a share of the plain launch's.
+
+The model is the tiny copy circuit padded to 1.03 GB, so that a token of a prompt costs what it costs with a real model
+of that size; --quick takes the bare one, for counts alone. The circuit looks back from the reply for what was asked: a
+launch that puts thousands of tokens in between (2.1.329's plain one does) gets chat instead of a file, and that is
+told. The peers' server is started with the flags that cclocal uses. Needs a claude on PATH. Some fifteen minutes on two
+cores, two with --quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from cclocal import tiny
+from cclocal.process import free_port
+from tests.world import World, wait_for
+
+TASKS = (
+    "Create the file one.txt with content: the first file",
+    "Run the command: wc -c one.txt",
+    "Create the file two.txt with content: the second file",
+)
+#: The feed-forward layers of zero that make it 1.03 GB.
+PADDED = 106_496
+CONTEXT_TOKENS = 65536
+STREAM = ("-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose")
+ACCEPT = ("--permission-mode", "acceptEdits", "--allowedTools", "Bash")
+TIMEOUTS = {
+    "API_TIMEOUT_MS": "1800000",
+    "CLAUDE_STREAM_IDLE_TIMEOUT_MS": "1800000",
+    "API_FORCE_IDLE_TIMEOUT": "0",
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one turn took until its first word."""
+
+    evaluated_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to start Claude Code on a server."""
+
+    name: str
+    env: Mapping[str, str]
+    flags: tuple[str, ...] = ()
+
+
+def ways(url: str) -> list[Way]:
+    """The peers, as they set things up (facts read from their code and documents)."""
+    model = {f"ANTHROPIC_DEFAULT_{tier}_MODEL": "model" for tier in ("OPUS", "SONNET", "HAIKU")}
+    at = {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_AUTH_TOKEN": "none", "ANTHROPIC_MODEL": "model", **model}
+    return [
+        Way("plain claude", at),
+        Way(
+            "as `ollama launch claude`",
+            {**at, "ANTHROPIC_API_KEY": "", "ANTHROPIC_AUTH_TOKEN": "ollama", "CLAUDE_CODE_ATTRIBUTION_HEADER": "0"},
+        ),
+        Way(
+            "as a script with 8 tools",
+            {
+                **at,
+                "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
+                "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+                "DISABLE_TELEMETRY": "1",
+                "DISABLE_ERROR_REPORTING": "1",
+                "DISABLE_AUTOUPDATER": "1",
+            },
+            ("--tools", "Bash,Read,Edit,Write,Glob,Grep,WebSearch,WebFetch", "--strict-mcp-config"),
+        ),
+    ]
+
+
+def turns(words: list[str], env: Mapping[str, str], project: Path) -> tuple[list[Turn], bool]:
+    """The task, turn by turn, and whether its files were written."""
+    child = subprocess.Popen(
+        words,
+        env=dict(env),
+        cwd=project,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdin
+    assert child.stdout
+    found = []
+    for task in TASKS:
+        began = time.monotonic()
+        message = {"type": "user", "message": {"role": "user", "content": [{"type": "text", "text": task}]}}
+        child.stdin.write(json.dumps(message) + "\n")
+        child.stdin.flush()
+        first: Turn | None = None
+        for line in child.stdout:
+            event = json.loads(line) if line.startswith("{") else {}
+            if event.get("type") == "assistant" and first is None:
+                first = Turn(int(event["message"]["usage"]["input_tokens"]), time.monotonic() - began)
+            if event.get("type") == "result":
+                break
+        assert first, f"{words[0]} said nothing"
+        found.append(first)
+    child.stdin.close()
+    child.wait()
+    files = {"one.txt": "the first file", "two.txt": "the second file"}
+    done = all((project / name).exists() and (project / name).read_text() == text for name, text in files.items())
+    for name in files:
+        (project / name).unlink(missing_ok=True)
+    return found, done
+
+
+@contextlib.contextmanager
+def server(words: list[str], log: Path) -> Iterator[str]:
+    """The engine with cclocal's own flags, for those who bring none."""
+    port = free_port()
+    with log.open("wb") as out:
+        child = subprocess.Popen(
+            [*words, "--port", str(port)], stdout=out, stderr=out, env={"PATH": os.environ["PATH"]}
+        )
+    url = f"http://127.0.0.1:{port}"
+
+    def up() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{url}/health", trust_env=False).status_code == 200
+        return False
+
+    try:
+        wait_for(up, "the engine", 120)
+        yield url
+    finally:
+        child.kill()
+        child.wait()
+
+
+def peer_flags(world: World, model: Path) -> list[str]:
+    """What cclocal starts the engine with, but for the key, the port and the kept prompts."""
+    told = json.loads(world.run("--model", str(model), "--ctx", str(CONTEXT_TOKENS), "--dry-run", "--json").stdout)
+    words = [str(word) for word in told["server"]["argv"]]
+    for flag in ("--api-key-file", "--port", "--slot-save-path"):
+        if flag in words:
+            at = words.index(flag)
+            del words[at : at + 2]
+    return words
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--llama-server", type=Path)
+    options = parser.parse_args()
+    claude = shutil.which("claude")
+    if not claude:
+        sys.exit("needs a claude on PATH")
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        model = root / "model.gguf"
+        model.write_bytes(tiny.gguf() if options.quick else tiny.gguf(PADDED))
+        world = World(root / "world")
+        world.real("claude", Path(claude))
+        if options.llama_server:
+            world.real("llama-server", options.llama_server)
+        rows: list[tuple[str, list[Turn], bool]] = []
+        with contextlib.ExitStack() as stack:
+            for at in range(3):
+                url = stack.enter_context(server(peer_flags(world, model), root / f"server-{at}.log"))
+                way = ways(url)[at]
+                project, home = root / f"project-{at}", root / f"home-{at}"
+                project.mkdir()
+                home.mkdir()
+                seed = {"hasCompletedOnboarding": True, "projects": {str(project): {"hasTrustDialogAccepted": True}}}
+                (home / ".claude.json").write_text(json.dumps(seed))
+                env = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8", **TIMEOUTS, **way.env}
+                rows.append((way.name, *turns([claude, *way.flags, *STREAM, *ACCEPT], env, project)))
+                show(rows)
+                # one engine at a time
+                stack.close()
+        ours = [*world.command, "--model", str(model), "--ctx", str(CONTEXT_TOKENS)]
+        rows.append(("cclocal, cold", *turns([*ours, "--cold", "--", *STREAM], world.env, world.project)))
+        show(rows)
+        turns([*ours, "--", *STREAM], world.env, world.project)
+        states = world.home / ".cache/cclocal/warm"
+        wait_for(lambda: list(states.glob("*.json")), "the state", 600)
+        rows.append(("cclocal, warm", *turns([*ours, "--", *STREAM], world.env, world.project)))
+        show(rows)
+        other = root / "another project"
+        other.mkdir()
+        rows.append(("cclocal, warm, another folder", *turns([*ours, "--", *STREAM], world.env, other)))
+        show(rows)
+        world.close()
+
+
+def show(rows: list[tuple[str, list[Turn], bool]]) -> None:
+    """The newest row, under a heading if it is the first."""
+    if len(rows) == 1:
+        columns = ("started", "tokens read for turn 1", "2", "3", "of plain", "seconds, turn 1", "2", "3", "of plain")
+        print("|", " | ".join((*columns, "files")), "|")
+        print("|---|" + "---:|" * (len(columns) - 1) + "---|")
+    name, found, done = rows[-1]
+    plain = rows[0][1][0]
+    tokens = " | ".join(f"{turn.evaluated_tokens:,}" for turn in found)
+    seconds = " | ".join(f"{turn.seconds:.1f}" for turn in found)
+    share, faster = found[0].evaluated_tokens / plain.evaluated_tokens, found[0].seconds / plain.seconds
+    print(f"| {name} | {tokens} | {share:.0%} | {seconds} | {faster:.0%} | {'yes' if done else 'no'} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

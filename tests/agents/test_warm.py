@@ -1,0 +1,184 @@
+"""The fixed part of the prompt is read once: real agents on real engines, guarded by counts of tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+from tests.conftest import NEWEST, Claude, Engine
+from tests.world import World, alive, wait_for
+
+#: What a first turn may evaluate that an earlier session's state was restored for: its own folder, date and question.
+WARM_TOKENS = 700
+
+
+def turn(world: World, *args: str) -> dict[str, int]:
+    """One question in print mode: (tokens evaluated, tokens kept), and what cclocal said."""
+    done = world.run("--tiny", *args, "--", "-p", "How are you?", "--output-format", "json")
+    assert done.returncode == 0, done.stderr
+    usage = json.loads(done.stdout.splitlines()[-1])["usage"]
+    restored = "are kept from an earlier session" in done.stderr
+    return {"read": usage["input_tokens"], "kept": usage["cache_read_input_tokens"], "restored": restored}
+
+
+def states(world: World) -> list[Path]:
+    """Every state that was noted as whole."""
+    return sorted((world.home / ".cache/cclocal/warm").glob("*.json"))
+
+
+def elsewhere(world: World, name: str) -> None:
+    world.project = world.root / name
+    world.project.mkdir()
+
+
+def test_the_next_session_in_another_folder_reads_only_what_is_its_own(real: World, claude: Claude) -> None:
+    first = turn(real)
+    assert not first["restored"]
+    wait_for(lambda: states(real), "the state")
+    elsewhere(real, "quite another project")
+    second = turn(real)
+    assert second["restored"]
+    total = second["read"] + second["kept"]
+    if claude.version == NEWEST:
+        assert second["read"] < WARM_TOKENS < total / 8
+    else:
+        # it names the folder before the tools: what comes after that is read again
+        assert second["kept"] > 500
+    # nothing of what was said is in it
+    told = json.loads(states(real)[0].read_text())
+    assert told["size_bytes"] == states(real)[0].with_suffix(".bin").stat().st_size
+    assert told["tokens"] <= second["kept"] + 1
+    # the same folder again is no worse
+    assert turn(real)["read"] <= second["read"]
+    assert len(states(real)) == 1
+
+
+@pytest.mark.parametrize("harm", ["byte", "cut", "note"])
+def test_a_state_that_is_not_what_was_written_is_not_restored(real: World, harm: str) -> None:
+    turn(real)
+    note = wait_for(lambda: states(real), "the state")[0]
+    state = note.with_suffix(".bin")
+    data = state.read_bytes()
+    if harm == "byte":
+        state.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif harm == "cut":
+        state.write_bytes(data[:-100])
+    else:
+        note.write_text("{")
+    again = turn(real)
+    assert not again["restored"]
+    # and another one takes its place
+    wait_for(lambda: states(real) and states(real)[0].read_text().endswith("}"), "a new one")
+    assert turn(real)["restored"]
+
+
+def test_another_cache_another_state_and_none_if_it_is_not_wanted(real: World) -> None:
+    turn(real)
+    wait_for(lambda: states(real), "the state")
+    assert not turn(real, "--kv", "q8_0")["restored"]
+    wait_for(lambda: len(states(real)) == 2 or None, "the state of the other cache")
+    assert not turn(real, "--cold")["restored"]
+    # another prompt has another beginning
+    done = real.run("--tiny", "--", "-p", "How are you?", "--system-prompt", "You are a poet.")
+    assert "are kept" not in done.stderr
+    listed = json.loads(real.run("--list", "--json").stdout)["models"]
+    assert [row["name"] for row in listed] == ["warm"]
+    assert real.run("--rm", "warm", "--yes").returncode == 0
+    assert not states(real)
+
+
+def test_on_a_terminal_the_prompt_is_another_one(real: World) -> None:
+    turn(real)
+    wait_for(lambda: states(real), "the state")
+
+    def session() -> str:
+        with real.on_terminal("--tiny") as child:
+            child.expect("shift.*tab")
+            said = str(child.before)
+            assert len(states(real)) == 2
+            child.send("\x03\x03")
+            child.expect(pexpect.EOF)
+        return said
+
+    real.terminal = (40, 120)
+    assert "are kept" not in session()
+    assert "are kept from an earlier session" in session()
+
+
+@pytest.mark.parametrize("victim", ["agent", "keeper", "server"])
+def test_nothing_is_left_when_a_session_ends_while_its_prompt_is_read(real: World, victim: str) -> None:
+    child = real.start("--tiny", "--", "-p", "How are you?")
+    state: dict[str, Any] = real.state()
+    # the rehearsal is over and the prompt is being read
+    wait_for((real.home / ".cache/cclocal/rehearsals.json").exists, "the rehearsal")
+    os.kill(child.pid if victim == "agent" else state[victim], signal.SIGKILL)
+    wait_for(lambda: not alive(state["server"]), "the end of the server")
+    if victim == "server":
+        # said in words, not found out by an agent that talks to nobody
+        assert child.wait() == 32
+        assert "The server stopped" in (real.record / "err").read_text()
+    else:
+        child.kill()
+        child.wait()
+    assert not list((real.home / ".cache/cclocal/warm").glob("*.part"))
+    if victim == "keeper":
+        real.run("--tiny", "--cold", "--", "-p", "How are you?")
+
+
+@pytest.mark.parametrize("words", [(), ("--", "-p", "How are you?")], ids=["terminal", "print"])
+def test_a_launcher_killed_in_the_middle_of_a_rehearsal_leaves_no_agent(real: World, words: tuple[str, ...]) -> None:
+    with real.on_terminal("--tiny", *words) as child:
+        folder = real.home / ".cache/cclocal/rehearsals"
+        # both agents were started
+        wait_for(lambda: len(list(folder.glob("*/*/settings.json"))) == 2 or None, "the rehearsal")
+        os.kill(int(child.pid or 0), signal.SIGKILL)
+        child.expect(pexpect.EOF)
+    wait_for(lambda: not real.leftovers() or None, "the end of the rehearsed agents")
+    # and the next start clears what they wrote
+    real.run("--tiny", "--", "-p", "How are you?")
+    assert not list(folder.glob("*"))
+
+
+def test_an_agent_that_sends_nothing_is_not_waited_for_again(world: World, engine: Engine) -> None:
+    world.real("llama-server", engine.binary)
+    world.fake_claude(exits=0)
+    world.run("--tiny")
+    known = json.loads((world.home / ".cache/cclocal/rehearsals.json").read_text())
+    assert [row["requests"] for row in known.values()] == [[]]
+    before = known
+    assert world.run("--tiny").returncode == 0
+    assert json.loads((world.home / ".cache/cclocal/rehearsals.json").read_text()) == before
+    assert not states(world)
+
+
+def test_several_slots_and_arguments_of_ones_own_do_without(world: World, engine: Engine) -> None:
+    world.real("llama-server", engine.binary)
+    world.fake_claude(exits=0)
+    for words in (
+        ("--slots", "2", "--ctx", "65536"),
+        ("--", "--system-prompt", "x"),
+        ("--", "mcp", "list"),
+        ("--cold",),
+    ):
+        plan = json.loads(world.run("--tiny", "--dry-run", "--json", *words).stdout)
+        assert "--slot-save-path" not in plan["server"]["argv"], words
+        # and the server starts without the folder
+        assert world.run("--tiny", *words).returncode == 0
+    assert not (world.home / ".cache/cclocal/warm").exists()
+
+
+def test_what_is_no_whole_state_goes_with_the_next(real: World) -> None:
+    folder = real.home / ".cache/cclocal/warm"
+    folder.mkdir(parents=True)
+    for name in ("aaaa.bin", "bbbb.999999999.part"):
+        (folder / name).write_bytes(b"x")
+    turn(real)
+    assert len(states(real)) == 1
+    assert sorted(path.suffix for path in folder.iterdir()) == [".bin", ".json"]
+    assert all(path.stat().st_mode & 0o77 == 0 for path in folder.iterdir())

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +295,39 @@ def test_another_model_asked_for_in_mid_session_is_refused_in_words(scripted: Wo
         child.send("\x03\x03")
         child.expect(pexpect.EOF)
     assert {r["body"]["model"] for r in scripted.requests() if r["body"]} == {"tiny"}
+
+
+def plain(value: Any) -> Any:
+    """A request as a template sees it: no marks for Anthropic's own cache, and a text is a text, bare or in a block."""
+    if isinstance(value, dict):
+        found = {key: plain(part) for key, part in value.items() if key != "cache_control"}
+        if found.get("role") and isinstance(found.get("content"), str):
+            found["content"] = [{"type": "text", "text": found["content"]}]
+        return found
+    return [plain(part) for part in value] if isinstance(value, list) else value
+
+
+def first_difference(one: Any, other: Any) -> str:
+    """Where two texts part, in words; nothing if the second begins with the first."""
+    a, b = (json.dumps(plain(value), ensure_ascii=False, sort_keys=True) for value in (one, other))
+    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+    return "" if at is None else f"at {at}: …{a[max(0, at - 60) : at + 60]}… and …{b[max(0, at - 60) : at + 60]}…"
+
+
+def test_from_turn_to_turn_no_byte_moves(world: World, claude: Claude) -> None:
+    """What the server has read once stays what it was: the KV cache lives on it."""
+    world.real("claude", claude.path)
+    call = {"tool": ["Bash", {"command": "echo one"}]}
+    world.fake_server(replies=[call, call, {"text": "done"}])
+    assert world.run("--tiny", "--", "-p", PROMPT).returncode == 0
+    # the stand-in begins its replies anew with each start
+    world.fake_server(replies=[call, {"text": "done"}])
+    assert world.run("--tiny", "--", "--continue", "-p", "and again").returncode == 0
+    requests = [r["body"] for r in world.requests() if r["body"]]
+    assert len(requests) == 5
+    for before, after in pairwise(requests):
+        for part in ("system", "tools"):
+            assert not (where := first_difference(before[part], after[part])), f"{part} {where}"
+        count = len(before["messages"])
+        where = first_difference(before["messages"], after["messages"][:count])
+        assert not where, f"messages {where}"

@@ -58,6 +58,17 @@ def test_the_tiny_model_passes_its_check_and_silent_cutting_is_found(ollama: Wor
     assert outcome["A second turn does not read the whole prompt again"] == "not exercised"
 
 
+def test_a_file_of_ones_own_goes_into_a_store_of_ours_and_is_refused_without_a_template(ollama: World) -> None:
+    file = tiny.build(ollama.root)
+    words = ("--model", str(file), "--backend", "ollama", "--ctx", "32768")
+    refused = ollama.run(*words, "--", "-p", "hello")
+    # this Ollama does not read a file's own template
+    assert refused.returncode == 31, refused.stderr
+    assert "cannot call tools" in refused.stderr
+    assert list((ollama.home / ".local/share/cclocal/ollama/manifests").rglob("*tiny-copy*"))
+    assert not (ollama.home / ".ollama/models/manifests").exists()
+
+
 # -- a daemon that runs already ---------------------------------------------------------------------------------
 
 

@@ -11,11 +11,19 @@ from typing import Any
 import pexpect
 import pytest
 
-from tests.conftest import NEWEST, Claude, Engine
+from tests.conftest import CLAUDES, NEWEST, Claude, Engine
 from tests.world import World, alive, wait_for
 
 #: What a first turn may evaluate that an earlier session's state was restored for: its own folder, date and question.
 WARM_TOKENS = 700
+
+
+@pytest.fixture
+def newest(world: World, engine: Engine) -> World:
+    """The newest agent is enough where the version makes no difference."""
+    world.real("claude", CLAUDES[0].path)
+    world.real("llama-server", engine.binary)
+    return world
 
 
 def turn(world: World, *args: str) -> dict[str, int]:
@@ -60,9 +68,9 @@ def test_the_next_session_in_another_folder_reads_only_what_is_its_own(real: Wor
 
 
 @pytest.mark.parametrize("harm", ["byte", "cut", "note"])
-def test_a_state_that_is_not_what_was_written_is_not_restored(real: World, harm: str) -> None:
-    turn(real)
-    note = wait_for(lambda: states(real), "the state")[0]
+def test_a_state_that_is_not_what_was_written_is_not_restored(newest: World, harm: str) -> None:
+    turn(newest)
+    note = wait_for(lambda: states(newest), "the state")[0]
     state = note.with_suffix(".bin")
     data = state.read_bytes()
     if harm == "byte":
@@ -71,77 +79,77 @@ def test_a_state_that_is_not_what_was_written_is_not_restored(real: World, harm:
         state.write_bytes(data[:-100])
     else:
         note.write_text("{")
-    again = turn(real)
+    again = turn(newest)
     assert not again["restored"]
     # and another one takes its place
-    wait_for(lambda: states(real) and states(real)[0].read_text().endswith("}"), "a new one")
-    assert turn(real)["restored"]
+    wait_for(lambda: states(newest) and states(newest)[0].read_text().endswith("}"), "a new one")
+    assert turn(newest)["restored"]
 
 
-def test_another_cache_another_state_and_none_if_it_is_not_wanted(real: World) -> None:
-    turn(real)
-    wait_for(lambda: states(real), "the state")
-    assert not turn(real, "--kv", "q8_0")["restored"]
-    wait_for(lambda: len(states(real)) == 2 or None, "the state of the other cache")
-    assert not turn(real, "--cold")["restored"]
+def test_another_cache_another_state_and_none_if_it_is_not_wanted(newest: World) -> None:
+    turn(newest)
+    wait_for(lambda: states(newest), "the state")
+    assert not turn(newest, "--kv", "q8_0")["restored"]
+    wait_for(lambda: len(states(newest)) == 2 or None, "the state of the other cache")
+    assert not turn(newest, "--cold")["restored"]
     # another prompt has another beginning
-    done = real.run("--tiny", "--", "-p", "How are you?", "--system-prompt", "You are a poet.")
+    done = newest.run("--tiny", "--", "-p", "How are you?", "--system-prompt", "You are a poet.")
     assert "are kept" not in done.stderr
-    listed = json.loads(real.run("--list", "--json").stdout)["models"]
+    listed = json.loads(newest.run("--list", "--json").stdout)["models"]
     assert [row["name"] for row in listed] == ["warm"]
-    assert real.run("--rm", "warm", "--yes").returncode == 0
-    assert not states(real)
+    assert newest.run("--rm", "warm", "--yes").returncode == 0
+    assert not states(newest)
 
 
-def test_on_a_terminal_the_prompt_is_another_one(real: World) -> None:
-    turn(real)
-    wait_for(lambda: states(real), "the state")
+def test_on_a_terminal_the_prompt_is_another_one(newest: World) -> None:
+    turn(newest)
+    wait_for(lambda: states(newest), "the state")
 
     def session() -> str:
-        with real.on_terminal("--tiny") as child:
+        with newest.on_terminal("--tiny") as child:
             child.expect("shift.*tab")
             said = str(child.before)
-            assert len(states(real)) == 2
+            assert len(states(newest)) == 2
             child.send("\x03\x03")
             child.expect(pexpect.EOF)
         return said
 
-    real.terminal = (40, 120)
+    newest.terminal = (40, 120)
     assert "are kept" not in session()
     assert "are kept from an earlier session" in session()
 
 
 @pytest.mark.parametrize("victim", ["agent", "keeper", "server"])
-def test_nothing_is_left_when_a_session_ends_while_its_prompt_is_read(real: World, victim: str) -> None:
-    child = real.start("--tiny", "--", "-p", "How are you?")
-    state: dict[str, Any] = real.state()
+def test_nothing_is_left_when_a_session_ends_while_its_prompt_is_read(newest: World, victim: str) -> None:
+    child = newest.start("--tiny", "--", "-p", "How are you?")
+    state: dict[str, Any] = newest.state()
     # the rehearsal is over and the prompt is being read
-    wait_for((real.home / ".cache/cclocal/rehearsals.json").exists, "the rehearsal")
+    wait_for((newest.home / ".cache/cclocal/rehearsals.json").exists, "the rehearsal")
     os.kill(child.pid if victim == "agent" else state[victim], signal.SIGKILL)
     wait_for(lambda: not alive(state["server"]), "the end of the server")
     if victim == "server":
         # said in words, not found out by an agent that talks to nobody
         assert child.wait() == 32
-        assert "The server stopped" in (real.record / "err").read_text()
+        assert "The server stopped" in (newest.record / "err").read_text()
     else:
         child.kill()
         child.wait()
-    assert not list((real.home / ".cache/cclocal/warm").glob("*.part"))
+    assert not list((newest.home / ".cache/cclocal/warm").glob("*.part"))
     if victim == "keeper":
-        real.run("--tiny", "--cold", "--", "-p", "How are you?")
+        newest.run("--tiny", "--cold", "--", "-p", "How are you?")
 
 
 @pytest.mark.parametrize("words", [(), ("--", "-p", "How are you?")], ids=["terminal", "print"])
-def test_a_launcher_killed_in_the_middle_of_a_rehearsal_leaves_no_agent(real: World, words: tuple[str, ...]) -> None:
-    with real.on_terminal("--tiny", *words) as child:
-        folder = real.home / ".cache/cclocal/rehearsals"
+def test_a_launcher_killed_in_the_middle_of_a_rehearsal_leaves_no_agent(newest: World, words: tuple[str, ...]) -> None:
+    with newest.on_terminal("--tiny", *words) as child:
+        folder = newest.home / ".cache/cclocal/rehearsals"
         # both agents were started
         wait_for(lambda: len(list(folder.glob("*/*/settings.json"))) == 2 or None, "the rehearsal")
         os.kill(int(child.pid or 0), signal.SIGKILL)
         child.expect(pexpect.EOF)
-    wait_for(lambda: not real.leftovers() or None, "the end of the rehearsed agents")
+    wait_for(lambda: not newest.leftovers() or None, "the end of the rehearsed agents")
     # and the next start clears what they wrote
-    real.run("--tiny", "--", "-p", "How are you?")
+    newest.run("--tiny", "--", "-p", "How are you?")
     assert not list(folder.glob("*"))
 
 
@@ -173,12 +181,12 @@ def test_several_slots_and_arguments_of_ones_own_do_without(world: World, engine
     assert not (world.home / ".cache/cclocal/warm").exists()
 
 
-def test_what_is_no_whole_state_goes_with_the_next(real: World) -> None:
-    folder = real.home / ".cache/cclocal/warm"
+def test_what_is_no_whole_state_goes_with_the_next(newest: World) -> None:
+    folder = newest.home / ".cache/cclocal/warm"
     folder.mkdir(parents=True)
     for name in ("aaaa.bin", "bbbb.999999999.part"):
         (folder / name).write_bytes(b"x")
-    turn(real)
-    assert len(states(real)) == 1
+    turn(newest)
+    assert len(states(newest)) == 1
     assert sorted(path.suffix for path in folder.iterdir()) == [".bin", ".json"]
     assert all(path.stat().st_mode & 0o77 == 0 for path in folder.iterdir())

@@ -236,7 +236,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _message(self, body: dict[str, Any], content: list[Any], stop: str) -> dict[str, Any]:
         return {
-            "id": "msg_1",
+            # the agent takes messages of one id for one message
+            "id": f"msg_{self.state.asked:04d}",
             "type": "message",
             "role": "assistant",
             "model": body.get("model"),

@@ -313,8 +313,8 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         model_file=model_file,
         rehearsal=rehearsal,
         warm_key=_warm_key(variant, engine),
-        # llama.cpp cannot go on from a restored sliding window
-        warm_saves="sliding" not in kinds,
+        # llama.cpp cannot go on from a restored sliding window, and saves nothing beside a projector
+        warm_saves="sliding" not in kinds and not variant.mmproj,
         asked=_in_own_words(model, settings),
         draws=agent.draws(settings.agent_args),
         passed=settings.pass_env,

@@ -127,13 +127,14 @@ class Warmth:
         tokens = _common([_tokens(client, request) for request in self.requests])
         if not LEAST_TOKENS <= len(tokens) < bound.window_tokens:
             return None
-        if not bound.warm_saves:
-            self._read_in_background(bound, tokens)
-            return None
-        state = self._valid()
+        state = self._valid() if bound.warm_saves else None
         # a template may put the date in front: then yesterday's is of no use
         if state and state.digest == _digest(tokens) and self._restore(client, state):
             return f"{state.tokens:,} tokens of the prompt are kept from an earlier session."
+        if not bound.warm_saves or _free_bytes(self.folders) < SPARE_BYTES:
+            # nobody waits for what nothing is left of
+            self._read_in_background(bound, tokens)
+            return None
         began = time.monotonic()
 
         def look() -> None:
@@ -143,8 +144,7 @@ class Warmth:
 
         body = {"prompt": tokens, "n_predict": 0, "cache_prompt": True, "id_slot": 0}
         patiently(lambda: client.post("/completion", json=body, timeout=None).raise_for_status(), look)
-        if _free_bytes(self.folders) > SPARE_BYTES:
-            self._save(client, tokens)
+        self._save(client, tokens)
         return None
 
     def _save(self, client: httpx.Client, tokens: list[int]) -> None:

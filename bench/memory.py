@@ -261,9 +261,9 @@ def compare_rules(caches: dict[str, Any], compute: dict[str, Any]) -> dict[str, 
     return {"cases": total, **counts}
 
 
-def a_gigabyte() -> Header:
-    """A plain model of 24 layers and a little over 1 GB in Q8_0."""
-    width, layers, heads, kv, size, inner, words = 1536, 24, 12, 2, 128, 8960, 32000
+def a_gigabyte(layers: int = 24) -> Header:
+    """A plain model of 24 layers and a little over 1 GB in Q8_0, or of more."""
+    width, heads, kv, size, inner, words = 1536, 12, 2, 128, 8960, 32000
 
     def q8(name: str, *dims: int) -> Tensor:
         return Tensor(name, dims, 8, dims[0] * dims[1] // 32 * 34)

@@ -11,6 +11,7 @@ that Ollama served, seconds. Needs OLLAMA (tools/ollama.sh) and a claude on PATH
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -69,7 +70,7 @@ class Daemon:
             except httpx.TransportError:
                 time.sleep(0.1)
         file = tiny.build(root)
-        digest = f"sha256:{tiny_digest(file)}"
+        digest = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
         self.client.post(f"/api/blobs/{digest}", content=file.read_bytes()).raise_for_status()
         body = {"model": MODEL, "files": {file.name: digest}, "template": tiny.ollama_template(), "stream": False}
         self.client.post("/api/create", json=body | {"parameters": {"temperature": 0}}).raise_for_status()
@@ -94,12 +95,6 @@ class Daemon:
         self.watching = False
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-
-
-def tiny_digest(file: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def run(words: list[str], daemon: Daemon, root: Path, path: str) -> Outcome:

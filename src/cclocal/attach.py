@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,14 +18,13 @@ from cclocal.endpoint import check_url, look
 from cclocal.errors import NotReadyError, ServerDiedError, UsageError
 from cclocal.facts import Facts
 from cclocal.files import Folders, write_private
-from cclocal.keeper import start_of
 from cclocal.launch import ENDPOINT, in_the_way
 from cclocal.machine import look_around
 from cclocal.plan import check_agent
 from cclocal.process import become
 from cclocal.ready import NotYet, check_models
 from cclocal.settings import Settings
-from cclocal.state import SessionState, sessions
+from cclocal.state import SessionState, clear_abandoned, own_folder, sessions
 
 #: The reply's length where nobody says otherwise.
 _OUT_TOKENS = 8192
@@ -134,8 +132,11 @@ def _attach_foreign(address: str, key: str, settings: Settings, folders: Folders
     # a server without keys takes any
     endpoint = Endpoint(address, key or "none-needed", found.model)
     wanted = Session(endpoint, context, out, settings.pass_env, settings.agent_args, not settings.no_tools)
-    _clean_up(folders)
-    _become(wanted, _own_folder(folders), facts)
+    # there is no keeper where there is no server of ours
+    attached = folders.state / "attached"
+    clear_abandoned(attached)
+    # exec keeps the process it is named after
+    _become(wanted, own_folder(attached), facts)
 
 
 def _context(address: str, served: int | None, settings: Settings) -> int:
@@ -171,17 +172,3 @@ def _become(wanted: Session, folder: Path, facts: Facts) -> None:
     except OSError as error:
         raise in_the_way(error, facts.folders) from None
     become(command.bind({SESSION: str(folder)}), facts.environ)
-
-
-def _own_folder(folders: Folders) -> Path:
-    """A folder for this process, which exec keeps: its name says whose it is, so that a later start can clear it."""
-    pid = os.getpid()
-    return folders.state / "attached" / f"{pid}-{start_of(pid)}"
-
-
-def _clean_up(folders: Folders) -> None:
-    """Remove what agents left that are gone: there is no keeper where there is no server of ours."""
-    for folder in (folders.state / "attached").glob("*-*"):
-        pid, _, start = folder.name.partition("-")
-        if not pid.isdecimal() or start_of(int(pid)) != start:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -105,7 +105,7 @@ def take_away(record: Path, file: IO[str], url: str, name: str) -> bool:
     if not _is_still(record, file):
         return False
     loaded = ask(url, "GET", "/api/ps")[1].get("models")
-    if isinstance(loaded, list) and any(isinstance(row, dict) and _is_named(row, name) for row in loaded):
+    if isinstance(loaded, list) and any(isinstance(row, dict) and is_named(row, name) for row in loaded):
         # a runner that is listed under another name is somebody else's too
         ask(url, "POST", "/api/generate", {"model": name, "keep_alive": 0})
     gone = ask(url, "DELETE", "/api/delete", {"model": name})[0] in (200, 404)
@@ -114,7 +114,8 @@ def take_away(record: Path, file: IO[str], url: str, name: str) -> bool:
     return gone
 
 
-def _is_named(row: dict[str, Any], name: str) -> bool:
+def is_named(row: dict[str, Any], name: str) -> bool:
+    """Whether a row of Ollama's lists is of a model: they have the tag with every name."""
     return row.get("name") in (name, f"{name}:latest")
 
 

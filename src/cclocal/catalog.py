@@ -86,6 +86,11 @@ class Variant:
         return self.backend == "vllm-mlx"
 
     @property
+    def source(self) -> str:
+        """Where it comes from: a repository, a file or folder, a tag; nothing for what is built here."""
+        return self.repo or self.path or self.tag or ""
+
+    @property
     def hub_files(self) -> tuple[str, ...]:
         """Every file of the repository that it needs: the model's, and a vision model's projector."""
         return (*self.files, self.mmproj) if self.mmproj else self.files

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cclocal.errors import NotReadyError, UsageError
+from cclocal.files import is_loopback
 
 if TYPE_CHECKING:
     import httpx
@@ -38,22 +38,13 @@ def check_url(url: str, *, insecure: bool) -> str:
         raise UsageError(f"“{url}” is no address of a server.", hint="--url http://127.0.0.1:8080")
     if parts.path.rstrip("/") not in ("", "/v1"):
         raise UsageError(f"“{url}” has a path; the address of the server alone is wanted.")
-    if parts.scheme == "http" and not insecure and not _is_loopback(host):
+    if parts.scheme == "http" and not insecure and not is_loopback(parts.geturl()):
         raise UsageError(
             f"{host} is another machine, and http is not encrypted: prompts, files and keys could be read on the way.",
             hint="https://, or --insecure-http if the network is yours",
         )
     shown = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{shown}:{port or (443 if parts.scheme == 'https' else 80)}"
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def look(url: str, key: str, wanted: str | None) -> Found:

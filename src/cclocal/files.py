@@ -45,6 +45,16 @@ class Folders:
         return self.state / "server.log"
 
     @property
+    def warm(self) -> Path:
+        """What is kept of prompts from session to session."""
+        return self.cache / "warm"
+
+    @property
+    def borrowed(self) -> Path:
+        """What was put into an Ollama of somebody else's, and has to be taken away."""
+        return self.state / "ollama"
+
+    @property
     def claude_home(self) -> Path:
         """Claude Code's configuration folder for local sessions; it lasts, so that --resume works."""
         return self.data / "claude"

@@ -118,7 +118,7 @@ def serve(
                 f"Cleaned up after a session whose keeper was killed ({session.model}, port {session.port}).",
                 "yellow",
             )
-        borrowed.take_away_left(folders.state / "ollama")
+        borrowed.take_away_left(folders.borrowed)
         plan, model, limit = _prepare(plan, replan, folders, environ, safe=safe)
         return _serve(plan, model, folders, environ, server_only=server_only, limit=limit)
     except OSError as error:
@@ -409,9 +409,7 @@ def _start(
         raise
     measured.learn(bound, log, folders)
     with contextlib.suppress(FolderError):
-        remember(
-            bound.variant.repo or bound.variant.path or bound.variant.tag or bound.model.id, bound.variant.path, folders
-        )
+        remember(bound.variant.source or bound.model.id, bound.variant.path, folders)
     return held
 
 

@@ -162,9 +162,8 @@ def of_repo(name: str) -> Found:
     """A repository of the hub, `owner/name` or `owner/name:QUANT`, MLX or GGUF. Raises HubError and its like."""
     repo, _, quant = name.partition(":")
     sizes = hub.list_files(repo)
-    ggufs = {file: size for file, size in sizes.items() if file.endswith(".gguf") and "mmproj" not in file.lower()}
-    if ggufs:
-        file = _choose(repo, list(ggufs), quant)
+    if ggufs := _ggufs(sizes):
+        file = _choose(repo, ggufs, quant)
         parts = [str(part) for part in _parts(Path(file))]
         peeked = [hub.peek(repo, part, read_header) for part in parts]
         shape = shape_of(whole([part.value for part in peeked]))

@@ -312,10 +312,7 @@ def find_vllm_mlx(wish: str | None, environ: Mapping[str, str], memory: Remember
             if answer.returncode != 0:
                 raise OSError(answer.stderr.strip().splitlines()[-1])
             told = json.loads(answer.stdout)
-            help_text = ask([str(program), "serve", "--help"], environ, _IMPORTS_LIMIT_S)
-            flags = sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", help_text.stdout)))
-            if help_text.returncode != 0 or not flags:
-                raise OSError((help_text.stderr.strip() or "its --help says nothing").splitlines()[-1])
+            flags = _flags([str(program), "serve"], environ, _IMPORTS_LIMIT_S)
         except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
             if wish == vllm_mlx.NAME:
                 raise BackendMissingError(f"{path} does not run: {error}.", hint=vllm_mlx.INSTALL) from None
@@ -344,14 +341,20 @@ def _context_of(here: Machine) -> str:
     return f"{boot_id()}|{','.join(gpu.name for gpu in here.gpus)}|{here.wired_limit_mib}"
 
 
+def _flags(command: list[str], environ: Mapping[str, str], limit_s: float = 20.0) -> list[str]:
+    """Every flag that a program's help names. Raises OSError with its last words if it does not run."""
+    done = ask([*command, "--help"], environ, limit_s)
+    flags = sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", done.stdout)))
+    if done.returncode != 0 or not flags:
+        raise OSError((done.stderr.strip() or "its --help says nothing").splitlines()[-1])
+    return flags
+
+
 def _binary(path: Path, environ: Mapping[str, str], here: Machine, memory: Remembered) -> Engine:
     key = memory.key(path, "llama-server", _context_of(here))
     known = memory.get(key)
     if known is None:
-        help_text = ask([str(path), "--help"], environ)
-        flags = sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", help_text.stdout)))
-        if help_text.returncode != 0 or not flags:
-            raise OSError((help_text.stderr.strip() or "its --help says nothing").splitlines()[-1])
+        flags = _flags([str(path)], environ)
         version = ask([str(path), "--version"], environ)
         first = re.search(r"version:\s*(.+)", version.stdout + version.stderr)
         devices = ask([str(path), "--list-devices"], environ).stdout if "--list-devices" in flags else ""

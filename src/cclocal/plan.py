@@ -256,7 +256,7 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
             raise UsageError(f"--pass-env: {why}.{settings.origin('pass_env')}")
 
     proven = facts.proofs.get(proof_key(model, variant, variant.backend, engine))
-    endpoint = backend.endpoint(engine, model, variant, context, port, str(facts.folders.state / "ollama"))
+    endpoint = backend.endpoint(engine, model, variant, context, port, str(facts.folders.borrowed))
     session = Session(
         endpoint, window, out, tuple(settings.pass_env), tuple(settings.agent_args), not settings.no_tools
     )
@@ -270,8 +270,8 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         endpoint=endpoint,
         port=str(port or PORT),
         own_store=str(facts.folders.data / "ollama"),
-        records=str(facts.folders.state / "ollama"),
-        warm=str(facts.folders.cache / "warm") if rehearsal else "",
+        records=str(facts.folders.borrowed),
+        warm=str(facts.folders.warm) if rehearsal else "",
     )
     server, server_files = backend.command(engine, serving)
     command, session_files = agent.command(facts, session)
@@ -367,7 +367,7 @@ def proof_key(model: Model, variant: Variant, backend: str, engine: Engine) -> s
 
 def proof_name(model: Model, variant: Variant) -> str:
     """Which model a proof is of: by where it comes from, as other models may be called the same."""
-    return f"{variant.repo or variant.path or variant.tag or model.id} {variant.quant}"
+    return f"{variant.source or model.id} {variant.quant}"
 
 
 def check_agent(agent: Agent, facts: Facts) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cclocal import tiny
 from cclocal.backends import ollama
-from cclocal.borrowed import HOLDING
+from cclocal.borrowed import HOLDING, is_named
 from cclocal.command import MODEL_FILE
 from cclocal.errors import BackendTooOldError, HubError, NotReadyError, ServerDiedError, UsageError
 from cclocal.files import is_loopback
@@ -102,7 +102,7 @@ def _served_tokens(client: httpx.Client, plan: Plan) -> int | None:
     """The window of the model that is loaded, in Ollama's own words."""
     name = plan.readiness.endpoint.model
     for row in client.get("/api/ps").json().get("models") or []:
-        if row.get("name") in (name, f"{name}:latest"):
+        if is_named(row, name):
             return int(row["context_length"])
     if plan.engine.form != ollama.RUNNING:
         return None

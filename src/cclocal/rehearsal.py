@@ -22,7 +22,7 @@ from cclocal.agents import Home, Rehearsal
 from cclocal.command import KEY, PORT, REHEARSAL, SESSION, bind
 from cclocal.errors import CclocalError
 from cclocal.files import Folders, make_folder, read_table, write_private
-from cclocal.keeper import start_of
+from cclocal.state import clear_abandoned, own_folder
 
 #: An agent that has sent nothing by then will not.
 _LIMIT_S = 20.0
@@ -82,11 +82,9 @@ def _elsewhere(request: Request, place: Path, mark: str) -> Request:
 @contextlib.contextmanager
 def _place(folders: Folders) -> Iterator[Path]:
     """A folder for this process's rehearsals; those of processes that were killed go with the next."""
-    for old in (folders.cache / "rehearsals").glob("*-*"):
-        pid, _, start = old.name.partition("-")
-        if not pid.isdecimal() or start_of(int(pid)) != start:
-            shutil.rmtree(old, ignore_errors=True)
-    root = make_folder(folders.cache / "rehearsals" / f"{os.getpid()}-{start_of(os.getpid())}")
+    rehearsals = folders.cache / "rehearsals"
+    clear_abandoned(rehearsals)
+    root = make_folder(own_folder(rehearsals))
     try:
         yield root
     finally:

@@ -40,6 +40,20 @@ class SessionState:
         return isinstance(pid, int) and pid > 0 and bool(start) and start_of(pid) == start
 
 
+def own_folder(parent: Path) -> Path:
+    """A folder of this process's in `parent`: its name says whose it is, so that a later start can clear it."""
+    pid = os.getpid()
+    return parent / f"{pid}-{start_of(pid)}"
+
+
+def clear_abandoned(parent: Path) -> None:
+    """Remove the folders in `parent` whose processes are gone."""
+    for folder in parent.glob("*-*"):
+        pid, _, start = folder.name.partition("-")
+        if not pid.isdecimal() or start_of(int(pid)) != start:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def sessions(folders: Folders) -> list[SessionState]:
     """Every session's folder, running or left behind; one without a state file that can be read has no facts."""
     return [SessionState(folder, read_table(folder / "session.json")) for folder in sorted(folders.sessions.glob("*"))]

@@ -79,7 +79,7 @@ def _used(folders: Folders) -> dict[str, dict[str, Any]]:
 def stored(shelf: Catalog, folders: Folders, environ: Mapping[str, str]) -> list[Stored]:
     """Every model cclocal can see, the largest first."""
     used = _used(folders)
-    borrowed = {record.stem for record in (folders.state / "ollama").glob("*.json")}
+    borrowed = {record.stem for record in folders.borrowed.glob("*.json")}
     flags = {v.repo or v.tag: _start_of(model, v) for model in shelf.models.values() for v in reversed(model.variants)}
     rows = [
         *_in_hub(flags, used, environ),
@@ -175,7 +175,7 @@ def _files(used: Mapping[str, dict[str, Any]]) -> Iterator[Stored]:
 
 def _warm(folders: Folders) -> Iterator[Stored]:
     """What is kept of prompts from session to session, as one row."""
-    folder = folders.cache / "warm"
+    folder = folders.warm
     files = []
     for path in folder.glob("*.bin"):
         # a start at this moment may remove one

@@ -57,11 +57,6 @@ class Kept:
     digest: str
 
 
-def folder_of(folders: Folders) -> Path:
-    """Where the states are."""
-    return folders.cache / "warm"
-
-
 class Warmth:
     """Brings a session's server its fixed prompt. Made before the server is: a rehearsal takes a second or two.
 
@@ -73,7 +68,7 @@ class Warmth:
         self.requests: list[Request] = []
         self.stopped = threading.Event()
         try:
-            make_folder(folder_of(folders))
+            make_folder(folders.warm)
         except FolderError as error:
             error.hint = "--cold keeps nothing"
             raise
@@ -149,7 +144,7 @@ class Warmth:
 
     def _save(self, client: httpx.Client, tokens: list[int]) -> None:
         """Keep the state, with what is needed to trust it later."""
-        folder = folder_of(self.folders)
+        folder = self.folders.warm
         part = folder / f"{self.name}.{os.getpid()}.part"
         try:
             saved = client.post("/slots/0?action=save", json={"filename": part.name}, timeout=None)
@@ -186,7 +181,7 @@ class Warmth:
 
     def _valid(self) -> Kept | None:
         """The state of this session's name, if it is what was written."""
-        path = folder_of(self.folders) / f"{self.name}.bin"
+        path = self.folders.warm / f"{self.name}.bin"
         told = read_table(path.with_suffix(".json"))
         try:
             with path.open("rb") as file:
@@ -263,13 +258,13 @@ def _common(prompts: list[list[int]]) -> list[int]:
 
 
 def _free_bytes(folders: Folders) -> int:
-    return shutil.disk_usage(folder_of(folders)).free
+    return shutil.disk_usage(folders.warm).free
 
 
 def make_room(folders: Folders) -> None:
     """Remove what is no whole state, and what was used least until the rest is below the cap."""
     states: list[tuple[float, int, Path]] = []
-    for path in folder_of(folders).iterdir():
+    for path in folders.warm.iterdir():
         with contextlib.suppress(OSError):
             if path.suffix == ".part" and not psutil.pid_exists(int(f"0{path.stem.rpartition('.')[2]}")):
                 path.unlink()

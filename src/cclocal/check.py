@@ -62,7 +62,7 @@ def _driven(
     bound, held = serve(plan, replan, folders, environ)
     rows: list[Row] = []
     try:
-        for row in prove(bound.readiness.endpoint, bound.window_tokens, bound.backend):
+        for row in prove(bound.readiness.endpoint, bound.window_tokens):
             rows.append(row)
             _show(row, show=show)
             if held.poll() is not None:

@@ -1,9 +1,164 @@
-"""vllm-mlx with its key from a file: on its own command line every user of this machine could read it.
+"""vllm-mlx with its key from a file, and with replies that tell the agent what the engine knows.
 
-A program of its own, run by the Python that vllm-mlx is installed in: mlx_server.py KEYFILE serve MODEL …
+A program of its own, run by the Python that vllm-mlx is installed in: mlx_server.py KEYFILE serve MODEL … On its own
+command line every user of this machine could read the key.
+
+As of 0.6 its /v1/messages hides three things from a client: a stream's prompt counts 0 tokens, a stream that was cut at
+its limit ends as if it were finished, with an empty call where a call was cut, and no prompt is ever too long. So an
+agent never compacts, and loses files in silence. The engine tells all three to the function that writes the stream; we
+stand between the two (docs/adr/0016).
 """
 
+from __future__ import annotations
+
+import contextlib
+import json
 import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+#: What is written to the log for each stream that came to its end; `cclocal stats` reads it.
+TURN = "[cclocal] turn "
+
+
+class Watched:
+    """An engine that remembers what it said of its reply: how large the prompt was, why it ended."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.prompt_tokens = self.written_tokens = 0
+        self.was_cut = False
+        self.began_s = time.monotonic()
+        self.first_s = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    async def stream_chat(self, **wishes: Any) -> AsyncIterator[Any]:
+        async with contextlib.aclosing(self.engine.stream_chat(**wishes)) as outputs:
+            async for output in outputs:
+                self.first_s = self.first_s or time.monotonic()
+                self.prompt_tokens = getattr(output, "prompt_tokens", 0) or self.prompt_tokens
+                self.written_tokens = getattr(output, "completion_tokens", 0) or self.written_tokens
+                self.was_cut = getattr(output, "finish_reason", None) == "length"
+                yield output
+
+    def turn(self) -> dict[str, Any]:
+        """The reply in numbers, for the log."""
+        now = time.monotonic()
+        first = self.first_s or now
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "written_tokens": self.written_tokens,
+            "first_s": round(first - self.began_s, 3),
+            "writing_s": round(now - first, 3),
+        }
+
+
+class Amended:
+    """A stream's frames with what the engine said of them."""
+
+    def __init__(self, engine: Watched) -> None:
+        self.engine = engine
+        #: a call's frames: whether it is whole is known when the next thing comes
+        self.call: list[str] = []
+
+    def frames(self, frame: str) -> Iterator[str]:
+        """The frames to send for one that was made."""
+        event = _event(frame)
+        kind = event.get("type")
+        if kind == "content_block_start":
+            yield from self._held()
+            if event["content_block"].get("type") == "tool_use":
+                self.call = [frame]
+                return
+        elif self.call and kind in ("content_block_delta", "content_block_stop"):
+            self.call.append(frame)
+            return
+        elif kind == "message_delta":
+            if self.engine.was_cut:
+                # its last call may be half of what was meant; asking for it again does no harm
+                self.call = []
+                event["delta"]["stop_reason"] = "max_tokens"
+            yield from self._held()
+            event["usage"] = {**event.get("usage", {}), "input_tokens": self.engine.prompt_tokens}
+            yield f"event: message_delta\ndata: {json.dumps(event)}\n\n"
+            return
+        yield frame
+
+    def _held(self) -> list[str]:
+        held, self.call = self.call, []
+        return held
+
+
+def _event(frame: str) -> dict[str, Any]:
+    _, _, data = frame.partition("data: ")
+    try:
+        event = json.loads(data)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
+def amend(server: Any, window_tokens: int) -> None:
+    """Have vllm-mlx's server module answer as above. A version that is made differently stays as it is, and is told of.
+
+    `cclocal check` shows what such a version hides.
+    """
+    stream, prepare = (
+        getattr(server, name, None) for name in ("_stream_anthropic_messages", "_prepare_anthropic_endpoint_invocation")
+    )
+    if stream is None or prepare is None:
+        print("[cclocal] this vllm-mlx is made differently: what its streams hide stays hidden", flush=True)
+        return
+    server._stream_anthropic_messages = _told(stream)
+    server._prepare_anthropic_endpoint_invocation = _refusing(prepare, window_tokens)
+
+
+def _told(stream: Callable[..., AsyncIterator[str]]) -> Callable[..., AsyncIterator[str]]:
+    async def told(engine: Any, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
+        watched = Watched(engine)
+        amended = Amended(watched)
+        async with contextlib.aclosing(stream(watched, *args, **kwargs)) as frames:  # type: ignore[type-var]
+            async for frame in frames:
+                for amended_frame in amended.frames(frame):
+                    yield amended_frame
+        print(TURN + json.dumps(watched.turn()), flush=True)
+
+    return told
+
+
+def _refusing(prepare: Callable[..., Any], window_tokens: int) -> Callable[..., Any]:
+    def refusing(engine: Any, *args: Any, **kwargs: Any) -> Any:
+        prepared = prepare(engine, *args, **kwargs)
+        count = _count(engine, prepared)
+        if window_tokens and count > window_tokens:
+            from fastapi import HTTPException  # type: ignore[import-not-found]
+
+            # in the words that every Claude Code compacts on
+            raise HTTPException(400, f"prompt is too long: {count} tokens > {window_tokens} maximum")
+        return prepared
+
+    return refusing
+
+
+def _count(engine: Any, prepared: Any) -> int:
+    """The prompt's tokens as the engine will make them; where that cannot be had, without its template's marks.
+
+    0, and a line in the log, if not even those can be counted.
+    """
+    tools = prepared.chat_kwargs.get("tools")
+    # templates are programs, and engines differ
+    with contextlib.suppress(Exception):
+        wishes = dict(prepared.chat_kwargs.get("chat_template_kwargs") or {})
+        rendered, *_ = engine._render_chat_prompt(prepared.messages, tools, wishes, None)
+        return len(engine.tokenizer.encode(rendered))
+    with contextlib.suppress(Exception):
+        text = json.dumps([prepared.messages, tools], ensure_ascii=False, default=str)
+        return len(engine.tokenizer.encode(text))
+    print("[cclocal] a prompt could not be counted, so its size is not limited", flush=True)
+    return 0
 
 
 def main() -> None:
@@ -12,9 +167,13 @@ def main() -> None:
     del sys.path[0]
     with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123 - it starts in milliseconds
         key = file.read().strip()
-    sys.argv = ["vllm-mlx", *sys.argv[2:], "--api-key", key]
+    words = sys.argv[2:]
+    sys.argv = ["vllm-mlx", *words, "--api-key", key]
+    from vllm_mlx import server
     from vllm_mlx.cli import main as serve
 
+    flag = "--max-request-tokens"
+    amend(server, int(words[words.index(flag) + 1]) if flag in words else 0)
     serve()
 
 

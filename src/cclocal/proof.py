@@ -167,11 +167,7 @@ def _with_result(messages: list[dict[str, Any]], answer: Answer, result: str, mo
     return [*messages, {"role": "assistant", "content": [*said, *calls]}, {"role": "user", "content": results + asked}]
 
 
-#: Engines that would compute a prompt of any length, whatever memory was planned: shown once, and not tried again.
-_NO_WINDOW = {"vllm-mlx": "vllm-mlx knows no window; not tried, because it would compute it"}
-
-
-def prove(endpoint: Endpoint, context_tokens: int, backend: str = "") -> Iterator[Row]:
+def prove(endpoint: Endpoint, context_tokens: int) -> Iterator[Row]:
     """Every row but the agent's own, as they are known."""
     import httpx
 
@@ -181,10 +177,7 @@ def prove(endpoint: Endpoint, context_tokens: int, backend: str = "") -> Iterato
         server = _Server(client, endpoint.model)
         for row in ROWS:
             try:
-                if row is _too_long and backend in _NO_WINDOW:
-                    found = Row(_name(row), "fail", _NO_WINDOW[backend], "A session too long may take all memory.")
-                else:
-                    found = row(server, context_tokens)
+                found = row(server, context_tokens)
             except Exception as error:
                 # whatever a server may send: it is no answer
                 told = f"{type(error).__name__}: {error}"

@@ -39,6 +39,10 @@ class Folders:
     def logs(self) -> Path:
         return self.state / "logs"
 
+    def log_of(self, session_id: str) -> Path:
+        """Where a session's server writes."""
+        return self.logs / f"server-{session_id}.log"
+
     @property
     def newest_log(self) -> Path:
         """A link to the newest server log."""

@@ -27,6 +27,7 @@ from typing import Any
 
 LINUX = sys.platform == "linux"
 MARKER = "CCLOCAL_SESSION"
+LOG_WAS_CUT = "[keeper] the log was too long; what follows is its end"
 #: How often the log's size is looked at.
 TICK_S = 5.0
 #: What Claude Code may leave switched on when it is killed: mouse, focus and theme reports, a hidden cursor.
@@ -329,7 +330,7 @@ class Keeper:
             tail = log.read()
         # the server's descriptor appends, so it goes on at the new end
         os.ftruncate(1, 0)
-        os.write(1, b"[keeper] the log was too long; what follows is its end\n" + tail)
+        os.write(1, LOG_WAS_CUT.encode() + b"\n" + tail)
 
     def _reset_terminal(self) -> None:
         """First thing after the agent, or after a launcher that was killed under its live line: a sane terminal."""

@@ -16,7 +16,7 @@ KEPT = 5
 def new_log(folders: Folders, session_id: str) -> Path:
     """An empty log for a session, readable by the user alone; `server.log` points at it."""
     make_folder(folders.logs)
-    log = folders.logs / f"server-{session_id}.log"
+    log = folders.log_of(session_id)
     os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
     fresh = folders.state / f".server.log.{session_id}"
     fresh.symlink_to(log.relative_to(folders.state))

@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CLAUDE_VERSION := 2.1.329
+# most tests wait for real programs; each takes a core at most
+WORKERS ?= 2
 
 .PHONY: help try test check docs clean
 
@@ -32,7 +34,7 @@ try: $(VENV)/.engine ## the main job, for real: a file written by Claude Code on
 
 test: $(VENV)/.test ## the whole suite; with CI=true every engine and every agent version
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/parts.sh
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 check: $(VENV)/.test ## style, types, layers, docs in step with the code
 	$(BIN)/ruff check .

@@ -1,9 +1,10 @@
 """The wait before the first word: python bench/first_word.py [--quick] [--llama-server PATH]
 
-One engine, one machine, one run: the same three-turn task with the real Claude Code on PATH, started six ways: plain;
+One engine, one machine, one run: the same three-turn task with the real Claude Code on PATH, started nine ways: plain;
 with the environment that `ollama launch claude` sets; with the environment and flags of a well-known script; by cclocal
-cold; by cclocal with the state of an earlier session; the same in another folder. Printed for each turn: the prompt's
-tokens that were evaluated until its first word, and the seconds until then, also as a share of the plain launch's.
+cold; by cclocal with the state of an earlier session; the same in another folder; these three with --lean too. Printed
+for each turn: the prompt's tokens that were evaluated until its first word, and the seconds until then, also as a share
+of the plain launch's; and the bytes of the first request.
 
 The model is the tiny copy circuit padded to 1.03 GB, so that a token of a prompt costs what it costs with a real model
 of that size; --quick takes the bare one, for counts alone. The circuit looks back from the reply for what was asked: a
@@ -33,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cclocal import tiny
 from cclocal.process import free_port
+from cclocal.rehearsal import stub
 from tests.world import World, wait_for
 
 TASKS = (
@@ -92,6 +94,30 @@ def ways(url: str) -> list[Way]:
             ("--tools", "Bash,Read,Edit,Write,Glob,Grep,WebSearch,WebFetch", "--strict-mcp-config"),
         ),
     ]
+
+
+def first_bytes(words: list[str], env: Mapping[str, str], project: Path) -> int:
+    """The size of the first request, sent to a server that refuses it."""
+    with stub() as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        child = subprocess.Popen(
+            [*words, "-p", "Hello"],
+            env={**env, "ANTHROPIC_BASE_URL": url, "CLAUDE_CODE_MAX_RETRIES": "0"},
+            cwd=project,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        server.heard.wait(20)
+        child.kill()
+        child.wait()
+        return server.size_bytes
+
+
+def our_bytes(world: World, *words: str) -> int:
+    """The same for cclocal, which rehearses it itself."""
+    told = json.loads(world.run("prompt", "--json", *words, "--", "-p").stdout)
+    return sum(int(block["bytes"]) for block in told["blocks"])
 
 
 def turns(words: list[str], env: Mapping[str, str], project: Path) -> tuple[list[Turn], bool]:
@@ -181,7 +207,7 @@ def main() -> None:
         world.real("claude", Path(claude))
         if options.llama_server:
             world.real("llama-server", options.llama_server)
-        rows: list[tuple[str, list[Turn], bool]] = []
+        rows: list[tuple[str, int, list[Turn], bool]] = []
         with contextlib.ExitStack() as stack:
             for at in range(3):
                 url = stack.enter_context(server(peer_flags(world, model), root / f"server-{at}.log"))
@@ -192,37 +218,54 @@ def main() -> None:
                 seed = {"hasCompletedOnboarding": True, "projects": {str(project): {"hasTrustDialogAccepted": True}}}
                 (home / ".claude.json").write_text(json.dumps(seed))
                 env = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8", **TIMEOUTS, **way.env}
-                rows.append((way.name, *turns([claude, *way.flags, *STREAM, *ACCEPT], env, project)))
+                size = first_bytes([claude, *way.flags], env, project)
+                rows.append((way.name, size, *turns([claude, *way.flags, *STREAM, *ACCEPT], env, project)))
                 show(rows)
                 # one engine at a time
                 stack.close()
         ours = [*world.command, "--model", str(model), "--ctx", str(CONTEXT_TOKENS)]
-        rows.append(("cclocal, cold", *turns([*ours, "--cold", "--", *STREAM], world.env, world.project)))
-        show(rows)
-        turns([*ours, "--", *STREAM], world.env, world.project)
-        states = world.home / ".cache/cclocal/warm"
-        wait_for(lambda: list(states.glob("*.json")), "the state", 600)
-        rows.append(("cclocal, warm", *turns([*ours, "--", *STREAM], world.env, world.project)))
-        show(rows)
-        other = root / "another project"
-        other.mkdir()
-        rows.append(("cclocal, warm, another folder", *turns([*ours, "--", *STREAM], world.env, other)))
-        show(rows)
+        for name, flags in (("cclocal", []), ("cclocal --lean", ["--lean"])):
+            size = our_bytes(world, *flags)
+            words = [*ours, *flags]
+            rows.append((f"{name}, cold", size, *turns([*words, "--cold", "--", *STREAM], world.env, world.project)))
+            show(rows)
+            # the session that leaves the state behind
+            turns([*words, "--", *STREAM], world.env, world.project)
+            rows.append((f"{name}, warm", size, *turns([*words, "--", *STREAM], world.env, world.project)))
+            show(rows)
+            other = root / f"another project, {name}"
+            other.mkdir()
+            rows.append((f"{name}, warm, another folder", size, *turns([*words, "--", *STREAM], world.env, other)))
+            show(rows)
         world.close()
 
 
-def show(rows: list[tuple[str, list[Turn], bool]]) -> None:
+def show(rows: list[tuple[str, int, list[Turn], bool]]) -> None:
     """The newest row, under a heading if it is the first."""
     if len(rows) == 1:
-        columns = ("started", "tokens read for turn 1", "2", "3", "of plain", "seconds, turn 1", "2", "3", "of plain")
+        columns = (
+            "started",
+            "bytes sent",
+            "tokens read for turn 1",
+            "2",
+            "3",
+            "of plain",
+            "seconds, turn 1",
+            "2",
+            "3",
+            "of plain",
+        )
         print("|", " | ".join((*columns, "files")), "|")
         print("|---|" + "---:|" * (len(columns) - 1) + "---|")
-    name, found, done = rows[-1]
-    plain = rows[0][1][0]
+    name, size, found, done = rows[-1]
+    plain = rows[0][2][0]
     tokens = " | ".join(f"{turn.evaluated_tokens:,}" for turn in found)
     seconds = " | ".join(f"{turn.seconds:.1f}" for turn in found)
     share, faster = found[0].evaluated_tokens / plain.evaluated_tokens, found[0].seconds / plain.seconds
-    print(f"| {name} | {tokens} | {share:.0%} | {seconds} | {faster:.0%} | {'yes' if done else 'no'} |", flush=True)
+    print(
+        f"| {name} | {size:,} | {tokens} | {share:.0%} | {seconds} | {faster:.0%} | {'yes' if done else 'no'} |",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from typing import Any
 import pexpect
 import psutil
 
+from cclocal.process import free_port
+
 FAKES = Path(__file__).parent / "fakes"
 #: generous, because the machine may be busy; nothing waits for it when things go well
 PATIENCE_S = 30.0
@@ -119,7 +121,9 @@ class World:
         )
 
     def start(self, *args: str, **env: str) -> subprocess.Popen[str]:
-        """cclocal in the background, in a session of its own."""
+        """cclocal in the background, in a session of its own; a server on any port, not on the one of its model."""
+        if "--server" in args and not {"--port", "--"} & set(args):
+            args = (*args, "--port", str(free_port()))
         with (self.record / "out").open("w") as out, (self.record / "err").open("w") as err:
             child = subprocess.Popen(
                 [*self.command, *args],

@@ -56,6 +56,8 @@ def attach(
         tuple(told["passed"]),
         settings.agent_args,
         bool(told.get("tools", True)) and not settings.no_tools,
+        bool(told.get("lean")) if settings.lean is None else settings.lean,
+        str(session.facts.get("log", "")),
     )
     # inside the server's session, with which it goes
     _become(wanted, session.folder / f"attached-{os.getpid()}", _with_agent(folders, environ))
@@ -131,7 +133,9 @@ def _attach_foreign(address: str, key: str, settings: Settings, folders: Folders
     ui.say(f"{found.model} on {found.kind} at {address}, a window of {context:,} tokens.")
     # a server without keys takes any
     endpoint = Endpoint(address, key or "none-needed", found.model)
-    wanted = Session(endpoint, context, out, settings.pass_env, settings.agent_args, not settings.no_tools)
+    wanted = Session(
+        endpoint, context, out, settings.pass_env, settings.agent_args, not settings.no_tools, bool(settings.lean)
+    )
     # there is no keeper where there is no server of ours
     attached = folders.state / "attached"
     clear_abandoned(attached)

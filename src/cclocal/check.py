@@ -39,7 +39,7 @@ def check(planner: Callable[[], Replan], folders: Folders, environ: Mapping[str,
             plan, rows = _driven(replan({}, {}), replan, folders, environ, show=not as_json)
         finally:
             os.chdir(before)
-    proofs.keep(proof_key(plan.model, plan.variant, plan.backend, plan.engine), rows, folders)
+    proofs.keep(proof_key(plan.model, plan.variant, plan.backend, plan.engine, lean=plan.lean), rows, folders)
     works = can_work(rows)
     if as_json:
         told = {

@@ -38,6 +38,8 @@ EXAMPLES = (
     ("cclocal --fetch gemma coder", "download now, start later"),
     ("cclocal check gemma", "prove that it drives the agent"),
     ("cclocal --list", "what is on this disk; cclocal --rm removes"),
+    ("cclocal stats", "what each turn cost: tokens read and kept, seconds to the first word"),
+    ("cclocal prompt", "where the prompt's tokens go, before your first word"),
     ("cclocal logs -f", "what the model server says"),
 )
 
@@ -298,6 +300,17 @@ def launch(
             help="Start a model that does not fit without asking (--no-mem-check, or CCLOCAL_NO_MEMCHECK=1).",
         ),
     ] = True,
+    lean: Annotated[
+        bool | None,
+        typer.Option(
+            "--lean/--full",
+            metavar="",
+            envvar="CCLOCAL_LEAN",
+            rich_help_panel=SESSION,
+            show_default=False,
+            help="A system prompt of our own and four tools: half the prompt to read.",
+        ),
+    ] = None,
     cold: Annotated[
         bool,
         typer.Option(
@@ -363,6 +376,7 @@ def launch(
             out_tokens=out_tokens,
             pass_env=tuple(pass_env or ()),
             no_tools=no_tools,
+            lean=lean,
             agent_args=started.agent_args,
         )
         try:
@@ -400,6 +414,7 @@ def launch(
             "command line" in (sources.get("mem_check"), sources.get("safe"))
             or not _is_on(started.environ.get("CCLOCAL_NO_MEMCHECK", ""))
         ),
+        lean=lean,
         cold=cold,
         yes=yes,
         think=think,
@@ -506,12 +521,18 @@ def attach(
     out_tokens: Annotated[
         int | None, typer.Option("--out-tokens", metavar="TOKENS", min=256, help="Longest reply.")
     ] = None,
+    lean: Annotated[
+        bool | None,
+        typer.Option(
+            "--lean/--full", metavar="", envvar="CCLOCAL_LEAN", help="The short prompt, or the whole, whatever it says."
+        ),
+    ] = None,
 ) -> None:
     """Claude Code on a server that is there already (also: cclocal PORT): one of --server, or anybody's."""
     from cclocal.attach import attach as story
 
     started: Start = ctx.obj
-    settings = Settings(model=model, ctx=ctx_tokens, out_tokens=out_tokens, agent_args=started.agent_args)
+    settings = Settings(model=model, ctx=ctx_tokens, out_tokens=out_tokens, lean=lean, agent_args=started.agent_args)
     try:
         story(port, settings, started.folders, started.environ)
     except KeyboardInterrupt:
@@ -535,6 +556,10 @@ def check(
     backend: Annotated[
         str | None,
         typer.Option("--backend", metavar="NAME", envvar="CCLOCAL_BACKEND", help="llama-server, vllm-mlx or ollama."),
+    ] = None,
+    lean: Annotated[
+        bool | None,
+        typer.Option("--lean/--full", metavar="", envvar="CCLOCAL_LEAN", help="With the short prompt, or the whole."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="For scripts.")] = False,
 ) -> None:
@@ -563,6 +588,7 @@ def check(
         slots=lasting.get("slots"),
         ubatch=lasting.get("ubatch"),
         agent_args=("-p", PROMPT),
+        lean=lean,
         cold=True,
         yes=True,
     )
@@ -572,6 +598,37 @@ def check(
         raise InterruptedByUser("Interrupted; nothing was left running.") from None
     if not works:
         raise typer.Exit(1)
+
+
+@app.command()
+def stats(
+    session: Annotated[str | None, typer.Argument(help="Another one's, by its id.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="For scripts.")] = False,
+) -> None:
+    """What each turn of a session cost, the newest's if none is named: tokens read, kept, written; seconds."""
+    from cclocal import stats as told
+
+    told.show(told.of(session, folders(os.environ)), as_json=as_json)
+
+
+@app.command()
+def prompt(
+    ctx: typer.Context,
+    lean: Annotated[
+        bool | None,
+        typer.Option("--lean/--full", metavar="", envvar="CCLOCAL_LEAN", help="The short prompt, or the whole."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="For scripts.")] = False,
+) -> None:
+    """Where the bytes and tokens of the agent's first request go, against a plain launch; “-- -p” for print mode."""
+    from cclocal import prompt as anatomy
+
+    started: Start = ctx.obj
+    try:
+        found = anatomy.dissect(started.agent_args, started.folders, started.environ, lean=bool(lean))
+    except KeyboardInterrupt:
+        raise InterruptedByUser("Interrupted.") from None
+    anatomy.show(found, as_json=as_json)
 
 
 @app.command("list")
@@ -721,10 +778,12 @@ class Start:
     def default_map(self) -> dict[str, Any]:
         """The user's lasting defaults under the names of our parameters."""
         ours = {_PARAMETERS.get(key, key): value for key, value in self.user_file.defaults.items()}
-        checked = {key: value for key, value in ours.items() if key in ("llama_server", "ctx_tokens")}
+        checked = {key: value for key, value in ours.items() if key in ("llama_server", "ctx_tokens", "lean")}
         fetched = {key: value for key, value in ours.items() if key == "backend"}
         planned = {key: value for key, value in ours.items() if key in _PLANNED}
-        return {**ours, "plan": planned, "check": checked, "fetch": fetched}
+        lean = {key: value for key, value in ours.items() if key == "lean"}
+        of_commands = {"plan": planned, "check": checked, "prompt": lean, "attach": lean, "fetch": fetched}
+        return {**ours, **of_commands}
 
 
 #: The defaults that `cclocal plan` goes by, as a launch would.

@@ -13,8 +13,12 @@ from dataclasses import dataclass, field, replace
 PORT = "<free port>"
 KEY = "<session key>"
 SESSION = "<session folder>"
+#: a word of letters and digits, safe in any text
+SESSION_ID = "<session id>"
 #: where an agent is rehearsed
 REHEARSAL = "<rehearsal folder>"
+#: what is said there; no two rehearsals begin alike
+WORDS = "<first words>"
 #: stands for a model file that is not on disk yet
 MODEL_FILE = "<model file>"
 #: and for the folder of an MLX model

@@ -107,6 +107,8 @@ class Facts:
     engines: Mapping[str, tuple[Engine, ...]] = field(default_factory=dict)
     agent: AgentFound | None = None
     cached: Mapping[tuple[str, str], Path] = field(default_factory=dict)
+    #: the program behind the agent's status line, without its arguments
+    status_line: tuple[str, ...] = ()
     #: how a package is added to the environment cclocal itself runs in
     pip: str = "pip install"
     git_root: Path | None = None

@@ -17,7 +17,7 @@ from cclocal.errors import UsageError
 from cclocal.files import Folders
 from cclocal.lookup import local_tag
 from cclocal.memory.fit import Fit
-from cclocal.plan import proof_name
+from cclocal.plan import is_lean, proof_name
 from cclocal.planning import Wishes, plan_catalog, plan_one
 from cclocal.store import WARM, Stored, check_removable, choose, free_bytes, remove, stored
 
@@ -93,7 +93,7 @@ def _is_here(variant: Variant, folders: Folders, environ: Mapping[str, str]) -> 
 def _badge(model: Model, variant: Variant, proven: Mapping[str, dict[str, Any]]) -> str:
     """What the newest check of a model said."""
     about = f"{proof_name(model, variant)} | {variant.backend} |"
-    outcomes = [row.get("works") for name, row in proven.items() if name.startswith(about)]
+    outcomes = [row.get("works") for name, row in proven.items() if name.startswith(about) and not is_lean(name)]
     return "" if not outcomes else "✓ proven here: " if outcomes[-1] else "✗ failed its check here: "
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from cclocal import borrowed, fit_params, homes, hub, logs, measured, memory_ui, tiny, ui, wired
-from cclocal.command import KEY, PORT, SESSION, SessionFile
+from cclocal.command import KEY, PORT, SESSION, SESSION_ID, SessionFile
 from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError, ServerDiedError, UsageError
 from cclocal.files import Folders, make_folder
 from cclocal.hardware import is_mac, mac_tool, resident_servers
@@ -341,6 +341,7 @@ def bind(plan: Plan, folders: Folders, session_id: str, model: Mapping[str, str]
         **model,
         KEY: new_key(),
         SESSION: str(folders.sessions / session_id),
+        SESSION_ID: session_id,
         PORT: str(plan.port or free_port()),
     }
     if server_only:
@@ -352,6 +353,7 @@ def bind(plan: Plan, folders: Folders, session_id: str, model: Mapping[str, str]
             "context_tokens": plan.window_tokens,
             "out_tokens": plan.out_tokens,
             "tools": plan.tools,
+            "lean": plan.lean,
             "passed": plan.passed,
         }
         plan = replace(plan, files=(*plan.files, SessionFile(ENDPOINT, json.dumps(told))))

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cclocal import borrowed, mlx_server, tiny
+from cclocal import borrowed, mlx_server, status_line, tiny
 from cclocal.backends import llama_server, ollama, vllm_mlx
 from cclocal.catalog import CONFIG, Catalog, Model, Variant
 from cclocal.errors import AgentMissingError, BackendMissingError, FolderError
@@ -120,6 +120,7 @@ def look_around(
         user_claude_md=_user_claude_md(environ),
         parent_claude_mds=dict(reversed(list(_parent_claude_mds(cwd, root)))),
         mcp_config=packaged("mcp-local.json"),
+        status_line=(sys.executable, "-I", "-S", str(status_line.__file__)),
     )
     memory.save()
     return facts

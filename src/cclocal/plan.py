@@ -20,6 +20,7 @@ from cclocal.command import (
     MODEL_FILE,
     MODEL_FOLDER,
     PORT,
+    SESSION_ID,
     Command,
     Endpoint,
     Readiness,
@@ -109,6 +110,7 @@ class Plan:
     yes: bool = False
     #: whether the agent has tools
     tools: bool = True
+    lean: bool = False
     #: whether the agent takes over the terminal
     draws: bool = True
     #: where the model is, or what stands for it
@@ -255,10 +257,17 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         if why := refusal(variable):
             raise UsageError(f"--pass-env: {why}.{settings.origin('pass_env')}")
 
-    proven = facts.proofs.get(proof_key(model, variant, variant.backend, engine))
+    proven = facts.proofs.get(proof_key(model, variant, variant.backend, engine, lean=bool(settings.lean)))
     endpoint = backend.endpoint(engine, model, variant, context, port, str(facts.folders.borrowed))
     session = Session(
-        endpoint, window, out, tuple(settings.pass_env), tuple(settings.agent_args), not settings.no_tools
+        endpoint,
+        window,
+        out,
+        tuple(settings.pass_env),
+        tuple(settings.agent_args),
+        not settings.no_tools,
+        bool(settings.lean),
+        log=str(facts.folders.log_of(SESSION_ID)),
     )
     rehearsal = agent.rehearsal(facts, session) if _keeps_prompts(settings, variant, engine) else None
     serving = Serving(
@@ -271,7 +280,7 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         port=str(port or PORT),
         own_store=str(facts.folders.data / "ollama"),
         records=str(facts.folders.borrowed),
-        warm=str(facts.folders.warm) if rehearsal else "",
+        warm=str(facts.folders.warm) if rehearsal and engine.has(llama_server.SLOT_SAVE_PATH) else "",
     )
     server, server_files = backend.command(engine, serving)
     command, session_files = agent.command(facts, session)
@@ -310,11 +319,12 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         proven=proven,
         yes=settings.yes,
         tools=not settings.no_tools,
+        lean=bool(settings.lean),
         model_file=model_file,
         rehearsal=rehearsal,
         warm_key=_warm_key(variant, engine),
         # llama.cpp cannot go on from a restored sliding window, and saves nothing beside a projector
-        warm_saves="sliding" not in kinds and not variant.mmproj,
+        warm_saves=bool(serving.warm) and "sliding" not in kinds and not variant.mmproj,
         asked=_in_own_words(model, settings),
         draws=agent.draws(settings.agent_args),
         passed=settings.pass_env,
@@ -331,9 +341,9 @@ def _untested(model: Model, variant: Variant, settings: Settings) -> str:
 
 
 def _keeps_prompts(settings: Settings, variant: Variant, engine: Engine) -> bool:
-    """Whether the fixed part of the prompt is read once and kept: one conversation, with its tools, in this process."""
-    wanted = not (settings.cold or settings.server_only or settings.no_tools)
-    return wanted and engine.has("--slot-save-path") and variant.slots == 1
+    """Whether the fixed part of the prompt is read ahead: for one conversation, with its tools, in this process."""
+    wanted = not (settings.cold or settings.server_only or settings.no_tools) and variant.slots == 1
+    return wanted and (variant.backend != llama_server.NAME or engine.has(llama_server.SLOT_SAVE_PATH))
 
 
 def _warm_key(variant: Variant, engine: Engine) -> str:
@@ -360,9 +370,17 @@ def _thinking(variant: Variant) -> Variant:
     return replace(variant, template_kwargs=kwargs, reasoning_budget_tokens=None, sampling=sampling)
 
 
-def proof_key(model: Model, variant: Variant, backend: str, engine: Engine) -> str:
-    """What a proof holds for: another version of the engine is another thing."""
-    return f"{proof_name(model, variant)} | {backend} | {engine.form} {engine.version}"
+_LEAN = " | lean"
+
+
+def proof_key(model: Model, variant: Variant, backend: str, engine: Engine, *, lean: bool) -> str:
+    """What a proof holds for: another version of the engine is another thing, and so is another prompt."""
+    return f"{proof_name(model, variant)} | {backend} | {engine.form} {engine.version}{_LEAN if lean else ''}"
+
+
+def is_lean(key: str) -> bool:
+    """Whether a proof is of a session with the short prompt."""
+    return key.endswith(_LEAN)
 
 
 def proof_name(model: Model, variant: Variant) -> str:

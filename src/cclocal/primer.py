@@ -1,9 +1,9 @@
 """Have a server read a session's fixed prompt in the background, where its state cannot be kept. A program of its own.
 
 It gets a table on its standard input and lets go of whoever started it, who is about to become the agent. It lives as
-long as its one request: when the server goes, so does it.
+long as its one request, the server and the agent: whichever ends first.
 
-    {"url": …, "key": …, "tokens": […]}
+    {"url": …, "key": …, "path": …, "body": {…}, "agent": pid}
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import http.client
 import json
 import os
 import sys
+import threading
+import time
 from urllib.parse import urlsplit
 
 
@@ -25,14 +27,23 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number)
+    threading.Thread(target=_go_with, args=(told["agent"],), daemon=True).start()
     parts = urlsplit(told["url"])
     connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port)
     headers = {"content-type": "application/json", "authorization": f"Bearer {told['key']}"}
-    body = {"prompt": told["tokens"], "n_predict": 0, "cache_prompt": True, "id_slot": 0}
     with contextlib.suppress(OSError, http.client.HTTPException):
-        connection.request("POST", "/completion", json.dumps(body), headers)
+        connection.request("POST", told["path"], json.dumps(told["body"]), headers)
         connection.getresponse().read()
     # whatever the parent had registered is not ours to run
+    os._exit(0)
+
+
+def _go_with(pid: int) -> None:
+    """End when a process has ended: a server that is not ours would compute on for nobody."""
+    with contextlib.suppress(OSError):
+        while True:
+            os.kill(pid, 0)
+            time.sleep(0.5)
     os._exit(0)
 
 

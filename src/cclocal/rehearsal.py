@@ -19,7 +19,7 @@ from typing import Any
 
 from cclocal import homes
 from cclocal.agents import Home, Rehearsal
-from cclocal.command import KEY, PORT, REHEARSAL, SESSION, bind
+from cclocal.command import KEY, PORT, REHEARSAL, SESSION, WORDS, bind
 from cclocal.errors import CclocalError
 from cclocal.files import Folders, make_folder, read_table, write_private
 from cclocal.state import clear_abandoned, own_folder
@@ -30,7 +30,7 @@ _LIMIT_S = 20.0
 _AGAIN_S = 86400.0
 #: So many agents, versions and models are remembered.
 _KEPT = 12
-#: What stands for the folders of the two rehearsals.
+#: What stands for the folders of the two rehearsals, and what is said in them.
 _MARKS = ("0", "Z")
 Request = dict[str, Any]
 
@@ -54,7 +54,7 @@ def first_requests(
 
         def one(at: int) -> None:
             with contextlib.suppress(OSError, CclocalError):
-                request = _first_request(rehearsal, places[at], environ, stop)
+                request = _first_request(rehearsal, places[at], _MARKS[at], environ, stop)
                 found[at] = request and _elsewhere(request, places[at], _MARKS[at])
 
         threads = [threading.Thread(target=one, args=(at,)) for at in range(2)]
@@ -99,6 +99,8 @@ class _Stub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.request: Request | None = None
+        #: of the whole body, as it was sent
+        self.size_bytes = 0
         self.heard = threading.Event()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -124,6 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
             request = json.loads(data)
             if isinstance(request, dict) and request.get("tools") and self.server.request is None:
                 self.server.request = {key: request[key] for key in ("system", "tools", "messages") if key in request}
+                self.server.size_bytes = len(data)
                 self.server.heard.set()
         # one that no agent repeats
         refusal = {"type": "error", "error": {"type": "invalid_request_error", "message": "enough"}}
@@ -138,16 +141,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _first_request(
-    rehearsal: Rehearsal, place: Path, environ: Mapping[str, str], stop: threading.Event
+    rehearsal: Rehearsal, place: Path, words: str, environ: Mapping[str, str], stop: threading.Event
 ) -> Request | None:
     project = place / "project"
     project.mkdir(parents=True)
-    with _stub() as server:
+    with stub() as server:
         values = {
             PORT: str(server.server_port),
             KEY: "none",
             SESSION: str(place),
             REHEARSAL: str(place),
+            WORDS: words,
         }
         home = rehearsal.home
         seed = json.loads(bind(json.dumps({name: dict(table) for name, table in home.seed.items()}), values))
@@ -155,7 +159,7 @@ def _first_request(
         for file in rehearsal.files:
             write_private(place / file.name, bind(file.content, values))
         command = rehearsal.command.bind(values)
-        with _running(list(command.argv), command.environ(environ), project, draws=rehearsal.draws) as child:
+        with _running(rehearsal, values, list(command.argv), command.environ(environ), project) as child:
             _wait(server, child, stop)
         return server.request
 
@@ -169,7 +173,8 @@ def _wait(server: _Stub, child: subprocess.Popen[bytes], stop: threading.Event) 
 
 
 @contextlib.contextmanager
-def _stub() -> Iterator[_Stub]:
+def stub() -> Iterator[_Stub]:
+    """A server that takes the first message with tools, and refuses it."""
     server = _Stub()
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
@@ -180,22 +185,30 @@ def _stub() -> Iterator[_Stub]:
 
 
 @contextlib.contextmanager
-def _running(argv: list[str], env: dict[str, str], folder: Path, *, draws: bool) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    rehearsal: Rehearsal, values: Mapping[str, str], argv: list[str], env: dict[str, str], folder: Path
+) -> Iterator[subprocess.Popen[bytes]]:
     """The agent, on a terminal of its own if it draws; gone afterwards."""
-    ours, theirs = os.openpty() if draws else (-1, subprocess.DEVNULL)
+    ours, theirs = os.openpty() if rehearsal.draws else (-1, subprocess.DEVNULL)
+    reads = subprocess.PIPE if rehearsal.said else theirs
     child = subprocess.Popen(
-        argv, env=env, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        argv, env=env, cwd=folder, stdin=reads, stdout=theirs, stderr=theirs, start_new_session=True
     )
-    if draws:
+    if rehearsal.draws:
         os.close(theirs)
         # what nobody reads fills up, and the agent waits
         threading.Thread(target=_drain, args=(ours,), daemon=True).start()
     try:
+        if child.stdin:
+            child.stdin.write(bind(rehearsal.said, values).encode())
+            child.stdin.flush()
         yield child
     finally:
         with contextlib.suppress(OSError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+        if child.stdin:
+            child.stdin.close()
 
 
 def _drain(terminal: int) -> None:

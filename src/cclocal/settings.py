@@ -51,6 +51,7 @@ DEFAULTS: Mapping[str, Kind] = {
     "think": Kind(bool),
     "mem_check": Kind(bool),
     "cold": Kind(bool),
+    "lean": Kind(bool),
 }
 
 
@@ -87,6 +88,8 @@ class Settings:
     #: on a Mac: the wired limit to raise to for this session
     wired_limit_mib: int | None = None
     mem_check: bool = True
+    #: a short system prompt and four tools; None = not said
+    lean: bool | None = None
     #: keep nothing of earlier sessions' prompts
     cold: bool = False
     #: start a model that failed its check without asking

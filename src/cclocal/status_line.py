@@ -26,7 +26,8 @@ LEAST_WRITTEN_TOKENS = 8
 #: A prompt that is read within this time is read without a word about its speed.
 UNTOLD_S = 3.0
 
-_TASK = re.compile(r"[\d.]+ [A-Z] slot .*?\| task (\d+) \| +(.*)")
+#: with or without the time and level in front
+_TASK = re.compile(r"(?:[\d.]+ [A-Z] )?slot .*?\| task (\d+) \| +(.*)")
 _PROMPT = re.compile(r"new prompt, .*task\.n_tokens = +(\d+)")
 _PLACE = re.compile(r"cached n_tokens = +(\d+)")
 _PROGRESS = re.compile(r"prompt processing.* ([\d.]+) tokens per second")

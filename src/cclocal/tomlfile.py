@@ -20,9 +20,9 @@ FLAG = re.compile(r"[a-z][a-z0-9.-]*")
 #: Our own options and commands, which no model may take. (A test holds this against the real ones.)
 RESERVED = frozenset(
     """attach backend check clean cold cpu-moe ctx dry-run fetch gpu-layers help insecure-http
-    install-completion json key-env kv list list-models
+    install-completion json full key-env kv lean list list-models
     llama-server logs mem-check model no-mem-check no-safe no-think no-tools out-tokens parser pass-env plan port
-    prompt quant rm safe server show-completion slots think ubatch url version warm wired-limit yes""".split()
+    prompt quant rm safe server show-completion slots stats think ubatch url version warm wired-limit yes""".split()
 )
 
 

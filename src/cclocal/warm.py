@@ -25,6 +25,7 @@ import psutil
 
 from cclocal import primer
 from cclocal.agents import Rehearsal
+from cclocal.backends import llama_server
 from cclocal.command import SERVER_NAMES, Command
 from cclocal.errors import CclocalError, FolderError, ServerDiedError
 from cclocal.files import Folders, make_folder, read_table, write_private
@@ -68,7 +69,7 @@ class Warmth:
         self.requests: list[Request] = []
         self.stopped = threading.Event()
         try:
-            make_folder(folders.warm)
+            make_folder(folders.warm if bound.warm_saves else folders.cache)
         except FolderError as error:
             error.hint = "--cold keeps nothing"
             raise
@@ -103,6 +104,13 @@ class Warmth:
         self.close()
         endpoint = bound.readiness.endpoint
         headers = {"authorization": f"Bearer {endpoint.key}"}
+        if bound.backend != llama_server.NAME:
+            # nothing can be kept, and its tokens are its own affair: it is asked what the agent will ask
+            for request in self.requests[:1]:
+                # vllm-mlx keeps what it read for streams alone
+                body = {**request, "model": endpoint.model, "max_tokens": 1, "stream": True}
+                self._ask_in_background(bound, "/v1/messages", body)
+            return None
         try:
             with httpx.Client(base_url=endpoint.url, headers=headers, trust_env=False, timeout=_LIMIT_S) as client:
                 return self._bring(client, bound, held, on_wait)
@@ -126,9 +134,10 @@ class Warmth:
         # a template may put the date in front: then yesterday's is of no use
         if state and state.digest == _digest(tokens) and self._restore(client, state):
             return f"{state.tokens:,} tokens of the prompt are kept from an earlier session."
+        body = {"prompt": tokens, "n_predict": 0, "cache_prompt": True, "id_slot": 0}
         if not bound.warm_saves or _free_bytes(self.folders) < SPARE_BYTES:
             # nobody waits for what nothing is left of
-            self._read_in_background(bound, tokens)
+            self._ask_in_background(bound, "/completion", body)
             return None
         began = time.monotonic()
 
@@ -137,7 +146,6 @@ class Warmth:
             phase = f"reading the {len(tokens):,} tokens of the prompt that stay the same, once"
             on_wait(Waiting(phase, time.monotonic() - began, last_line(held.log)))
 
-        body = {"prompt": tokens, "n_predict": 0, "cache_prompt": True, "id_slot": 0}
         patiently(lambda: client.post("/completion", json=body, timeout=None).raise_for_status(), look)
         self._save(client, tokens)
         return None
@@ -167,17 +175,24 @@ class Warmth:
             part.unlink(missing_ok=True)
         make_room(self.folders)
 
-    def _read_in_background(self, bound: Plan, tokens: list[int]) -> None:
+    def _ask_in_background(self, bound: Plan, path: str, body: Mapping[str, Any]) -> None:
+        """Have it read for whoever types slower than it is read; print mode has asked before it could be done."""
+        if not bound.draws:
+            return
         endpoint = bound.readiness.endpoint
-        subprocess.run(
-            [sys.executable, "-I", "-S", primer.__file__],
-            input=json.dumps({"url": endpoint.url, "key": endpoint.key, "tokens": tokens}).encode(),
-            env=Command((), keep=frozenset(SERVER_NAMES)).environ(self.environ),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-            timeout=_LIMIT_S,
-        )
+        # this process will be the agent
+        told = {"url": endpoint.url, "key": endpoint.key, "path": path, "body": body, "agent": os.getpid()}
+        # a session without it is a slower one
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(
+                [sys.executable, "-I", "-S", primer.__file__],
+                input=json.dumps(told).encode(),
+                env=Command((), keep=frozenset(SERVER_NAMES)).environ(self.environ),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                check=False,
+                timeout=_LIMIT_S,
+            )
 
     def _valid(self) -> Kept | None:
         """The state of this session's name, if it is what was written."""

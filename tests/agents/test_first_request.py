@@ -17,7 +17,8 @@ import pexpect
 import pytest
 
 from tests.agents.conftest import evil_settings
-from tests.conftest import CI, Claude
+from tests.conftest import CI, OLDEST, Claude
+from tests.talk import compactions, talk
 from tests.world import World, wait_for
 
 #: The lean row of the measured prompt sizes (bytes of the first request's body), + 5 %.
@@ -331,3 +332,41 @@ def test_from_turn_to_turn_no_byte_moves(world: World, claude: Claude) -> None:
         count = len(before["messages"])
         where = first_difference(before["messages"], after["messages"][:count])
         assert not where, f"messages {where}"
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_another_folder_on_another_day_begins_with_the_same_bytes(
+    scripted: World, claude: Claude, *, lean: bool
+) -> None:
+    # their dates differ at any hour
+    for folder, zone in (("one", "Etc/GMT+12"), ("quite another", "Etc/GMT-14")):
+        scripted.project = scripted.root / folder
+        scripted.project.mkdir()
+        words = ("--tiny", *(("--lean",) if lean else ()), "--", "-p", PROMPT)
+        assert scripted.run(*words, TZ=zone).returncode == 0
+    here, there = (r["body"] for r in scripted.requests() if r["body"])
+    assert here["messages"] != there["messages"] or claude.version == OLDEST
+    assert here["tools"] == there["tools"]
+    # 2.1.197 names the folder at the end of its own system prompt
+    if lean or claude.version != OLDEST:
+        assert here["system"] == there["system"]
+
+
+def test_plan_mode_and_a_compaction_bring_no_system_message_and_move_no_byte(world: World, claude: Claude) -> None:
+    world.real("claude", claude.path)
+    world.fake_server()
+    with talk(world, "--tiny", "--cold", agent=("--permission-mode", "plan")) as session:
+        session.say("Look around.")
+        session.say("And again.")
+        assert compactions(session.say("/compact"))
+        session.say("Go on.")
+    requests = [r["body"] for r in world.requests() if r["body"]]
+    roles = {message["role"] for request in requests for message in request["messages"]}
+    # 2.1.197 has no switch against it (docs/claude-code.md)
+    assert roles == {"user", "assistant"} | ({"system"} if claude.version == OLDEST else set())
+    first, second, *summed_up, after = requests
+    assert summed_up
+    for part in ("system", "tools"):
+        assert all(not first_difference(first[part], later[part]) for later in (second, *summed_up, after))
+    assert not first_difference(first["messages"], second["messages"][: len(first["messages"])])
+    assert "plan mode" in json.dumps(first["messages"]).lower()

@@ -190,3 +190,38 @@ def test_what_is_no_whole_state_goes_with_the_next(newest: World) -> None:
     assert len(states(newest)) == 1
     assert sorted(path.suffix for path in folder.iterdir()) == [".bin", ".json"]
     assert all(path.stat().st_mode & 0o77 == 0 for path in folder.iterdir())
+
+
+def test_where_nothing_is_kept_whoever_types_slowly_is_read_ahead_for(world: World, claude: Claude) -> None:
+    world.real("claude", claude.path)
+    world.fake_mlx()
+    world.terminal = (40, 120)
+    asked = world.record / "requests.jsonl"
+
+    def ahead() -> list[dict[str, Any]]:
+        lines = asked.read_text().splitlines() if asked.exists() else []
+        bodies = [json.loads(line)["body"] or {} for line in lines]
+        return [body for body in bodies if body.get("max_tokens") == 1 and body.get("tools")]
+
+    def session(*args: str) -> None:
+        with world.on_terminal("--tiny", "--backend", "vllm-mlx", *args) as child:
+            child.expect("shift.*tab")
+            child.send("Hello")
+            child.send("\r")
+            child.expect("done")
+            child.send("\x03\x03")
+            child.expect(pexpect.EOF)
+
+    session()
+    (request,) = ahead()
+    sent = next(r["body"] for r in world.requests() if r["body"])
+    assert request["tools"] == sent["tools"]
+    assert request["model"] == sent["model"]
+    if claude.version == NEWEST:
+        assert request["system"] == sent["system"]
+    assert not (world.home / ".cache/cclocal/warm").exists()
+    # not if it is not wanted, and not in print mode, which asks before anything could be read
+    asked.unlink()
+    session("--cold")
+    assert world.run("--tiny", "--backend", "vllm-mlx", "--", "-p", "Hello").returncode == 0
+    assert not ahead()

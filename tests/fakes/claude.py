@@ -18,6 +18,9 @@ def main(switches: dict[str, Any]) -> None:
     if sys.argv[1:] == ["--version"]:
         print("2.1.329 (Claude Code)")
         return
+    if os.environ.get("ANTHROPIC_AUTH_TOKEN") == "none":
+        # a rehearsal: what is told below is of sessions
+        return
     record = switches["record"]
     with open(f"{record}/agent.part", "w") as out:
         json.dump({"argv": sys.argv, "env": dict(os.environ), "pid": os.getpid(), "cwd": os.getcwd()}, out)

@@ -10,6 +10,7 @@ from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
 from cclocal import catalog
+from cclocal.agents.claude import conversation_tokens
 from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
 from cclocal.files import packaged
 from cclocal.memory.shape import Layer, Shape
@@ -94,7 +95,7 @@ def test_one_context_number_drives_server_and_agent() -> None:
         assert env["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] == str(out)
         # Claude Code compacts here; the reply, the compaction itself and a margin must still fit
         compacts_at = window - min(out, 20000) - 13000
-        assert compacts_at == context - out - 2048
+        assert compacts_at == conversation_tokens(context, out)
         assert int(env["CLAUDE_CODE_AUTO_COMPACT_WINDOW"]) >= max(100000, window)
 
 
@@ -119,7 +120,7 @@ def test_the_context_is_the_largest_that_fits_unless_one_was_asked_for() -> None
     # one number, everywhere
     assert shrunk.server.argv[shrunk.server.argv.index("--ctx-size") + 1] == str(shrunk.context_tokens)
     window = int(shrunk.session.env["CLAUDE_CODE_MAX_CONTEXT_TOKENS"])
-    assert window - 8192 - 13000 == shrunk.context_tokens - 8192 - 2048
+    assert window - 8192 - 13000 == conversation_tokens(shrunk.context_tokens, 8192)
     # one that was asked for is not served either if it does not fit, but said; unless nobody is to look
     short = replace(here, machine=replace(machine, available_bytes=23 * gib))
     asked = make_plan(model, Settings(ctx=65536), short)

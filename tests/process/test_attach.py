@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cclocal.agents.claude import conversation_tokens
 from cclocal.process import free_port
 from tests.world import FAKES, World, alive, port_is_free, wait_for
 
@@ -55,7 +56,7 @@ def test_the_agent_goes_by_the_servers_own_window(world: World, serve: Serve) ->
     got = env(world)
     assert got["ANTHROPIC_BASE_URL"] == f"http://127.0.0.1:{port}"
     assert got["ANTHROPIC_MODEL"] == "some-model"
-    assert int(got["CLAUDE_CODE_MAX_CONTEXT_TOKENS"]) - 8192 - 13000 == 40960 - 8192 - 2048
+    assert int(got["CLAUDE_CODE_MAX_CONTEXT_TOKENS"]) - 8192 - 13000 == conversation_tokens(40960, 8192)
     assert world.agent()["argv"][-2:] == ["-p", "x"]
     # the folder of an agent that is gone is cleared by the next one
     world.run("--url", f"http://localhost:{port}/v1", "--", "-p", "x")
@@ -169,7 +170,7 @@ def test_a_server_with_several_slots_gives_the_window_of_one(world: World) -> No
     # it is still loading, and waited for
     done = world.run(str(port))
     assert done.returncode == 0, done.stderr
-    assert int(env(world)["CLAUDE_CODE_MAX_CONTEXT_TOKENS"]) - 4096 - 13000 == 32768 - 4096 - 2048
+    assert int(env(world)["CLAUDE_CODE_MAX_CONTEXT_TOKENS"]) - 4096 - 13000 == conversation_tokens(32768, 4096)
     assert world.run(str(port), "--model", "other").returncode == 2
     assert world.run(str(port), "--ctx", "65536").returncode == 2
     child.terminate()

@@ -9,6 +9,7 @@ import pexpect
 import pytest
 
 from bench.sparse import write
+from cclocal.agents.claude import conversation_tokens
 from cclocal.memory.known import HEADERS
 from tests.world import World, wait_for
 
@@ -58,7 +59,7 @@ def test_enter_takes_the_largest_context_that_fits(mac: World, coder: Path) -> N
     assert f"{context:,}" in screen
     # one number, for the agent too
     window = int(mac.agent()["env"]["CLAUDE_CODE_MAX_CONTEXT_TOKENS"])
-    assert window - 8192 - 13000 == context - 8192 - 2048
+    assert window - 8192 - 13000 == conversation_tokens(context, 8192)
 
 
 def test_another_remedy_has_a_key_after_the_three(mac: World, coder: Path) -> None:
@@ -193,7 +194,9 @@ def test_how_it_is_held_in_memory_can_be_said(mac: World, coder: Path) -> None:
     flags |= {"--n-gpu-layers": "10", "--n-cpu-moe": "4"}
     assert {flag: served(mac, flag) for flag in flags} == flags
     # two conversations share the context, and the agent has one of them
-    assert int(mac.agent()["env"]["CLAUDE_CODE_MAX_CONTEXT_TOKENS"]) - 8192 - 13000 == 49152 // 2 - 8192 - 2048
+    assert int(mac.agent()["env"]["CLAUDE_CODE_MAX_CONTEXT_TOKENS"]) - 8192 - 13000 == conversation_tokens(
+        49152 // 2, 8192
+    )
     assert mac.run("--tiny", "--kv", "q3", "--dry-run").returncode == 2
 
 

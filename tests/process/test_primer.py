@@ -61,9 +61,11 @@ def primers(mark: str) -> list[psutil.Process]:
     return found
 
 
-def start(url: str, mark: str) -> float:
+def start(url: str, mark: str, pid: int) -> float:
     began = time.monotonic()
-    table = json.dumps({"url": url, "key": "secret", "tokens": [1, 2, 3]})
+    table = json.dumps(
+        {"url": url, "key": "secret", "path": "/completion", "body": {"prompt": [1, 2, 3]}, "agent": pid}
+    )
     env = {"MARK": mark, "PATH": os.environ["PATH"], "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
     command = [sys.executable, "-I", "-S", primer.__file__]
     subprocess.run(command, input=table.encode(), env=env, check=True, timeout=30)
@@ -72,15 +74,14 @@ def start(url: str, mark: str) -> float:
 
 def test_it_lets_go_at_once_and_asks_once(server: Slow) -> None:
     mark = f"primer-{os.getpid()}-{server.server_port}"
-    assert start(f"http://127.0.0.1:{server.server_port}", mark) < 10
+    assert start(f"http://127.0.0.1:{server.server_port}", mark, os.getpid()) < 10
     wait_for(lambda: server.asked, "the request")
     assert len(primers(mark)) == 1
     # the key is nobody else's to read
     assert "secret" not in " ".join(primers(mark)[0].cmdline())
     server.answer.set()
     wait_for(lambda: not primers(mark), "its end")
-    body = {"prompt": [1, 2, 3], "n_predict": 0, "cache_prompt": True, "id_slot": 0}
-    assert server.asked == [("/completion", "Bearer secret", body)]
+    assert server.asked == [("/completion", "Bearer secret", {"prompt": [1, 2, 3]})]
 
 
 def test_it_goes_when_there_is_no_server() -> None:
@@ -88,5 +89,16 @@ def test_it_goes_when_there_is_no_server() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mark = f"primer-{os.getpid()}-{port}"
-    start(f"http://127.0.0.1:{port}", mark)
+    start(f"http://127.0.0.1:{port}", mark, os.getpid())
+    wait_for(lambda: not primers(mark), "its end")
+
+
+def test_it_goes_with_the_agent_where_the_server_stays(server: Slow) -> None:
+    mark = f"primer-agent-{os.getpid()}-{server.server_port}"
+    agent = subprocess.Popen(["sleep", "60"])
+    start(f"http://127.0.0.1:{server.server_port}", mark, agent.pid)
+    wait_for(lambda: server.asked, "the request")
+    assert primers(mark)
+    agent.kill()
+    agent.wait()
     wait_for(lambda: not primers(mark), "its end")

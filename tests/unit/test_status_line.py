@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,10 @@ def test_turns_are_what_the_log_tells() -> None:
 
 def test_what_cclocal_itself_asks_is_known_by_its_one_token() -> None:
     assert [turn.is_ours for turn in turns(LOG)[0]] == [True, True, False]
+
+
+def test_a_log_without_times_tells_the_same() -> None:
+    assert turns(re.sub(r"(?m)^[\d.]+ [A-Z] ", "", LOG)) == turns(LOG)
 
 
 def test_conversations_at_the_same_time_are_kept_apart() -> None:

@@ -30,6 +30,10 @@ class Session:
     arguments: tuple[str, ...] = ()
     #: without them it is a talk
     tools: bool = True
+    #: with the shortest prompt that lets it work
+    lean: bool = False
+    #: the server's log, for the line that tells what it does; empty if it is not ours
+    log: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ class Home:
 class Rehearsal:
     """A session that goes nowhere: started to see what an agent sends first.
 
-    Its folder, port and key are placeholders. `about` names what the request depends on; `draws`: on a terminal.
+    Its folder, port and key are placeholders. `about` names what the request depends on; `draws`: on a terminal;
+    `said` is put on its standard input.
     """
 
     about: str
@@ -57,6 +62,7 @@ class Rehearsal:
     files: tuple[SessionFile, ...]
     home: Home
     draws: bool
+    said: str = ""
 
 
 class Agent(Protocol):
@@ -81,6 +87,9 @@ class Agent(Protocol):
 
     def rehearsal(self, facts: Facts, session: Session) -> Rehearsal | None:
         """The same session as a rehearsal; None if its arguments change what is the same in every session."""
+
+    def plain(self, facts: Facts, session: Session) -> Rehearsal:
+        """The agent without anything of ours but the server's address, for comparison."""
 
     def notes(self, facts: Facts, session: Session) -> tuple[str, ...]:
         """What the user should know of this folder and of the arguments they passed."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,7 @@ from cclocal.command import (
     AGENT_NAMES,
     AGENT_PREFIXES,
     REHEARSAL,
+    WORDS,
     Command,
     Endpoint,
     SessionFile,
@@ -34,6 +36,8 @@ WIRE: Literal["anthropic", "responses"] = "anthropic"
 #: WebSearch asks Anthropic's servers, and on a local model hands its own words back as results; WebFetch asks
 #: api.anthropic.com before each page. Neither belongs in a local session.
 TOOLS = "Bash,Read,Edit,Write,Glob,Grep"
+#: What a shell does as well is left to it.
+LEAN_TOOLS = "Bash,Read,Edit,Write"
 #: Unscoped Edit and Read would reach any path; print mode refuses Bash in silence unless it is named.
 PRE_APPROVED = "Bash,Edit(./**),Read(./**)"
 WRITE_IN_PARTS = (
@@ -41,18 +45,34 @@ WRITE_IN_PARTS = (
     "then append the rest in several smaller edits."
 )
 
+#: Instead of Claude Code's own, which is eight times as long.
+LEAN_PROMPT = (
+    "You are a coding agent in the user's terminal. Do what is asked with the tools, no more and no less: look before "
+    "you act (Bash with ls, grep or git), read a file before you edit it, prefer Edit to writing a file anew, and "
+    "run what you changed. Paths are relative to the working directory, which pwd tells. Never make up a result. If "
+    "something fails, say so and try another way. Answer in a few plain sentences. " + WRITE_IN_PARTS
+)
+
 #: Claude Code compacts at MAX_CONTEXT_TOKENS - min(MAX_OUTPUT_TOKENS, 20000) - 13000 (measured on both versions).
 COMPACT_RESERVE_TOKENS = 13000
 COMPACT_MAX_OUTPUT_TOKENS = 20000
-#: What we keep free beside the reply: the compaction request itself, and counts that are off by a few hundred.
-MARGIN_TOKENS = 2048
+#: What a compaction adds to the conversation it sums up (2,809 counted with the tiny model's tokens, which are short).
+COMPACT_PROMPT_TOKENS = 3072
 #: The fixed part of the prompt, plus a few turns: with less than this a session cannot work.
-LEAST_PROMPT_TOKENS = 10240
+LEAST_PROMPT_TOKENS = 8192
 #: AUTO_COMPACT_WINDOW is clamped to at least this by Claude Code.
 LEAST_AUTO_COMPACT_TOKENS = 100000
+#: Claude Code's own limits of one result; both are cut to fit a smaller window.
+MOST_RESULT_TOKENS, MOST_RESULT_CHARACTERS = 25_000, 30_000
+LEAST_RESULT_TOKENS = 1024
+#: Of code; prose has four, and digits may be a token each.
+CHARACTERS_PER_TOKEN = 2
 TIMEOUT_MS = 1_800_000
 #: Claude Code cuts a hook's output to a preview beyond 10,000 characters (measured on both versions).
 HOOK_OUTPUT_BYTES = 9_000
+
+#: How often the status line is asked for again; it takes some 30 ms.
+STATUS_EVERY_S = 2
 
 #: The oldest version whose isolation was verified; what an older one reads and sends is unknown.
 OLDEST = (2, 1, 197)
@@ -79,6 +99,14 @@ _UNDOES = {
 }
 
 
+#: What even a plain launch is given when it is only looked at: where to ask, and to ask nobody else.
+_QUIET = frozenset(
+    """ANTHROPIC_BASE_URL ANTHROPIC_AUTH_TOKEN ANTHROPIC_MODEL CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC
+    DISABLE_TELEMETRY DISABLE_ERROR_REPORTING DISABLE_AUTOUPDATER CLAUDE_CODE_DISABLE_OFFICIAL_MARKETPLACE_AUTOINSTALL
+    CLAUDE_CODE_DISABLE_TERMINAL_TITLE NO_PROXY""".split()
+)
+#: How a program holds a conversation.
+STREAMING = ("--input-format", "stream-json", "--output-format", "stream-json", "--verbose")
 #: Arguments that change the system prompt or the tools.
 _OTHER_PROMPT = frozenset(
     """--tools --disallowedTools --disallowed-tools --append-system-prompt --system-prompt --system-prompt-file
@@ -96,21 +124,35 @@ _COMMANDS = frozenset(
 
 def least_context_tokens(out_tokens: int) -> int:
     """The smallest context window in which a session with replies of `out_tokens` can work."""
-    return LEAST_PROMPT_TOKENS + out_tokens + MARGIN_TOKENS
+    return LEAST_PROMPT_TOKENS + out_tokens + COMPACT_PROMPT_TOKENS + LEAST_RESULT_TOKENS
+
+
+def result_tokens(context_tokens: int, out_tokens: int) -> int:
+    """The longest result of one tool: a fifth of the window beside a reply and the least prompt.
+
+    Claude Code looks at the window between results, so one must not take what is kept for the compaction.
+    """
+    fifth = (context_tokens - LEAST_PROMPT_TOKENS - out_tokens - COMPACT_PROMPT_TOKENS) // 5
+    return max(LEAST_RESULT_TOKENS, min(fifth, MOST_RESULT_TOKENS))
+
+
+def result_characters(context_tokens: int, out_tokens: int) -> int:
+    """The same for the output of a command, which Claude Code counts in characters."""
+    return min(CHARACTERS_PER_TOKEN * result_tokens(context_tokens, out_tokens), MOST_RESULT_CHARACTERS)
+
+
+def conversation_tokens(context_tokens: int, out_tokens: int) -> int:
+    """How long a conversation grows before it is compacted.
+
+    So long that one more result, the request to sum it all up and the summary still fit into the window.
+    """
+    return context_tokens - out_tokens - COMPACT_PROMPT_TOKENS - result_tokens(context_tokens, out_tokens)
 
 
 def window_tokens(context_tokens: int, out_tokens: int) -> int:
-    """The value of CLAUDE_CODE_MAX_CONTEXT_TOKENS that makes compaction come while a whole reply still fits.
-
-    Compaction then happens at context - out - MARGIN_TOKENS.
-    """
-    return (
-        context_tokens
-        - out_tokens
-        - MARGIN_TOKENS
-        + COMPACT_RESERVE_TOKENS
-        + min(out_tokens, COMPACT_MAX_OUTPUT_TOKENS)
-    )
+    """The value of CLAUDE_CODE_MAX_CONTEXT_TOKENS that makes compaction come at `conversation_tokens`."""
+    reserve = COMPACT_RESERVE_TOKENS + min(out_tokens, COMPACT_MAX_OUTPUT_TOKENS)
+    return conversation_tokens(context_tokens, out_tokens) + reserve
 
 
 def environment(endpoint: Endpoint, context_tokens: int, out_tokens: int) -> dict[str, str]:
@@ -152,6 +194,8 @@ def environment(endpoint: Endpoint, context_tokens: int, out_tokens: int) -> dic
         "CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(out_tokens),
         "CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(window),
         "CLAUDE_CODE_AUTO_COMPACT_WINDOW": str(max(window, LEAST_AUTO_COMPACT_TOKENS)),
+        "CLAUDE_CODE_FILE_READ_MAX_OUTPUT_TOKENS": str(result_tokens(context_tokens, out_tokens)),
+        "BASH_MAX_OUTPUT_LENGTH": str(result_characters(context_tokens, out_tokens)),
         # A local prefill may take minutes: all three, or a gap of 300 s ends the request.
         "API_TIMEOUT_MS": str(TIMEOUT_MS),
         "CLAUDE_STREAM_IDLE_TIMEOUT_MS": str(TIMEOUT_MS),
@@ -168,8 +212,9 @@ def _instructions_above(facts: Facts) -> dict[str, object]:
     """
     if not facts.parent_claude_mds or sum(facts.parent_claude_mds.values()) > HOOK_OUTPUT_BYTES:
         return {}
+    # a shell's echo may take backslashes for something
     say = "; ".join(
-        f"echo {shlex.quote(f'Instructions of {path}:')}; cat {shlex.quote(str(path))}; echo"
+        f"printf '%s\\n' {shlex.quote(f'Instructions of {path}:')}; cat {shlex.quote(str(path))}; echo"
         for path in facts.parent_claude_mds
     )
     # not on resume: there they are in the conversation already
@@ -178,6 +223,24 @@ def _instructions_above(facts: Facts) -> dict[str, object]:
             "SessionStart": [{"matcher": "startup|clear|compact", "hooks": [{"type": "command", "command": say}]}]
         }
     }
+
+
+def _prompt(session: Session) -> tuple[str, ...]:
+    """The flags that decide what the agent reads first."""
+    if not session.tools:
+        return ("--tools", "")
+    if session.lean:
+        return ("--system-prompt", LEAN_PROMPT, "--tools", LEAN_TOOLS)
+    return ("--append-system-prompt", WRITE_IN_PARTS, "--tools", TOOLS)
+
+
+def _status_line(facts: Facts, session: Session) -> dict[str, object]:
+    """What the server is doing, below the prompt; a program, asked again while a reply is waited for."""
+    if not facts.status_line:
+        return {}
+    words = (*facts.status_line, session.log, str(session.context_tokens), session.endpoint.model)
+    line = {"type": "command", "command": shlex.join(words), "padding": 0, "refreshInterval": STATUS_EVERY_S}
+    return {"statusLine": line}
 
 
 def command(facts: Facts, session: Session) -> tuple[Command, tuple[SessionFile, ...]]:
@@ -191,6 +254,9 @@ def command(facts: Facts, session: Session) -> tuple[Command, tuple[SessionFile,
                 # one model is loaded: /model with another name is refused in words
                 "availableModels": [session.endpoint.model],
                 "disableDeepLinkRegistration": "disable",
+                # what 2.1.329 goes by instead of BASH_MAX_OUTPUT_LENGTH
+                "bashOutputMaxChars": result_characters(session.context_tokens, session.out_tokens),
+                **_status_line(facts, session),
                 **_instructions_above(facts),
             },
             indent=1,
@@ -202,10 +268,11 @@ def command(facts: Facts, session: Session) -> tuple[Command, tuple[SessionFile,
         *("--setting-sources", "user"),
         *("--settings", settings.path),
         "--strict-mcp-config",
+        # the browser's tools come from elsewhere than MCP configurations
+        "--no-chrome",
         *("--mcp-config", str(facts.mcp_config)),
         *("--add-dir", "."),
-        *(("--append-system-prompt", WRITE_IN_PARTS) if session.tools else ()),
-        *("--tools", TOOLS if session.tools else ""),
+        *_prompt(session),
         *(("--allowedTools", PRE_APPROVED) if session.tools else ()),
         # Last, because it takes one value: a variadic flag here would swallow the user's prompt.
         *("--permission-mode", "acceptEdits"),
@@ -254,17 +321,59 @@ def rehearsal(facts: Facts, session: Session) -> Rehearsal | None:
         user_claude_md=None,
         parent_claude_mds={},
         folders=replace(facts.folders, data=Path(REHEARSAL)),
+        status_line=(),
     )
-    asked = ("Hello",) if drawn else ("-p", "Hello")
-    asking = replace(session, endpoint=Endpoint.of_session(None, session.endpoint.model), arguments=asked)
+    asked, said = _first_words(session)
+    asking = replace(session, endpoint=Endpoint.of_session(None, session.endpoint.model), arguments=asked, log="")
     made, files = command(nowhere, asking)
     # its first request is refused, and that is that
     made = replace(made, env={**made.env, "CLAUDE_CODE_MAX_RETRIES": "0"})
     # how large the window is stands in no prompt
-    told = {name: value for name, value in made.env.items() if not name.endswith(("_TOKENS", "_WINDOW"))}
-    profile = hashlib.sha256(json.dumps([made.argv[1:], told], sort_keys=True).encode()).hexdigest()[:8]
-    about = f"claude {facts.agent.version} {'' if drawn else '-p '}{session.endpoint.model} {profile}"
-    return Rehearsal(about, made, files, home(nowhere), drawn)
+    told = {name: value for name, value in made.env.items() if not name.endswith(("_TOKENS", "_WINDOW", "_LENGTH"))}
+    about = f"claude {facts.agent.version} {'' if drawn else '-p '}{session.endpoint.model} {_digest(made.argv, told)}"
+    return Rehearsal(about, made, files, home(nowhere), drawn, said)
+
+
+def plain(facts: Facts, session: Session) -> Rehearsal:
+    """The agent as it is with nothing but a server's address, to compare with: no flags, no overlay of ours.
+
+    Quiet, so that nothing is sent anywhere while it is rehearsed.
+    """
+    from cclocal.agents import Home, Rehearsal
+
+    drawn = draws(session.arguments)
+    endpoint = Endpoint.of_session(None, session.endpoint.model)
+    env = {
+        "CLAUDE_CONFIG_DIR": f"{REHEARSAL}/claude",
+        **{name: value for name, value in environment(endpoint, 65536, 8192).items() if name in _QUIET},
+        "CLAUDE_CODE_MAX_RETRIES": "0",
+    }
+    asked, said = _first_words(session)
+    made = Command((str(facts.agent.path) if facts.agent else PROGRAM, *asked), env, keep=AGENT_NAMES)
+    trusted = home(replace(facts, cwd=Path(REHEARSAL, "project"), git_root=None, user_claude_md=None))
+    version = facts.agent.version if facts.agent else ""
+    about = f"plain claude {version} {'' if drawn else '-p '}{endpoint.model} {_digest(made.argv, made.env)}"
+    return Rehearsal(about, made, (), Home(Path(REHEARSAL, "claude"), trusted.seed), drawn, said)
+
+
+def _first_words(session: Session) -> tuple[tuple[str, ...], str]:
+    """(the arguments that make a session of this kind say its first words, what it gets on standard input)."""
+    if draws(session.arguments):
+        return (WORDS,), ""
+    if _streams(session.arguments):
+        message = {"type": "user", "message": {"role": "user", "content": WORDS}}
+        return ("-p", *STREAMING), json.dumps(message) + "\n"
+    return ("-p", WORDS), ""
+
+
+def _digest(argv: Sequence[str], env: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps([argv[1:], dict(env)], sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _streams(arguments: Sequence[str]) -> bool:
+    """Whether a program holds the conversation: then the tools are described in other words (2.1.329)."""
+    pairs = (*pairwise(arguments), *(tuple(argument.split("=", 1)) for argument in arguments))
+    return ("--input-format", "stream-json") in pairs
 
 
 def notes(facts: Facts, session: Session) -> tuple[str, ...]:
@@ -274,7 +383,7 @@ def notes(facts: Facts, session: Session) -> tuple[str, ...]:
         found.append(f"{paths} is too long to be read from this folder; start in the repository's root.")
     for argument in session.arguments:
         flag = argument.split("=", 1)[0]
-        if flag in _UNDOES:
+        if flag in _UNDOES and not (session.lean and flag == "--append-system-prompt"):
             found.append(f"{flag} after “--” {_UNDOES[flag]}.")
     return tuple(dict.fromkeys(found))
 

@@ -33,6 +33,8 @@ STOP = Stop((("TERM", 5.0), ("KILL", 2.0)))
 
 #: Flags every launch relies on: without one of them the engine is too old.
 NEEDED = ("--jinja", "--api-key-file", "--alias", "--parallel", "--ctx-size")
+#: Without it no prompt is kept.
+SLOT_SAVE_PATH = "--slot-save-path"
 #: Above Claude Code's own 30 minutes, so that the server is never the first to hang up.
 SERVER_TIMEOUT_S = 3600
 LOG_VERBOSITY = 4
@@ -133,7 +135,7 @@ def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFil
     # 8 GiB of host memory by default, which no plan counted on.
     add("--cache-ram", variant.cache_ram_mib)
     add("--timeout", SERVER_TIMEOUT_S)
-    add("--slot-save-path", serving.warm or None)
+    add(SLOT_SAVE_PATH, serving.warm or None)
     batch = max(variant.batch_tokens or DEFAULT_BATCH_TOKENS, variant.ubatch_tokens or 0)
     # a micro-batch beyond the batch would silently be cut to it
     add("--batch-size", batch if batch > DEFAULT_BATCH_TOKENS else variant.batch_tokens)

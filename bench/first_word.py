@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from cclocal import tiny
 from cclocal.process import free_port
 from cclocal.rehearsal import stub
+from tests.talk import STREAM, spoken
 from tests.world import World, wait_for
 
 TASKS = (
@@ -45,7 +46,6 @@ TASKS = (
 #: The feed-forward layers of zero that make it 1.03 GB.
 PADDED = 106_496
 CONTEXT_TOKENS = 65536
-STREAM = ("-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose")
 ACCEPT = ("--permission-mode", "acceptEdits", "--allowedTools", "Bash")
 TIMEOUTS = {
     "API_TIMEOUT_MS": "1800000",
@@ -136,8 +136,7 @@ def turns(words: list[str], env: Mapping[str, str], project: Path) -> tuple[list
     found = []
     for task in TASKS:
         began = time.monotonic()
-        message = {"type": "user", "message": {"role": "user", "content": [{"type": "text", "text": task}]}}
-        child.stdin.write(json.dumps(message) + "\n")
+        child.stdin.write(spoken(task))
         child.stdin.flush()
         first: Turn | None = None
         for line in child.stdout:

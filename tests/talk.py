@@ -9,10 +9,17 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from cclocal.agents.claude import STREAMING
 from tests.world import World
 
-STREAM = ("-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose")
+STREAM = ("-p", *STREAMING)
 Event = dict[str, Any]
+
+
+def spoken(text: str) -> str:
+    """The line that says something."""
+    message = {"type": "user", "message": {"role": "user", "content": [{"type": "text", "text": text}]}}
+    return json.dumps(message) + "\n"
 
 
 class Talk:
@@ -26,8 +33,7 @@ class Talk:
         """Everything that happened until the answer was whole."""
         assert self.child.stdin
         assert self.child.stdout
-        message = {"type": "user", "message": {"role": "user", "content": [{"type": "text", "text": text}]}}
-        self.child.stdin.write(json.dumps(message) + "\n")
+        self.child.stdin.write(spoken(text))
         self.child.stdin.flush()
         found: list[Event] = []
         for line in self.child.stdout:

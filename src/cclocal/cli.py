@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -379,10 +380,8 @@ def launch(
             lean=lean,
             agent_args=started.agent_args,
         )
-        try:
+        with _interruptible("Interrupted."):
             attach_url(url, key_env, wishes, started.folders, started.environ, insecure=insecure_http)
-        except KeyboardInterrupt:
-            raise InterruptedByUser("Interrupted.") from None
     flags = [name.removeprefix("model_") for name, on in model_flags.items() if on]
     sources = _sources(ctx, started)
     wanted = _wanted(flags, model, sources, started)
@@ -448,10 +447,8 @@ def _join(model_id: str, settings: Settings, started: Start) -> None:
     if port is None:
         return
     ui.say(f"{model_id} is served in another terminal already, on port {port}: using that.")
-    try:
+    with _interruptible("Interrupted."):
         attach.attach(port, replace(settings, model=model_id), started.folders, started.environ)
-    except KeyboardInterrupt:
-        raise InterruptedByUser("Interrupted.") from None
 
 
 def _planner(
@@ -491,11 +488,9 @@ def _carry_out(shelf: Catalog, settings: Settings, started: Start, *, dry_run: b
         ui.show_plan(plan, started.environ)
     from cclocal import launch as story
 
-    try:
+    with _interruptible("Interrupted; nothing was left running."):
         carry_out = story.run_server if settings.server_only else story.run
         carry_out(plan, planned, started.folders, started.environ, safe=safe)
-    except KeyboardInterrupt:
-        raise InterruptedByUser("Interrupted; nothing was left running.") from None
 
 
 @app.command()
@@ -533,10 +528,8 @@ def attach(
 
     started: Start = ctx.obj
     settings = Settings(model=model, ctx=ctx_tokens, out_tokens=out_tokens, lean=lean, agent_args=started.agent_args)
-    try:
+    with _interruptible("Interrupted."):
         story(port, settings, started.folders, started.environ)
-    except KeyboardInterrupt:
-        raise InterruptedByUser("Interrupted.") from None
 
 
 @app.command()
@@ -592,10 +585,8 @@ def check(
         cold=True,
         yes=True,
     )
-    try:
+    with _interruptible("Interrupted; nothing was left running."):
         works = story(lambda: _planner(shelf, settings, started), started.folders, started.environ, as_json=as_json)
-    except KeyboardInterrupt:
-        raise InterruptedByUser("Interrupted; nothing was left running.") from None
     if not works:
         raise typer.Exit(1)
 
@@ -624,10 +615,8 @@ def prompt(
     from cclocal import prompt as anatomy
 
     started: Start = ctx.obj
-    try:
+    with _interruptible("Interrupted."):
         found = anatomy.dissect(started.agent_args, started.folders, started.environ, lean=bool(lean))
-    except KeyboardInterrupt:
-        raise InterruptedByUser("Interrupted.") from None
     anatomy.show(found, as_json=as_json)
 
 
@@ -680,12 +669,10 @@ def fetch(
     started: Start = ctx.obj
     shelf = catalog.load(packaged("models.toml"), started.user_file)
     settings = Settings(server_only=True, mem_check=False, quant=quant, backend=backend)
-    try:
+    with _interruptible("Interrupted; finished files are kept."):
         for name in names:
             planned = _planner(shelf, replace(settings, model=_plain(name)), started)
             story.fetch_only(planned({}, {}), planned, started.folders, started.environ)
-    except KeyboardInterrupt:
-        raise InterruptedByUser("Interrupted; finished files are kept.") from None
 
 
 def _plain(name: str) -> str:
@@ -758,6 +745,15 @@ def plan(
     else:
         row = plan_one(shelf, model, wishes, started.folders, started.environ)
         memory_ui.show_one(row, as_json=as_json)
+
+
+@contextlib.contextmanager
+def _interruptible(words: str) -> Iterator[None]:
+    """What Ctrl-C leaves behind, in words."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedByUser(words) from None
 
 
 class Start:

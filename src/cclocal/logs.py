@@ -30,11 +30,20 @@ def _forget_old(folders: Folders) -> None:
     from cclocal.state import sessions
 
     in_use = {str(session.facts.get("log")) for session in sessions(folders)}
-    logs = sorted(folders.logs.glob("server-*.log"), key=_age_key, reverse=True)
-    for log in logs[KEPT:]:
+    for log in newest_first(folders)[KEPT:]:
         if str(log) not in in_use:
             with contextlib.suppress(OSError):
                 log.unlink()
+
+
+def newest_first(folders: Folders) -> list[Path]:
+    """Every session's log."""
+    return sorted(folders.logs.glob("server-*.log"), key=_age_key, reverse=True)
+
+
+def session_of(log: Path) -> str:
+    """The id of the session whose log it is."""
+    return log.stem.removeprefix("server-")
 
 
 def _age_key(log: Path) -> float:

@@ -234,6 +234,7 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
     if not settings.server_only:
         check_agent(agent, facts)
     sources = dict(settings.sources)
+    lean = bool(settings.lean)
     variant, why = choose_variant(model, settings, facts)
     sources |= {"backend": why} if why else {}
     variant = adjusted(variant, settings)
@@ -257,7 +258,7 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         if why := refusal(variable):
             raise UsageError(f"--pass-env: {why}.{settings.origin('pass_env')}")
 
-    proven = facts.proofs.get(proof_key(model, variant, variant.backend, engine, lean=bool(settings.lean)))
+    proven = facts.proofs.get(proof_key(model, variant, variant.backend, engine, lean=lean))
     endpoint = backend.endpoint(engine, model, variant, context, port, str(facts.folders.borrowed))
     session = Session(
         endpoint,
@@ -266,7 +267,7 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         tuple(settings.pass_env),
         tuple(settings.agent_args),
         not settings.no_tools,
-        bool(settings.lean),
+        lean,
         log=str(facts.folders.log_of(SESSION_ID)),
     )
     rehearsal = agent.rehearsal(facts, session) if _keeps_prompts(settings, variant, engine) else None
@@ -319,7 +320,7 @@ def _as_wished(model: Model, settings: Settings, facts: Facts) -> Plan:
         proven=proven,
         yes=settings.yes,
         tools=not settings.no_tools,
-        lean=bool(settings.lean),
+        lean=lean,
         model_file=model_file,
         rehearsal=rehearsal,
         warm_key=_warm_key(variant, engine),

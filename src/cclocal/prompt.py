@@ -24,7 +24,7 @@ from cclocal.errors import UsageError
 from cclocal.files import Folders
 from cclocal.machine import look_around
 from cclocal.plan import check_agent
-from cclocal.rehearsal import Request, first_requests
+from cclocal.rehearsal import Request, first_requests, system_text
 from cclocal.state import sessions
 
 #: Without a tokenizer: English and JSON have about so many bytes a token in today's vocabularies.
@@ -73,12 +73,9 @@ def dissect(arguments: Sequence[str], folders: Folders, environ: Mapping[str, st
         raise UsageError(
             "With these arguments the prompt is one of your own, and is not rehearsed.", hint="cclocal prompt"
         )
-    asked: list[list[Request]] = []
     with ui.busy(f"Rehearsing {agent.PROGRAM} {facts.agent.version}, as cclocal starts it and plain"):
-        asked.extend(
-            first_requests(one, folders, environ, threading.Event()) for one in (rehearsal, agent.plain(facts, session))
-        )
-    ours, plain = asked
+        ours = first_requests(rehearsal, folders, environ, threading.Event())
+        plain = first_requests(agent.plain(facts, session), folders, environ, threading.Event())
     if not ours:
         raise UsageError(f"{agent.PROGRAM} {facts.agent.version} sent nothing within its time.", hint="cclocal --tiny")
     first, second = (_parts(request) for request in ours)
@@ -101,9 +98,7 @@ def dissect(arguments: Sequence[str], folders: Folders, environ: Mapping[str, st
 
 def _parts(request: Request) -> dict[str, str]:
     """The request's blocks as they are sent, by name."""
-    system = request.get("system") or []
-    told = system if isinstance(system, str) else "".join(block.get("text", "") for block in system)
-    found = {"system prompt": told}
+    found = {"system prompt": system_text(request)}
     for tool in request.get("tools", ()):
         found[f"tool {tool.get('name')}"] = _as_sent(tool)
     found["first message"] = _as_sent(request.get("messages", []))

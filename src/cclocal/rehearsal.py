@@ -35,6 +35,14 @@ _MARKS = ("0", "Z")
 Request = dict[str, Any]
 
 
+def system_text(request: Request) -> str:
+    """A request's system prompt as engines take it: its blocks without anything between them."""
+    system = request.get("system") or ""
+    if isinstance(system, str):
+        return system
+    return "".join(block.get("text", "") for block in system if block.get("type") == "text")
+
+
 def first_requests(
     rehearsal: Rehearsal, folders: Folders, environ: Mapping[str, str], stop: threading.Event
 ) -> list[Request]:

@@ -12,6 +12,7 @@ from cclocal import ui
 from cclocal.errors import UsageError
 from cclocal.files import Folders
 from cclocal.keeper import LOG_WAS_CUT
+from cclocal.logs import newest_first, session_of
 from cclocal.status_line import Now, Turn, turns
 
 #: Stands where the engine does not tell.
@@ -40,14 +41,13 @@ def of(session: str | None, folders: Folders) -> Stats:
     if not folders.newest_log.exists():
         raise UsageError("There was no session yet.", hint="cclocal --tiny")
     path = folders.log_of(session) if session else folders.newest_log.resolve()
-    logs = sorted(folders.logs.glob("server-*.log"), key=lambda log: log.stat().st_mtime)
-    known = [log.stem.removeprefix("server-") for log in logs]
+    known = [session_of(log) for log in reversed(newest_first(folders))]
     if session and session not in known:
         raise UsageError(f"There is no log of a session “{session}”.", hint=f"cclocal stats [{' | '.join(known)}]")
     text = path.read_text("utf-8", "replace")
     every, now = turns(text)
     ahead = [turn for turn in every if turn.is_ours and (turn.read_tokens or 0) >= _LEAST_AHEAD_TOKENS]
-    name = path.stem.removeprefix("server-")
+    name = session_of(path)
     return Stats(
         session=name,
         turns=tuple(turn for turn in every if not turn.is_ours),

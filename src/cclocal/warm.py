@@ -32,7 +32,7 @@ from cclocal.files import Folders, make_folder, read_table, write_private
 from cclocal.plan import Plan
 from cclocal.process import Held
 from cclocal.ready import Waiting, check_alive, last_line, patiently
-from cclocal.rehearsal import Request, first_requests
+from cclocal.rehearsal import Request, first_requests, system_text
 
 if TYPE_CHECKING:
     import httpx
@@ -244,9 +244,7 @@ def as_openai(request: Request) -> dict[str, Any]:
 
     Source: its server_chat_convert_anthropic_to_oai.
     """
-    system = request.get("system")
-    if isinstance(system, list):
-        system = "".join(block.get("text", "") for block in system if block.get("type") == "text")
+    system = system_text(request)
     tools = [
         {
             "type": "function",

@@ -11,7 +11,7 @@ import pytest
 from tests.agents.test_first_request import TOOLS, body_of
 from tests.conftest import NEWEST, Claude, Engine
 from tests.talk import talk
-from tests.world import World
+from tests.world import World, wait_for
 
 
 def test_the_line_below_the_prompt_tells_what_the_server_does(real: World) -> None:
@@ -83,8 +83,6 @@ def test_tokens_are_counted_where_a_server_runs(world: World, claude: Claude, en
     world.real("llama-server", engine.binary)
     server = world.start("--server", "--tiny")
     world.state()
-    from tests.world import wait_for
-
     wait_for(lambda: "answers on" in (world.record / "err").read_text(), "the server")
     told = json.loads(world.run("prompt", "--json", "--", "-p").stdout)
     assert told["counted_by"] == "tiny"

@@ -345,7 +345,11 @@ def plain(facts: Facts, session: Session) -> Rehearsal:
     endpoint = Endpoint.of_session(None, session.endpoint.model)
     env = {
         "CLAUDE_CONFIG_DIR": f"{REHEARSAL}/claude",
-        **{name: value for name, value in environment(endpoint, 65536, 8192).items() if name in _QUIET},
+        **{
+            name: value
+            for name, value in environment(endpoint, session.context_tokens, session.out_tokens).items()
+            if name in _QUIET
+        },
         "CLAUDE_CODE_MAX_RETRIES": "0",
     }
     asked, said = _first_words(session)

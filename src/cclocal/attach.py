@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cclocal import homes, ui
+from cclocal import ui
 from cclocal.agents import AGENTS, Session
 from cclocal.agents.claude import least_context_tokens
 from cclocal.command import SESSION, Endpoint
@@ -18,7 +18,7 @@ from cclocal.endpoint import check_url, look
 from cclocal.errors import NotReadyError, ServerDiedError, UsageError
 from cclocal.facts import Facts
 from cclocal.files import Folders, write_private
-from cclocal.launch import ENDPOINT, in_the_way
+from cclocal.launch import ENDPOINT, in_the_way, say_set_aside
 from cclocal.machine import look_around
 from cclocal.plan import check_agent
 from cclocal.process import become
@@ -65,7 +65,7 @@ def attach(
 
 def _held(folders: Folders) -> list[SessionState]:
     """The servers that `--server` holds in other terminals."""
-    running = [session for session in sessions(folders) if session.is_alive("keeper")]
+    running = [session for session in sessions(folders) if session.is_running]
     return [session for session in running if (session.folder / ENDPOINT).exists()]
 
 
@@ -89,7 +89,7 @@ def _wait_for(session: SessionState, told: Mapping[str, Any]) -> None:
 
     headers = {"authorization": f"Bearer {told['key']}", "x-api-key": told["key"]}
     with ui.busy(f"{session.model}: loading in the other terminal"), httpx.Client(trust_env=False) as client:
-        while session.is_alive("keeper") and session.is_alive("server"):
+        while session.is_running and session.is_alive("server"):
             with contextlib.suppress(httpx.TransportError, NotYet):
                 check_models(client.get(f"{told['url']}/v1/models", headers=headers), told["model"])
                 return
@@ -169,7 +169,7 @@ def _become(wanted: Session, folder: Path, facts: Facts) -> None:
         agent = AGENTS["claude"]
         for note in agent.notes(facts, wanted):
             ui.say(note, "yellow")
-        homes.prepare(agent.home(facts))
+        say_set_aside(agent.home(facts))
         command, files = agent.command(facts, wanted)
         for file in files:
             write_private(folder / file.name, file.content)

@@ -16,6 +16,10 @@ from urllib.parse import urlsplit
 from cclocal.errors import FolderError
 
 
+#: The name of our folder in each of the platform's.
+_OURS = "cclocal"
+
+
 @dataclass(frozen=True, slots=True)
 class Folders:
     """The folders of one user: configuration, what lasts, what can be made again, what belongs to sessions."""
@@ -125,9 +129,19 @@ def packaged(name: str) -> Path:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder that only the user can read. Raises FolderError with the system's own words."""
+    """Make a folder and those missing above it, for the user alone (0700) whatever the umask.
+
+    A folder of ours that others may enter is closed to them. Raises FolderError with the system's own words.
+    """
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for level in reversed([level for level in (path, *path.parents) if not level.exists()]):
+            level.mkdir(mode=0o700, exist_ok=True)
+        for level in (path, *path.parents) if _OURS in path.parts else ():
+            status = level.stat()
+            if status.st_mode & 0o077 and status.st_uid == os.geteuid():
+                level.chmod(0o700)
+            if level.name == _OURS:
+                break
     except OSError as error:
         raise FolderError(
             f"Cannot make the folder {path}: {error.strerror}.",

@@ -15,6 +15,7 @@ hole (keeper and twin killed together without PDEATHSIG), which the next start r
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -83,6 +84,21 @@ def boot_id() -> str:
         ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False
     )
     return done.stdout.strip()
+
+
+def machine_id() -> str:
+    """Which machine this is: systemd's machine id, or the host name where there is none."""
+    with contextlib.suppress(OSError), open("/etc/machine-id") as file:
+        if text := file.read().strip():
+            return text
+    return os.uname().nodename
+
+
+def pid_namespace() -> str:
+    """The namespace that process ids of this process belong to (Linux); empty elsewhere."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
 
 
 def strays(session: str) -> Iterator[int]:
@@ -166,6 +182,8 @@ class Keeper:
         self.folder: str = session["folder"]
         self.events = _watcher()
         self.state: dict[str, Any] = {}
+        #: the descriptor whose lock says that this session has a keeper
+        self.state_lock = -1
         self.server = 0
         self.server_exit: int | None = None
         self.group_is_gone = False
@@ -243,6 +261,8 @@ class Keeper:
             **self.session["about"],
             "id": self.session["id"],
             "boot": boot_id(),
+            "machine": machine_id(),
+            "pid_namespace": pid_namespace(),
             "keeper": os.getpid(),
             "keeper_start": start_of(os.getpid()),
             "server": self.server,
@@ -252,7 +272,7 @@ class Keeper:
             "watched": self.watched,
             "watched_start": start_of(self.watched),
         }
-        self._write("session.json", json.dumps(self.state, indent=1))
+        self._write_state(self.state)
         os.write(go, b"go\n")
         os.close(go)
         self._tell({"keeper": os.getpid(), "server": self.server, "twin": twin})
@@ -263,6 +283,21 @@ class Keeper:
         with os.fdopen(fd, "w", encoding="utf-8") as out:
             out.write(content)
         os.replace(path + ".part", path)
+
+    def _write_state(self, state: dict[str, Any]) -> None:
+        """Write session.json, locked before it gets its name and for as long as this process lives.
+
+        A session whose state file is not locked has lost its keeper. A process id cannot tell that to a reader in
+        another pid namespace.
+        """
+        path = os.path.join(self.folder, "session.json")
+        fd = os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.write(fd, json.dumps(state, indent=1).encode())
+        os.replace(path + ".part", path)
+        if self.state_lock >= 0:
+            os.close(self.state_lock)
+        self.state_lock = fd
 
     # -- watch --------------------------------------------------------------------------------------------------
 
@@ -300,7 +335,7 @@ class Keeper:
         self._let_go_of_group()
         self._tell({"server_exit": self.server_exit})
         with contextlib.suppress(OSError):
-            self._write("session.json", json.dumps({**self.state, "server_exit": self.server_exit}, indent=1))
+            self._write_state({**self.state, "server_exit": self.server_exit})
 
     def _let_go_of_group(self) -> None:
         """A number that is free again may soon be somebody else's: from then on neither we nor the twin use it."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from cclocal import borrowed, fit_params, homes, hub, logs, measured, memory_ui, tiny, ui, wired
+from cclocal.agents import Home
 from cclocal.command import KEY, PORT, SESSION, SESSION_ID, SessionFile
 from cclocal.errors import CclocalError, DoesNotFitError, FolderError, PortError, ServerDiedError, UsageError
 from cclocal.files import Folders, make_folder
@@ -158,8 +159,15 @@ def _prepare(
             plan = replan({}, changes)
     for note in plan.notes:
         ui.say(note, "yellow")
-    homes.prepare(plan.home)
+    say_set_aside(plan.home)
     return plan, model, limit
+
+
+def say_set_aside(home: Home) -> None:
+    """Lay out the agent's configuration folder, and say what of it an earlier session had added."""
+    if aside := homes.prepare(home):
+        where = f"{home.path}{homes.SET_ASIDE}"
+        ui.say(f"Set aside from the agent's configuration folder: {', '.join(aside)} (now in {where}).", "yellow")
 
 
 def _look_ahead(
@@ -419,7 +427,7 @@ def _check_port(port: int, folders: Folders) -> None:
     if not _is_taken(port):
         return
     for session in sessions(folders):
-        if session.port == str(port) and session.is_alive("keeper"):
+        if session.port == str(port) and session.is_running:
             raise PortError(
                 f"Port {port} is in use by your own session of {session.model}.",
                 hint=f"cclocal attach {port}" if (session.folder / ENDPOINT).exists() else "another --port",

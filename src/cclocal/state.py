@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cclocal.files import Folders, read_table
-from cclocal.keeper import boot_id, start_of, strays
+from cclocal.keeper import boot_id, machine_id, pid_namespace, start_of, strays
 
 #: A folder younger than this may belong to a keeper that has just started.
 YOUNG_S = 60.0
@@ -34,10 +35,31 @@ class SessionState:
     def port(self) -> str:
         return str(self.facts.get("port", "?"))
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its keeper is there: it holds the lock on the state file, also from another pid namespace."""
+        return bool(self.facts) and _is_locked(self.folder / "session.json")
+
     def is_alive(self, party: str) -> bool:
         """Whether a party (keeper, server, twin, watched) is still the process it was: pid AND start time."""
         start, pid = self.facts.get(f"{party}_start"), self.facts.get(party)
         return isinstance(pid, int) and pid > 0 and bool(start) and start_of(pid) == start
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock on the file of that name."""
+    while True:
+        try:
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                # the keeper replaces the file; the lock on the old one says nothing
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return False
+        except FileNotFoundError:
+            return False
+        except OSError:
+            # locked, or on a file system that knows no locks: then nothing is known, and nothing is ended
+            return True
 
 
 def own_folder(parent: Path) -> Path:
@@ -62,31 +84,35 @@ def sessions(folders: Folders) -> list[SessionState]:
 def reclaim(folders: Folders) -> list[SessionState]:
     """End what killed keepers left behind, and return the sessions that were reclaimed.
 
-    A process is signalled only if its pid, its start time and the boot are those its keeper wrote down, or if it
-    carries the session's marker in its environment. Everything else is left alone.
+    A session is over if its keeper no longer holds the lock on its state file, or if this machine was restarted since.
+    A process is signalled only if its pid, its start time, the boot and the pid namespace are those its keeper wrote
+    down, or if it carries the session's marker in its environment. Everything else is left alone, another machine's
+    sessions in a shared home among it.
     """
     boot = boot_id()
     done = []
     for session in sessions(folders):
+        if session.is_running:
+            continue
         if not session.facts:
             # its keeper is at work on it, or was killed at it: a minute tells
             with contextlib.suppress(OSError):
                 if time.time() - session.folder.stat().st_mtime > YOUNG_S:
                     shutil.rmtree(session.folder, ignore_errors=True)
             continue
-        same_boot = session.facts.get("boot") == boot
-        if same_boot and session.is_alive("keeper"):
-            continue
-        if same_boot:
+        if session.facts.get("boot") == boot:
             _end(session)
+        elif session.facts.get("machine") != machine_id():
+            continue
         shutil.rmtree(session.folder, ignore_errors=True)
         done.append(session)
     return done
 
 
 def _end(session: SessionState) -> None:
+    here = session.facts.get("pid_namespace", "") == pid_namespace()
     for number, grace_s in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
-        if not session.is_alive("server"):
+        if not here or not session.is_alive("server"):
             break
         with contextlib.suppress(OSError):
             os.killpg(session.facts["server"], number)

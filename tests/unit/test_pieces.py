@@ -174,25 +174,24 @@ def test_a_private_file_is_whole_or_not_there(tmp_path: Path) -> None:
         write_private(Path("/proc/nothing/here"), "x")
 
 
-def test_the_private_home_keeps_what_the_agent_wrote(tmp_path: Path) -> None:
+def test_the_private_home_is_laid_out_anew_and_keeps_only_known_plain_values(tmp_path: Path) -> None:
     mine = tmp_path / "CLAUDE.md"
     mine.write_text("hello")
     folder = tmp_path / "claude"
-    home = Home(folder, {".claude.json": {"a": True, "projects": {"/p": {"trust": True}}}}, {"CLAUDE.md": mine})
+    seed = {".claude.json": {"a": True, "projects": {"/p": {"trust": True}}}}
+    home = Home(folder, seed, {"CLAUDE.md": mine}, known=frozenset({"userID", "theme"}))
     homes.prepare(home)
-    (folder / ".claude.json").write_text('{"a": false, "userID": "x", "projects": {"/q": {}, "/p": {"n": 1}}}')
+    (folder / ".claude.json").write_text('{"a": false, "userID": "x", "theme": {"x": 1}, "projects": {"/p": {"n": 1}}}')
     homes.prepare(home)
-    assert json.loads((folder / ".claude.json").read_text()) == {
-        "a": True,
-        "userID": "x",
-        "projects": {"/q": {}, "/p": {"n": 1, "trust": True}},
-    }
+    wanted = {"a": True, "userID": "x", "projects": {"/p": {"trust": True}}}
+    assert json.loads((folder / ".claude.json").read_text()) == wanted
     assert (folder / "CLAUDE.md").read_text() == "hello"
     homes.prepare(Home(folder, {}, {"CLAUDE.md": None}))
     assert not (folder / "CLAUDE.md").is_symlink()
+    assert mine.read_text() == "hello"
     (folder / ".claude.json").write_text("{broken")
     homes.prepare(home)
-    assert (folder / ".claude.json.broken").read_text() == "{broken"
+    assert json.loads((folder / ".claude.json").read_text()) == seed[".claude.json"]
 
 
 def test_the_hubs_cache_is_found_as_the_hub_finds_it(tmp_path: Path) -> None:

@@ -40,13 +40,18 @@ class Session:
 class Home:
     """The agent's private configuration folder, which lasts from session to session.
 
-    `seed` holds JSON files: the given keys are set (tables are merged), everything else in them is left as it is.
-    `links` are names in the folder that point at a file of the user's, or None where there is nothing to point at.
+    `seed` holds JSON files: the given keys are set, of what else is in them only the keys in `known` stay. `links` are
+    names in the folder that point at a file of the user's, or None where there is nothing to point at. `keeps` are the
+    entries that stay from session to session. `renewed` are entries that the agent makes again by itself; what else is
+    in the folder was put there by hand or by a tool, and is set aside before each start.
     """
 
     path: Path
     seed: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     links: Mapping[str, Path | None] = field(default_factory=dict)
+    keeps: frozenset[str] = frozenset()
+    renewed: frozenset[str] = frozenset()
+    known: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

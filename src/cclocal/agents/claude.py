@@ -122,6 +122,21 @@ _COMMANDS = frozenset(
 )
 
 
+#: What of its configuration folder lasts: conversations, what --resume and --rewind need, what running sessions use.
+_KEPT = frozenset(
+    """projects sessions session-env shell-snapshots todos tasks plans file-history history.jsonl paste-cache image-cache
+    debug .last-cleanup""".split()
+)
+#: What it makes again by itself at each start.
+_RENEWED = frozenset("plugins backups statsig telemetry cache ide downloads".split())
+#: Keys of .claude.json that say nothing but what was shown and how things look.
+_KNOWN = frozenset(
+    """firstStartTime firstStartVersion machineID userID opusProMigrationComplete sonnet1m45MigrationComplete
+    hasResetAutoModeOptInForDefaultOffer migrationVersion numStartups lastReleaseNotesSeen theme editorMode verbose
+    promptQueueUseCount hasUsedBackslashReturn hasSeenTasksHint memoryUsageCount""".split()
+)
+
+
 def least_context_tokens(out_tokens: int) -> int:
     """The smallest context window in which a session with replies of `out_tokens` can work."""
     return LEAST_PROMPT_TOKENS + out_tokens + COMPACT_PROMPT_TOKENS + LEAST_RESULT_TOKENS
@@ -303,6 +318,9 @@ def home(facts: Facts) -> Home:
             }
         },
         links={"CLAUDE.md": facts.user_claude_md},
+        keeps=_KEPT,
+        renewed=_RENEWED,
+        known=_KNOWN,
     )
 
 

@@ -33,8 +33,8 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cclocal import tiny
-from cclocal.process import free_port
-from cclocal.rehearsal import stub
+from cclocal.prompt_cache.capture import stub
+from cclocal.server.start import free_port
 from tests.talk import STREAM, spoken
 from tests.world import World, wait_for
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench.memory import a_gigabyte, find
 from bench.sparse import write
 from cclocal import tiny
-from cclocal.process import free_port
+from cclocal.server.start import free_port
 from tests.world import World
 
 

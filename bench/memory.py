@@ -37,9 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import psutil
 
 from bench.sparse import write
-from cclocal import catalog, tiny
-from cclocal.files import packaged
-from cclocal.lookup import of_gguf
+from cclocal import tiny
 from cclocal.memory.budget import GIB, apple_budget
 from cclocal.memory.buffers import Buffers, read_buffers
 from cclocal.memory.fit import fit
@@ -47,6 +45,9 @@ from cclocal.memory.footprint import CELLS, KV_TYPES, Serving, compute_bytes, fo
 from cclocal.memory.gguf import Header, Tensor
 from cclocal.memory.known import HEADERS
 from cclocal.memory.shape import Shape, shape_of
+from cclocal.models import catalog
+from cclocal.models.headers import of_gguf
+from cclocal.paths import packaged
 
 MIB = 2**20
 #: llama.cpp prints hundredths of a mebibyte.

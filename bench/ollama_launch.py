@@ -32,7 +32,7 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cclocal import tiny
-from cclocal.process import free_port
+from cclocal.server.start import free_port
 
 CONTENT = "it works"
 PROMPT = f"Create the file proof.txt with content: {CONTENT}"

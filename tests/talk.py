@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from cclocal.agents.claude import STREAMING
+from cclocal.agents.claude.spec import STREAMING
 from tests.world import World
 
 STREAM = ("-p", *STREAMING)

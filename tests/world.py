@@ -16,7 +16,7 @@ from typing import Any
 import pexpect
 import psutil
 
-from cclocal.process import free_port
+from cclocal.server.start import free_port
 
 FAKES = Path(__file__).parent / "fakes"
 #: generous, because the machine may be busy; nothing waits for it when things go well

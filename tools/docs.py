@@ -29,9 +29,9 @@ def help_text(*command: str) -> str:
 
 def models_table() -> str:
     """The catalog as a Markdown table."""
-    from cclocal import catalog
-    from cclocal.files import packaged
-    from cclocal.ui import human_size
+    from cclocal.models import catalog
+    from cclocal.paths import packaged
+    from cclocal.ui.console import human_size
 
     rows = ["| flag | model | download | context | note |", "|---|---|---:|---:|---|"]
     for model in catalog.load(packaged("models.toml")).models.values():
@@ -47,7 +47,7 @@ def catalog_keys() -> str:
     """Every key of models.toml with its type."""
     from dataclasses import fields
 
-    from cclocal.catalog import Model, Sampling, Variant
+    from cclocal.models.catalog import Model, Sampling, Variant
 
     parts = []
     for title, owner in (
@@ -74,7 +74,7 @@ def settings_table() -> str:
 
 def agent_variables() -> str:
     """Every variable a session of Claude Code is given, with an example's values."""
-    from cclocal.agents.claude import environment
+    from cclocal.agents.claude.spec import environment
     from cclocal.command import KEY, PORT, Endpoint
 
     made = environment(Endpoint(f"http://127.0.0.1:{PORT}", KEY, "gemma"), 65536, 8192)
@@ -107,10 +107,11 @@ def picture_of_the_menu() -> str:
     from rich.console import Console
     from rich.text import Text
 
-    from cclocal import catalog, picker
-    from cclocal.files import folders, packaged
-    from cclocal.front import TITLE, menu_rows
-    from cclocal.planning import Wishes, plan_catalog
+    from cclocal.models import catalog
+    from cclocal.paths import folders, packaged
+    from cclocal.session.models import TITLE, menu_rows
+    from cclocal.session.plan import Wishes, plan_catalog
+    from cclocal.ui import menu as picker
 
     shelf = catalog.load(packaged("models.toml"))
     with tempfile.TemporaryDirectory() as home:

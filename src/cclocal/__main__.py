@@ -1,6 +1,6 @@
 """`python -m cclocal`."""
 
-from cclocal.cli import main
+from cclocal.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cclocal.files import Folders
 from cclocal.memory.shape import Shape
+from cclocal.paths import Folders
 
 
 @dataclass(frozen=True, slots=True)

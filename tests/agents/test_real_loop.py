@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from cclocal import tiny
-from cclocal.process import free_port
+from cclocal.server.start import free_port
 from tests.conftest import Engine
 from tests.world import World, wait_for
 
@@ -73,7 +73,11 @@ def is_up(port: int) -> bool:
 def test_on_a_server_that_somebody_else_started(real: World, engine: Engine, tmp_path: Path) -> None:
     model = tiny.build(tmp_path)
     port = free_port()
-    program = [str(engine.binary)] if engine.binary else [sys.executable, "-m", "cclocal.wheel_server"]
+    program = (
+        [str(engine.binary)]
+        if engine.binary
+        else [sys.executable, "-m", "cclocal.backends.llama_server.xllamacpp_server"]
+    )
     words = [*program, "--model", str(model), "--port", str(port), "--ctx-size", "32768", "--parallel", "1", "--jinja"]
     with (tmp_path / "log").open("w") as log, subprocess.Popen(words, stdout=log, stderr=log) as server:
         try:

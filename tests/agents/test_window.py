@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cclocal.agents.claude import conversation_tokens, result_tokens
+from cclocal.agents.claude.spec import conversation_tokens, result_tokens
 from tests.conftest import CACHE, CI, CLAUDES, ENGINES, Claude
 from tests.talk import calls, compactions, prompt, results, talk
 from tests.world import World

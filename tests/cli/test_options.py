@@ -17,9 +17,9 @@ HEAVY = {"httpx", "httpx2", "huggingface_hub", "questionary", "xllamacpp"}
 def modules_of(world: World, *args: str) -> set[str]:
     """Names of the top-level modules that a run of cclocal imports."""
     code = (
-        "import sys, atexit, cclocal.cli\n"
+        "import sys, atexit, cclocal.cli.main\n"
         "atexit.register(lambda: print('\\nMODULES', *{m.split('.')[0] for m in sys.modules}))\n"
-        f"cclocal.cli.main({list(args)!r})\n"
+        f"cclocal.cli.main.main({list(args)!r})\n"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], env=world.env, cwd=world.project, capture_output=True, text=True, check=True
@@ -135,9 +135,9 @@ def test_a_folder_that_is_gone(world: World) -> None:
 def test_no_model_can_take_an_option_of_ours() -> None:
     import re
 
-    from cclocal.tomlfile import RESERVED
+    from cclocal.config_file import RESERVED
 
-    text = (Path(__file__).parents[2] / "src/cclocal/cli.py").read_text()
+    text = (Path(__file__).parents[2] / "src/cclocal/cli/main.py").read_text()
     ours = {name for names in re.findall(r'"--([a-z-]+(?:/--[a-z-]+)?)"', text) for name in names.split("/--")}
     # options of the commands `logs` and `plan` are nobody else's to take
     assert ours <= RESERVED | {"follow", "prefill-step", "ram", "macos", "last"}

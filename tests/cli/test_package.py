@@ -33,7 +33,7 @@ def test_the_wheel_is_whole(world: World, tmp_path: Path) -> None:
         check=True,
     )
     assert json.loads(done.stdout)[0]["id"] == "tiny"
-    where = "import cclocal, cclocal.files as f; print(cclocal.__file__, f.packaged('models.toml'))"
+    where = "import cclocal, cclocal.paths as f; print(cclocal.__file__, f.packaged('models.toml'))"
     found = subprocess.run(
         [sys.executable, "-c", where],
         env={**world.env, "PYTHONPATH": str(target)},

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from cclocal import tiny
-from cclocal.catalog import Model
+from cclocal.backends.llama_server.xllamacpp_server import flags
 from cclocal.facts import AgentFound, Engine, Facts, Gpu, Machine
-from cclocal.files import Folders
 from cclocal.memory.gguf import read_header
 from cclocal.memory.known import known_mlx_shape, known_shape
 from cclocal.memory.shape import shape_of
-from cclocal.plan import model_path
-from cclocal.wheel_server import flags
+from cclocal.models.catalog import Model
+from cclocal.paths import Folders
+from cclocal.planning.plan import model_path
 
 GIB, MIB = 2**30, 2**20
 
@@ -66,7 +66,13 @@ ENVIRON = {
 
 def engine(name: str) -> Engine:
     devices = (DEVICES[name],) if name in DEVICES else ()
-    return Engine("wheel", ("/opt/cclocal/bin/python", "-P", "-m", "cclocal.wheel_server"), "2026.10", flags(), devices)
+    return Engine(
+        "wheel",
+        ("/opt/cclocal/bin/python", "-P", "-m", "cclocal.backends.llama_server.xllamacpp_server"),
+        "2026.10",
+        flags(),
+        devices,
+    )
 
 
 #: vllm-mlx 0.6.0's flags as its help names them, and Ollama, which has none.

@@ -9,14 +9,14 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
-from cclocal import catalog
-from cclocal.agents.claude import conversation_tokens
+from cclocal.agents.claude.spec import conversation_tokens
 from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
-from cclocal.files import packaged
 from cclocal.memory.shape import Layer, Shape
-from cclocal.plan import make_plan
+from cclocal.models import catalog
+from cclocal.paths import packaged
+from cclocal.planning.plan import make_plan
 from cclocal.settings import Settings
-from cclocal.ui import plan_lines
+from cclocal.ui.console import plan_lines
 from tests.plans.facts import ENVIRON, MACHINES, facts
 
 CATALOG = catalog.load(packaged("models.toml"))

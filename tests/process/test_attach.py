@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cclocal.agents.claude import conversation_tokens
-from cclocal.process import free_port
+from cclocal.agents.claude.spec import conversation_tokens
+from cclocal.server.start import free_port
 from tests.world import FAKES, World, alive, port_is_free, wait_for
 
 Serve = Callable[..., int]

@@ -9,7 +9,7 @@ import pexpect
 import pytest
 
 from bench.sparse import write
-from cclocal.agents.claude import conversation_tokens
+from cclocal.agents.claude.spec import conversation_tokens
 from cclocal.memory.known import HEADERS
 from tests.world import World, wait_for
 

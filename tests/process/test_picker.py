@@ -7,8 +7,8 @@ import re
 import pexpect
 import pytest
 
-from cclocal import catalog
-from cclocal.files import packaged
+from cclocal.models import catalog
+from cclocal.paths import packaged
 from tests.world import World, wait_for
 
 MODELS = len(catalog.load(packaged("models.toml")).models)

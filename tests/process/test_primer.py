@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cclocal import primer
+from cclocal.prompt_cache import prefill as primer
 from tests.world import wait_for
 
 

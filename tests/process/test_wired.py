@@ -14,9 +14,9 @@ import pexpect
 import psutil
 import pytest
 
-from cclocal import wired
-from cclocal.files import Folders
-from cclocal.keeper import boot_id
+from cclocal.paths import Folders
+from cclocal.server import wired_limit as wired
+from cclocal.server.keeper import boot_id
 from tests.world import World, wait_for
 
 LIMIT = 24576

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from cclocal import hardware, machine
+from cclocal.discovery import hardware
+from cclocal.discovery import look as machine
 from cclocal.facts import Engine, Gpu, Machine
 from cclocal.memory.budget import GIB, Card, apple_budget, card_budget, device_memory, highest_limit_mib, safe_limit_mib
 from cclocal.memory.shape import Layer, Shape
-from cclocal.memory_plan import budget_of
+from cclocal.planning.memory import budget_of
 from tests.world import FAKES, World
 
 MIB = 2**20
@@ -173,7 +174,7 @@ def nvml(tmp_path: Path) -> Path:
 
 def nvidia(nvml: Path, cards: str) -> list[Gpu]:
     code = (
-        "import json, dataclasses; from cclocal import hardware\n"
+        "import json, dataclasses; from cclocal.discovery import hardware\n"
         "print(json.dumps([dataclasses.asdict(gpu) for gpu in hardware._nvml_gpus()]))\n"
         "assert hardware._nvml_processes() == {}\n"
     )

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cclocal import catalog, lookup, tiny
-from cclocal.files import packaged
+from cclocal import tiny
 from cclocal.memory.budget import GIB, Budget, Card, apple_budget, card_budget, host_budget, safe_limit_mib
 from cclocal.memory.buffers import read_buffers
 from cclocal.memory.config import shape_of_config
@@ -26,6 +25,9 @@ from cclocal.memory.known import HEADERS, known_shape
 from cclocal.memory.remedies import remedies
 from cclocal.memory.safetensors import weights_bytes
 from cclocal.memory.shape import Layer, Shape, shape_of
+from cclocal.models import catalog
+from cclocal.models import headers as lookup
+from cclocal.paths import packaged
 
 MIB = 2**20
 #: What llama.cpp's own allocator answered for headers with the real models' shapes (llama-fit-params on header-only

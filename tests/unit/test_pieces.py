@@ -12,15 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cclocal import catalog, hardware, homes, keeper, tiny, tomlfile, wheel_server
+from cclocal import config_file as tomlfile
+from cclocal import tiny
 from cclocal.agents import Home
-from cclocal.agents.claude import least_context_tokens, window_tokens
+from cclocal.agents import config_dir as homes
+from cclocal.agents.claude.spec import least_context_tokens, window_tokens
+from cclocal.backends.llama_server import xllamacpp_server as wheel_server
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, KEY, PORT, Command, bind, refusal
+from cclocal.discovery import hardware
 from cclocal.errors import FolderError
-from cclocal.files import is_loopback, ollama_url, packaged, write_private
-from cclocal.hub import cache_folder, cached_files
+from cclocal.models import catalog
+from cclocal.models.hub import cache_folder, cached_files
+from cclocal.paths import is_loopback, ollama_url, packaged, write_private
+from cclocal.server import keeper
 from cclocal.tiny import circuit
-from cclocal.ui import quoted
+from cclocal.ui.console import quoted
 
 NAMES = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ_", min_size=1, max_size=12)
 

@@ -16,8 +16,7 @@ import respx
 
 from cclocal.command import Endpoint, Readiness
 from cclocal.errors import NotReadyError, PortError, ServerDiedError
-from cclocal.process import Held
-from cclocal.ready import (
+from cclocal.server.readiness import (
     NotYet,
     SignsOfLife,
     check_message,
@@ -26,6 +25,7 @@ from cclocal.ready import (
     last_lines,
     wait_until_ready,
 )
+from cclocal.server.start import Held
 
 URL = "http://127.0.0.1"
 

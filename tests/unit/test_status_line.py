@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cclocal import status_line
-from cclocal.status_line import Turn, line, tail, turns
+from cclocal.agents.claude import status_line
+from cclocal.agents.claude.status_line import Turn, line, tail, turns
 
 #: Of llama.cpp's server at verbosity 4: the probe, the fixed prompt read in 71 s, a turn.
 LOG = (Path(__file__).parent / "logs/llama-server.log").read_text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cclocal.templates import Traits, traits
+from cclocal.models.chat_template import Traits, traits
 from cclocal.tiny.circuit import CHAT_TEMPLATE
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Protocol
 
-from cclocal.agents import claude
+from cclocal.agents.claude import spec as claude
 from cclocal.command import Command, Endpoint, SessionFile
 from cclocal.facts import Facts
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-from cclocal.backends import llama_server, ollama, vllm_mlx
-from cclocal.catalog import Model, Variant
+from cclocal.backends.llama_server import spec as llama_server
+from cclocal.backends.ollama import spec as ollama
+from cclocal.backends.vllm_mlx import spec as vllm_mlx
 from cclocal.command import Command, Endpoint, Readiness, SessionFile, Stop
 from cclocal.facts import Engine, Facts, Machine
+from cclocal.models.catalog import Model, Variant
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from cclocal.files import make_folder, write_private
+from cclocal.paths import make_folder, write_private
 from cclocal.tiny.as_gguf import gguf
 from cclocal.tiny.as_mlx import mlx_files
 

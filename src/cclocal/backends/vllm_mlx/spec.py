@@ -1,0 +1,134 @@
+"""vllm-mlx: MLX models on Apple's GPUs, through its own `serve`. Stock upstream, in the versions that were tested.
+
+Facts, from vllm-mlx 0.6.0 run for real (on a processor): it listens only once the model is loaded; it knows no window,
+so a prompt of any length is computed; by default a second request fails while one is running; its own request timeout
+of 300 s ends a long prefill; KV quantisation covers stored prefixes only; top-k and penalties switch its prefix cache
+off; VLLM_MLX_ENABLE_THINKING does nothing for text models.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Command, Endpoint, Readiness, SessionFile, Stop
+from cclocal.facts import Engine, Facts
+from cclocal.models.catalog import Model, Variant
+
+if TYPE_CHECKING:
+    from cclocal.backends import Serving
+
+NAME = "vllm-mlx"
+INSTALL = 'uv tool install "vllm-mlx>=0.6,<0.7" --with "mlx-lm>=0.31.3"'
+#: TERM alone waits for the stream in flight, without limit; INT after it does not. A Mac that loses a process holding
+#: wired memory by KILL may keep that memory wired until it is restarted, so KILL comes late.
+STOP = Stop((("TERM", 1.0), ("INT", 30.0), ("KILL", 2.0)))
+
+#: Flags every launch relies on: without one of them it is too old.
+NEEDED = ("--served-model-name", "--api-key", "--timeout", "--max-request-tokens", "--offline")
+#: The versions that were run: the first that is right, and the first that was not tried.
+OLDEST, UNTRIED = (0, 6), (0, 7)
+#: Older ones execute code that a model's repository brings along (CVE-2026-5843).
+OLDEST_MLX_LM = (0, 31, 3)
+#: Above Claude Code's own 30 minutes, so that the server is never the first to hang up.
+SERVER_TIMEOUT_S = 3600
+
+
+def unsupported(engine: Engine, variant: Variant) -> str | None:
+    version, mlx_lm = versions(engine)
+    if version and version < OLDEST:
+        return f"vllm-mlx {_dotted(version)} is too old: {_dotted(OLDEST)} or newer is needed"
+    if mlx_lm and mlx_lm < OLDEST_MLX_LM:
+        return (
+            f"its mlx-lm {_dotted(mlx_lm)} is too old: before {_dotted(OLDEST_MLX_LM)} it runs code that a model "
+            "brings along"
+        )
+    if missing := [flag for flag in NEEDED if not engine.has(flag)]:
+        return f"{engine.command[0]} (version {engine.version}) has no {', '.join(missing)}"
+    if variant.kv_type not in ("f16", "bf16"):
+        return f"vllm-mlx keeps the KV cache in 16 bits; {variant.kv_type} would only be for stored prefixes"
+    if variant.slots > 1 or variant.cpu_moe_layers or variant.gpu_layers is not None:
+        return "vllm-mlx takes one conversation at a time here, and no --cpu-moe or --gpu-layers"
+    lost = [key for key in ("chat_template_file", "mmproj", "override_kv") if getattr(variant, key)]
+    return f"vllm-mlx has nothing for {', '.join(lost)}" if lost else None
+
+
+def versions(engine: Engine) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(vllm-mlx's own version, mlx-lm's), empty where they are not known."""
+    own, _, mlx_lm = engine.version.partition(", mlx-lm ")
+    return _numbers(own), _numbers(mlx_lm)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", text)[:3])
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def notes(engine: Engine, facts: Facts) -> tuple[str, ...]:
+    version, _ = versions(engine)
+    said = []
+    if version >= UNTRIED:
+        said.append(f"vllm-mlx {engine.version} is newer than the versions cclocal was tried with.")
+    if not facts.machine.is_apple_silicon:
+        said.append("MLX computes on the processor here, which is slow for anything but the smallest model.")
+    return tuple(said)
+
+
+def endpoint(
+    engine: Engine, model: Model, variant: Variant, context_tokens: int, port: int | None, records: str
+) -> Endpoint:
+    return Endpoint.of_session(port, model.id)
+
+
+def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFile, ...]]:
+    variant = serving.variant
+    key_file = SessionFile("key", serving.endpoint.key + "\n")
+    argv = [
+        *engine.command,
+        key_file.path,
+        "serve",
+        serving.model_file,
+        *("--served-model-name", serving.endpoint.model),
+        *("--host", "127.0.0.1"),
+        *("--port", serving.port),
+        *("--timeout", str(SERVER_TIMEOUT_S)),
+        # it knows no window of its own; a request beyond this is refused with 400
+        *("--max-request-tokens", str(serving.context_tokens)),
+        *("--max-tokens", str(serving.context_tokens)),
+        "--offline",
+    ]
+
+    def add(flag: str, value: object) -> None:
+        if value is not None and engine.has(flag):
+            argv.extend((flag, str(value)))
+
+    if variant.tool_parser:
+        # "auto" would turn tool results into plain text
+        argv += ["--enable-auto-tool-choice", "--tool-call-parser", variant.tool_parser]
+    add("--reasoning-parser", variant.reasoning_parser)
+    if variant.template_kwargs:
+        add("--default-chat-template-kwargs", json.dumps(dict(variant.template_kwargs), separators=(",", ":")))
+    add("--default-thinking-token-budget", variant.reasoning_budget_tokens)
+    add("--prefill-step-size", variant.ubatch_tokens)
+    sampling = variant.sampling
+    add("--default-temperature", sampling.temp)
+    add("--default-top-p", sampling.top_p)
+    add("--default-min-p", sampling.min_p)
+    argv += variant.extra_args
+    env = {
+        # two requests at once wait for each other instead of failing
+        "VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION": "wait",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return Command(tuple(argv), env, keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), (key_file,)
+
+
+def readiness(engine: Engine, serving: Serving) -> Readiness:
+    return Readiness(serving.endpoint, health_path="/health")

@@ -1,0 +1,124 @@
+"""The sessions of this user, read from the folders their keepers made, and what to do with those nobody keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cclocal.paths import Folders, read_table
+from cclocal.server.keeper import boot_id, machine_id, pid_namespace, start_of, strays
+
+#: A folder younger than this may belong to a keeper that has just started.
+YOUNG_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionState:
+    """What a keeper wrote about its session."""
+
+    folder: Path
+    facts: Mapping[str, Any]
+
+    @property
+    def model(self) -> str:
+        return str(self.facts.get("model", "?"))
+
+    @property
+    def port(self) -> str:
+        return str(self.facts.get("port", "?"))
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its keeper is there: it holds the lock on the state file, also from another pid namespace."""
+        return bool(self.facts) and _is_locked(self.folder / "session.json")
+
+    def is_alive(self, party: str) -> bool:
+        """Whether a party (keeper, server, twin, watched) is still the process it was: pid AND start time."""
+        start, pid = self.facts.get(f"{party}_start"), self.facts.get(party)
+        return isinstance(pid, int) and pid > 0 and bool(start) and start_of(pid) == start
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock on the file of that name."""
+    while True:
+        try:
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                # the keeper replaces the file; the lock on the old one says nothing
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return False
+        except FileNotFoundError:
+            return False
+        except OSError:
+            # locked, or on a file system that knows no locks: then nothing is known, and nothing is ended
+            return True
+
+
+def own_folder(parent: Path) -> Path:
+    """A folder of this process's in `parent`: its name says whose it is, so that a later start can clear it."""
+    pid = os.getpid()
+    return parent / f"{pid}-{start_of(pid)}"
+
+
+def clear_abandoned(parent: Path) -> None:
+    """Remove the folders in `parent` whose processes are gone."""
+    for folder in parent.glob("*-*"):
+        pid, _, start = folder.name.partition("-")
+        if not pid.isdecimal() or start_of(int(pid)) != start:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sessions(folders: Folders) -> list[SessionState]:
+    """Every session's folder, running or left behind; one without a state file that can be read has no facts."""
+    return [SessionState(folder, read_table(folder / "session.json")) for folder in sorted(folders.sessions.glob("*"))]
+
+
+def reclaim(folders: Folders) -> list[SessionState]:
+    """End what killed keepers left behind, and return the sessions that were reclaimed.
+
+    A session is over if its keeper no longer holds the lock on its state file, or if this machine was restarted since.
+    A process is signalled only if its pid, its start time, the boot and the pid namespace are those its keeper wrote
+    down, or if it carries the session's marker in its environment. Everything else is left alone, another machine's
+    sessions in a shared home among it.
+    """
+    boot = boot_id()
+    done = []
+    for session in sessions(folders):
+        if session.is_running:
+            continue
+        if not session.facts:
+            # its keeper is at work on it, or was killed at it: a minute tells
+            with contextlib.suppress(OSError):
+                if time.time() - session.folder.stat().st_mtime > YOUNG_S:
+                    shutil.rmtree(session.folder, ignore_errors=True)
+            continue
+        if session.facts.get("boot") == boot:
+            _end(session)
+        elif session.facts.get("machine") != machine_id():
+            continue
+        shutil.rmtree(session.folder, ignore_errors=True)
+        done.append(session)
+    return done
+
+
+def _end(session: SessionState) -> None:
+    here = session.facts.get("pid_namespace", "") == pid_namespace()
+    for number, grace_s in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
+        if not here or not session.is_alive("server"):
+            break
+        with contextlib.suppress(OSError):
+            os.killpg(session.facts["server"], number)
+        deadline = time.monotonic() + grace_s
+        while session.is_alive("server") and time.monotonic() < deadline:
+            time.sleep(0.02)
+    for pid in strays(str(session.facts.get("id", ""))):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)

@@ -36,18 +36,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import psutil
 
+from bench.published_shapes import HEADERS
 from bench.sparse import write
 from cclocal import tiny
-from cclocal.memory.budget import GIB, apple_budget
+from cclocal.discovery.look import load_catalog
+from cclocal.memory.budget import apple_budget
 from cclocal.memory.buffers import Buffers, read_buffers
 from cclocal.memory.fit import fit
-from cclocal.memory.footprint import CELLS, KV_TYPES, Serving, compute_bytes, footprint
+from cclocal.memory.footprint import CELLS, KV_TYPES, MemoryConfig, compute_bytes, footprint
 from cclocal.memory.gguf import Header, Tensor
-from cclocal.memory.known import HEADERS
 from cclocal.memory.shape import Shape, shape_of
-from cclocal.models import catalog
 from cclocal.models.headers import of_gguf
-from cclocal.paths import packaged
+from cclocal.units import GIB
 
 MIB = 2**20
 #: llama.cpp prints hundredths of a mebibyte.
@@ -55,15 +55,15 @@ PRINTED_BYTES = 0.011 * MIB
 CONTEXTS, KV, SLOTS, UBATCHES = (4096, 16384, 32768, 65536, 131072), ("f16", "q8_0", "q4_0"), (1, 4), (512, 2048)
 
 
-def cases(*, quick: bool) -> Iterator[Serving]:
+def cases(*, quick: bool) -> Iterator[MemoryConfig]:
     contexts, slots = ((4096, 131072), (1,)) if quick else (CONTEXTS, SLOTS)
     for context, kv, n, ubatch, flash in product(contexts, KV, slots, UBATCHES, (True, False)):
         # llama.cpp refuses a quantised V without flash attention
         if flash or kv == "f16":
-            yield Serving(context, kv, n, ubatch, flash)
+            yield MemoryConfig(context, kv, n, ubatch, flash)
 
 
-def allocated(tool: Path, file: Path, serving: Serving) -> tuple[float, float, float] | None:
+def allocated(tool: Path, file: Path, serving: MemoryConfig) -> tuple[float, float, float] | None:
     """(KV bytes, state bytes, compute bytes) by llama.cpp's allocator."""
     done = subprocess.run(
         [
@@ -149,22 +149,22 @@ def engine_maximum(tool: Path, file: Path, shape: Shape, share: float) -> int:
 
     The compute buffer is ours in both: the dry run's holds logits that a server does not make (part 2 compares it).
     """
-    whole = footprint(shape, Serving(shape.native_context_tokens), memory="host").need_bytes
+    whole = footprint(shape, MemoryConfig(shape.native_context_tokens), memory="host").need_bytes
     budget_bytes = int(shape.weights_bytes + (whole - shape.weights_bytes) * share)
     from cclocal.memory.budget import Budget
 
-    ours = fit(shape, Serving(4096), Budget(budget_bytes, "bench")).max_context_tokens or 0
+    ours = fit(shape, MemoryConfig(4096), Budget(budget_bytes, "bench")).max_context_tokens or 0
     low, high = 0, shape.native_context_tokens // CELLS
     while low < high:
         middle = (low + high + 1) // 2
-        serving = Serving(middle * CELLS)
+        serving = MemoryConfig(middle * CELLS)
         real = allocated(tool, file, serving)
         need = sum(real[:2]) + shape.weights_bytes + compute_bytes(shape, serving) if real else float("inf")
         low, high = (middle, high) if need <= budget_bytes else (low, middle - 1)
     return ours - low * CELLS
 
 
-def usual_kv(shape: Shape, serving: Serving) -> int:
+def usual_kv(shape: Shape, serving: MemoryConfig) -> int:
     """What most tools compute: layers × KV heads × head size × 2, as if every layer were the first kind of full one."""
     full = next((layer for layer in shape.layers if layer.kind == "full"), shape.layers[0])
     elements = full.key_elements + (full.value_elements or full.key_elements)
@@ -175,7 +175,7 @@ def usual_kv(shape: Shape, serving: Serving) -> int:
 
 
 @contextlib.contextmanager
-def server(tool: Path, file: Path, serving: Serving, log: Path) -> Iterator[tuple[str, psutil.Process]]:
+def server(tool: Path, file: Path, serving: MemoryConfig, log: Path) -> Iterator[tuple[str, psutil.Process]]:
     """A llama-server with this model, ready. Yields its address and process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -213,7 +213,7 @@ def compare_compute(tool: Path, folder: Path, *, quick: bool) -> dict[str, Any]:
         for context, ubatch in (
             ((4096, 512), (32768, 512)) if quick else ((4096, 512), (32768, 512), (131072, 512), (32768, 2048))
         ):
-            serving = Serving(context, ubatch_tokens=ubatch)
+            serving = MemoryConfig(context, ubatch_tokens=ubatch)
             ours = footprint(shape, serving, memory="host")
             # caches are written to when they are made
             if ours.kv_bytes > free // 3:
@@ -245,7 +245,7 @@ def compare_rules(caches: dict[str, Any], compute: dict[str, Any]) -> dict[str, 
         off = compute[name].get("32768/512", 0.0) * MIB
         for context, cache in caches[name]["f16_cache_bytes"].items():
             total += 1
-            serving, ram = Serving(context), ram_gib * GIB
+            serving, ram = MemoryConfig(context), ram_gib * GIB
             budget = apple_budget(ram, "26.0")
             ours = footprint(shape, serving, memory="unified")
             real = shape.device_weights_bytes + cache + ours.compute_bytes - off
@@ -316,7 +316,7 @@ def filled(tool: Path, folder: Path) -> dict[str, Any]:
     write(a_gigabyte(), large, random_weights=True)
     for file, context in ((little, 32768), (large, 4096)):
         shape = shape_in(file)
-        serving = Serving(context)
+        serving = MemoryConfig(context)
         plan = footprint(shape, serving, memory="host")
         log = folder / "log"
         with server(tool, file, serving, log) as (address, process):
@@ -358,7 +358,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
     options = parser.parse_args()
     dry, real = find("llama-fit-params", options.llama_cpp), find("llama-server", options.llama_cpp)
-    shelf = catalog.load(packaged("models.toml"))
+    shelf = load_catalog()
     blind = [model.name for model in shelf.models.values() if not model.shape and not model.variants[0].builtin]
     print(f"not measured, because their dimensions are not known: {', '.join(blind) or 'none of the catalog'}")
     with tempfile.TemporaryDirectory() as name:

@@ -88,6 +88,22 @@ def world(tmp_path: Path) -> Iterator[World]:
         world.close()
 
 
+@pytest.fixture
+def real(world: World, claude: Claude, engine: Engine) -> World:
+    """The real agent on the real engine."""
+    world.real("claude", claude.path)
+    world.real("llama-server", engine.binary)
+    return world
+
+
+@pytest.fixture
+def scripted(world: World, claude: Claude) -> World:
+    """The real agent on a scripted server that records every request."""
+    world.real("claude", claude.path)
+    world.fake_server()
+    return world
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not CI:
         terminalreporter.write_line(

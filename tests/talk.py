@@ -9,7 +9,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from cclocal.agents.claude.spec import STREAMING
+from cclocal.agents.claude.capture import STREAMING
+from cclocal.agents.claude.environment import window
 from tests.world import World
 
 STREAM = ("-p", *STREAMING)
@@ -97,3 +98,8 @@ def calls(events: list[Event]) -> list[dict[str, Any]]:
 def results(events: list[Event]) -> str:
     """What tools answered, and what the agent itself added, as one text."""
     return json.dumps([e["message"]["content"] for e in events if e["type"] == "user"], ensure_ascii=False)
+
+
+def compacts_at(context_tokens: int, out_tokens: int) -> int:
+    """The length at which Claude Code compacts a conversation in a window of this size."""
+    return window(context_tokens, out_tokens).compacts_at_tokens

@@ -175,7 +175,7 @@ class World:
                    *) exit 1;;
                    esac;;
                 esac""",
-            "sw_vers": f"echo {macos}",
+            "sw_vers": f"echo asked >>{self.record}/sw_vers; echo {macos}",
             "vm_stat": f"""
                 echo "Mach Virtual Memory Statistics: (page size of 16384 bytes)"
                 echo "Pages free:                              {(ram_gib << 30) // 16384 * 9 // 10}."

@@ -17,7 +17,7 @@ ENVIRON = {"HOME": "/home/you", "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb
 def help_text(*command: str) -> str:
     """The help of cclocal or of one of its commands, as a code block."""
     done = subprocess.run(
-        [sys.executable, "-m", "cclocal", *command, "-h"],
+        [sys.executable, "-m", "cclocal", *command, "--help"],
         env={**ENVIRON, "PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
@@ -29,17 +29,16 @@ def help_text(*command: str) -> str:
 
 def models_table() -> str:
     """The catalog as a Markdown table."""
-    from cclocal.models import catalog
-    from cclocal.paths import packaged
-    from cclocal.ui.console import human_size
+    from cclocal.discovery.look import load_catalog
+    from cclocal.units import file_size, window
 
     rows = ["| flag | model | download | context | note |", "|---|---|---:|---:|---|"]
-    for model in catalog.load(packaged("models.toml")).models.values():
+    for model in load_catalog().models.values():
         variant = model.variants[0]
-        size = "none" if variant.builtin else human_size(variant.size_bytes)
-        window = f"{model.served_context_tokens // 1024}k of {model.native_context_tokens // 1024}k"
+        size = "none" if variant.builtin else file_size(variant.size_bytes)
+        context = f"{window(model.served_context_tokens)} of {window(model.native_context_tokens)}"
         names = ", ".join(f"`--{flag}`" for flag in (model.id, *model.flags))
-        rows.append(f"| {names} | {model.name} | {size} | {window} | {model.note} |")
+        rows.append(f"| {names} | {model.name} | {size} | {context} | {model.note} |")
     return "\n".join(rows) + "\n"
 
 
@@ -64,20 +63,20 @@ def catalog_keys() -> str:
 
 def settings_table() -> str:
     """Every lasting default, its option and its variable."""
-    from cclocal.settings import DEFAULTS
+    from cclocal.settings import flags, lasting, type_in_words, variables
 
     rows = ["| in `[defaults]` | option | variable | type |", "|---|---|---|---|"]
-    for key, kind in DEFAULTS.items():
-        rows.append(f"| `{key}` | `--{key.replace('_', '-')}` | `CCLOCAL_{key.upper()}` | {kind.in_words} |")
+    for name in lasting():
+        rows.append(f"| `{name}` | `--{flags(name)[0]}` | `{variables(name)[0]}` | {type_in_words(name)} |")
     return "\n".join(rows) + "\n"
 
 
 def agent_variables() -> str:
     """Every variable a session of Claude Code is given, with an example's values."""
-    from cclocal.agents.claude.spec import environment
-    from cclocal.command import KEY, PORT, Endpoint
+    from cclocal.agents.claude.environment import environment
+    from cclocal.command import SHOWN, Endpoint
 
-    made = environment(Endpoint(f"http://127.0.0.1:{PORT}", KEY, "gemma"), 65536, 8192)
+    made = environment(Endpoint.of_session(SHOWN, "gemma"), 65536, 8192)
     rows = ["| variable | value (for `--gemma`) |", "|---|---|"]
     return "\n".join((*rows, *(f"| `{name}` | `{value}` |" for name, value in made.items()))) + "\n"
 
@@ -107,21 +106,22 @@ def picture_of_the_menu() -> str:
     from rich.console import Console
     from rich.text import Text
 
-    from cclocal.models import catalog
-    from cclocal.paths import folders, packaged
+    from cclocal.discovery.look import load_catalog
+    from cclocal.paths import Env
     from cclocal.session.models import TITLE, menu_rows
-    from cclocal.session.plan import Wishes, plan_catalog
-    from cclocal.ui import menu as picker
+    from cclocal.session.plan import OtherMachine, plan_catalog
+    from cclocal.settings import Settings
+    from cclocal.ui import menu
 
-    shelf = catalog.load(packaged("models.toml"))
+    catalog = load_catalog()
     with tempfile.TemporaryDirectory() as home:
-        environ = {"HOME": home, "PATH": "/nowhere"}
-        rows = plan_catalog(shelf, Wishes(ram_gib=32, macos="26"), folders(environ), environ)
+        env = Env.of({"HOME": home, "PATH": "/nowhere"})
+        rows = plan_catalog(catalog, Settings(), OtherMachine(ram_gib=32, macos="26"), env)
     here = {"tiny", "gemma", "gemma-light"}
     styles = {"class:cursor": "bold reverse", "class:dim": "bright_black", "class:good": "green"}
     styles |= {"class:warn": "yellow", "class:bad": "red"}
     console = Console(width=80, record=True, file=io.StringIO(), force_terminal=True)
-    for part in picker.picture(menu_rows(shelf, {row.id: row for row in rows}, here, {}), TITLE):
+    for part in menu.picture(menu_rows(catalog, {row.id: row for row in rows}, here, {}), TITLE):
         console.print(Text(part[1], style=styles.get(part[0], part[0])), end="")
     return console.export_svg(title="cclocal", unique_id="menu")
 

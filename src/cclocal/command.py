@@ -1,30 +1,16 @@
-"""A program to run: its arguments, and exactly which environment it gets.
+"""A program to run: its arguments and exactly which environment it gets.
 
-Nothing here runs anything. Values that exist only once the session starts (the port, the key, the session's
-folder) stand as placeholders, so that `--dry-run` can print the very plan that would run.
+Nothing here runs anything. Values that exist only once a session starts (port, key, folder) come as a `Binding`: a
+command is a pure function of one, so `--dry-run` and the golden files show the same code path that a start takes.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-PORT = "<free port>"
-KEY = "<session key>"
-SESSION = "<session folder>"
-#: a word of letters and digits, safe in any text
-SESSION_ID = "<session id>"
-#: where an agent is rehearsed
-REHEARSAL = "<rehearsal folder>"
-#: what is said there; no two rehearsals begin alike
-WORDS = "<first words>"
-#: stands for a model file that is not on disk yet
-MODEL_FILE = "<model file>"
-#: and for the folder of an MLX model
-MODEL_FOLDER = "<model folder>"
-
-#: What every program gets if the user has it: who, where, which terminal, which language.
+#: What every program gets if the user has it: user, folders, terminal, language.
 BASE_NAMES = frozenset(
     """PATH HOME USER LOGNAME SHELL PWD TERM COLORTERM TERM_PROGRAM TERM_PROGRAM_VERSION TERMINFO COLUMNS LINES
     NO_COLOR FORCE_COLOR CLICOLOR LANG LANGUAGE TZ TMPDIR XDG_RUNTIME_DIR XDG_CONFIG_HOME XDG_DATA_HOME
@@ -64,23 +50,23 @@ SERVER_PREFIXES = (
     "ZE_",
 )
 
-#: Never handed on, not even by name: each can divert the session, bill somebody, or run code inside the agent.
+#: Never handed on, not even by name: each can redirect the session, cost money, or run code inside the agent. An agent
+#: adds its own (Agent.FORBIDDEN).
 _REFUSED = re.compile(
-    r"(ANTHROPIC|CLAUDE|CLAUDECODE|AWS|AZURE|GOOGLE|GCP|GCLOUD|VERTEX|CLOUD_ML|OPENAI|OPENROUTER|GEMINI|MISTRAL"
-    r"|GROQ|DEEPSEEK|XAI|TOGETHER|COHERE|OTEL|BUN|DISABLE|CCLOCAL)(_.*)?|API_(TIMEOUT_MS|FORCE_IDLE_TIMEOUT)"
-    r"|(HTTPS?|ALL|FTP|NO)_PROXY|NODE_(OPTIONS|EXTRA_CA_CERTS|TLS_REJECT_UNAUTHORIZED)|LD_PRELOAD|LD_AUDIT|DYLD_.*"
-    r"|.*_API_(KEY|TOKEN)|HF_TOKEN|CLOUDSDK_.*|BASH_ENV|ENV|USE_STAGING_OAUTH|MAX_THINKING_TOKENS",
+    r"(AWS|AZURE|GOOGLE|GCP|GCLOUD|VERTEX|CLOUD_ML|OPENAI|OPENROUTER|GEMINI|MISTRAL|GROQ|DEEPSEEK|XAI|TOGETHER|COHERE"
+    r"|OTEL|CCLOCAL)(_.*)?|(HTTPS?|ALL|FTP|NO)_PROXY|NODE_(OPTIONS|EXTRA_CA_CERTS|TLS_REJECT_UNAUTHORIZED)"
+    r"|LD_PRELOAD|LD_AUDIT|DYLD_.*|.*_API_(KEY|TOKEN)|HF_TOKEN|CLOUDSDK_.*|BASH_ENV|ENV",
     re.IGNORECASE,
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def refusal(name: str) -> str | None:
-    """Why a variable must not be handed to the agent with --pass-env, or None if it may."""
+def refusal(name: str, forbidden: re.Pattern[str]) -> str | None:
+    """Why a variable must not be handed to an agent by --pass-env, or None if it may. `forbidden`: the agent's own."""
     if not _NAME.fullmatch(name):
         return f"“{name}” is not the name of a variable (only names are given, never values)"
-    if _REFUSED.fullmatch(name) and name not in AGENT_NAMES:
-        return f"{name} could redirect or bill the session, so it never reaches the agent"
+    if (_REFUSED.fullmatch(name) or forbidden.fullmatch(name)) and name not in AGENT_NAMES:
+        return f"{name} could redirect the session or cost money, so it never reaches the agent"
     return None
 
 
@@ -114,20 +100,24 @@ class Command:
         """The whole environment of the program, started by a caller whose environment is `base`."""
         return {**self.kept(base), **self.env}
 
-    def bind(self, values: Mapping[str, str]) -> Command:
-        """The same command with its placeholders filled in."""
-        return replace(
-            self,
-            argv=tuple(bind(a, values) for a in self.argv),
-            env={name: bind(value, values) for name, value in self.env.items()},
-        )
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """The values of one session: the server's port, the session's key, folder, id and log."""
+
+    port: str
+    key: str
+    folder: str
+    session_id: str
+    log: str
+
+    def file(self, name: str) -> str:
+        """The path of a file in the session's folder."""
+        return f"{self.folder}/{name}"
 
 
-def bind(text: str, values: Mapping[str, str]) -> str:
-    """A text with its placeholders filled in."""
-    for placeholder, value in values.items():
-        text = text.replace(placeholder, value)
-    return text
+#: For --dry-run and golden files.
+SHOWN = Binding("<free port>", "<session key>", "<session folder>", "<session id>", "<server log>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +126,6 @@ class SessionFile:
 
     name: str
     content: str
-
-    @property
-    def path(self) -> str:
-        return f"{SESSION}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,24 +141,24 @@ class Endpoint:
         return int(self.url.rsplit(":", 1)[1])
 
     @classmethod
-    def of_session(cls, port: int | None, model: str) -> Endpoint:
-        """Where a server of ours will answer; without a port, at the one that is found when it starts."""
-        return cls(f"http://127.0.0.1:{port or PORT}", KEY, model)
+    def of_session(cls, binding: Binding, model: str) -> Endpoint:
+        """Where a server that is started for this session answers."""
+        return cls(f"http://127.0.0.1:{binding.port}", binding.key, model)
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
     """What a server must show before an agent may rely on it.
 
-    The child is alive, the socket is the child's, `models_path` answers 200 to the right key and 401 to a wrong
-    one and names `endpoint.model`, and a 1-token message is answered. `owns_socket`: the child listens itself; one
-    that only holds a model in somebody else's server does not. `stall_s`: give up after so long without
-    any sign of life (log bytes, CPU time).
+    The child is alive, the socket is the child's, `models_path` answers 200 to the right key and 401 to a wrong one and
+    names `endpoint.model`, and a message of one token is answered. `health_path` is asked first, where a server has
+    one. `checks_key`: the server checks keys. `owns_socket`: the child listens itself; a program that holds a model in
+    a server of somebody else's does not. `stall_s`: seconds without a sign of life (log bytes, CPU time) to give up
+    after.
     """
 
     endpoint: Endpoint
     models_path: str = "/v1/models"
-    #: asked first, where a server tells of its model there: "healthy", and model_loaded
     health_path: str = ""
     checks_key: bool = True
     owns_socket: bool = True

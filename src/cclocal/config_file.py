@@ -1,6 +1,6 @@
-"""TOML files that people write: what they say, and where in them a mistake stands.
+"""TOML files that people write: their content, and the line of a mistake in them.
 
-Only tomllib is needed, so `-h` can read the catalog's flags without checking the catalog.
+Only tomllib is needed, so that `-h` can read the catalog's flags without checking the catalog.
 """
 
 from __future__ import annotations
@@ -9,25 +9,32 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cclocal.errors import UsageError
-from cclocal.settings import Kind
+from cclocal.settings import accepts, lasting, options, type_in_words
+from cclocal.settings import flags as flags_of_setting
 
-#: What may stand behind -- as a model's flag.
+#: A model's flag, without its dashes.
 FLAG = re.compile(r"[a-z][a-z0-9.-]*")
-#: Our own options and commands, which no model may take. (A test holds this against the real ones.)
-RESERVED = frozenset(
-    """attach backend check clean cold cpu-moe ctx dry-run fetch gpu-layers help insecure-http
-    install-completion json full key-env kv lean list list-models
-    llama-server logs mem-check model no-mem-check no-safe no-think no-tools out-tokens parser pass-env plan port
-    prompt quant rm safe server show-completion slots stats think ubatch url version warm wired-limit yes""".split()
+#: Commands, their flags and options that are no settings.
+_COMMANDS = frozenset(
+    """attach check clean dry-run fetch help install-completion json last list list-models logs macos plan prompt ram
+    rm show-completion stats version warm""".split()
 )
+
+
+@cache
+def reserved() -> frozenset[str]:
+    """The words that no model may take as its flag: our own commands and options."""
+    return _COMMANDS | {flag for name in options() for flag in flags_of_setting(name)}
 
 
 def flags(*sources: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
     """{model id: (one help line, its flags)}, read without checking. A file that cannot be read adds nothing."""
+    taken = reserved()
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
     for source in sources:
         try:
@@ -36,7 +43,7 @@ def flags(*sources: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
                 old_help, old_names = found.get(id_, ("", ()))
                 names = tuple(dict.fromkeys((id_, *raw["flags"]))) if "flags" in raw else old_names or (id_,)
                 text = f"{raw['name']}: {raw['note']}" if "name" in raw and "note" in raw else old_help
-                found[id_] = (text, tuple(n for n in names if FLAG.fullmatch(n) and n not in RESERVED))
+                found[id_] = (text, tuple(n for n in names if FLAG.fullmatch(n) and n not in taken))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return found
@@ -44,7 +51,7 @@ def flags(*sources: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 @dataclass(frozen=True, slots=True)
 class UserFile:
-    """What the user's config.toml says: lasting defaults, and models added or changed."""
+    """The user's config.toml: lasting defaults, and models added or changed."""
 
     path: Path
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -52,10 +59,10 @@ class UserFile:
     text: str = ""
 
 
-def read_user_file(path: Path, allowed: Mapping[str, Kind]) -> UserFile:
-    """Read the user's file; `allowed` says what each default may be. Missing file = no defaults.
+def read_user_file(path: Path) -> UserFile:
+    """Read the user's file, which is never written. A missing file holds no defaults.
 
-    Raises UsageError with file:line for anything unknown or of the wrong type. Never writes it.
+    Raises UsageError with file:line for anything unknown or of the wrong type.
     """
     try:
         text = path.read_text("utf-8")
@@ -76,15 +83,15 @@ def read_user_file(path: Path, allowed: Mapping[str, Kind]) -> UserFile:
             raise mistake(path, text, (key,), "must be a table")
     defaults = raw.get("defaults", {})
     for key, value in defaults.items():
-        if key not in allowed:
-            raise mistake(path, text, ("defaults", key), "is unknown", allowed)
-        if not allowed[key].accepts(value):
-            raise mistake(path, text, ("defaults", key), f"must be {allowed[key].in_words}")
+        if key not in lasting():
+            raise mistake(path, text, ("defaults", key), "is unknown", lasting())
+        if not accepts(key, value):
+            raise mistake(path, text, ("defaults", key), f"must be {type_in_words(key)}")
     return UserFile(path, defaults, raw.get("models", {}), text)
 
 
 def mistake(path: Path, text: str, loc: tuple[str | int, ...], what: str, known: Iterable[str] = ()) -> UsageError:
-    """A mistake at a key, with file, line and the nearest right key."""
+    """The error for a mistake at a key, with file, line and the nearest right key."""
     near = nearest(str(loc[-1]), known)
     dotted = ".".join(str(part) for part in loc)
     return UsageError(
@@ -93,7 +100,7 @@ def mistake(path: Path, text: str, loc: tuple[str | int, ...], what: str, known:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that was probably meant."""
+    """The known word that is most like this one, or None if none is."""
     import difflib
 
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)), None)

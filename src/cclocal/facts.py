@@ -1,18 +1,22 @@
-"""What is true of this machine, as frozen data. machine.py reads it; the plan only looks at it."""
+"""What is true of this machine and of a model's files, as frozen data.
+
+Discovery reads the machine once; facts about a model are added by the pure `with_*` methods as more of it is seen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from cclocal.memory.shape import Shape
-from cclocal.paths import Folders
+from cclocal.paths import Env
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A graphics processor. vendor: nvidia, amd or apple; unified: it has no memory of its own; 0 bytes = not told."""
+    """A graphics processor. vendor: nvidia, amd or apple; unified: it has no memory of its own; 0 bytes = unknown."""
 
     vendor: str
     name: str
@@ -34,20 +38,23 @@ class Machine:
     gpus: tuple[Gpu, ...] = ()
     #: free now, or left under a container's limit if that is less
     available_bytes: int = 0
-    #: what a Mac's GPU may wire, if somebody set it (0 = the system's own share; None = it cannot be set)
+    #: the limit of a Mac's GPU memory, if it was set (0 = the system's own share; None = it cannot be set)
     wired_limit_mib: int | None = 0
-    #: what Metal told MLX that it may wire (0 = MLX was not there to ask)
+    #: Metal's recommended working set in bytes, as MLX reports it; 0 if MLX is not installed
     mlx_limit_bytes: int = 0
-    #: what available_bytes is
+    #: which boot of the machine this is
+    boot_id: str = ""
+    #: describes available_bytes
     memory_words: str = "the memory that is free now"
 
     @property
     def is_apple_silicon(self) -> bool:
-        """Whether MLX is at home here."""
+        """Whether MLX runs on this machine's GPU."""
         return self.os == "macos" and self.arch == "arm64"
 
     @property
     def in_words(self) -> str:
+        """Processor, cores, memory and graphics cards in one line."""
         parts = [f"{self.cpu}, {self.cores} cores, {self.ram_bytes / 2**30:.0f} GB"]
         parts += [g.name for g in self.gpus if g.vendor != "apple"]
         return " · ".join(parts)
@@ -55,11 +62,12 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An inference engine found on this machine.
+    """An inference engine that was found on this machine.
 
-    form: "binary" (a llama-server program), "wheel" (the same server inside the xllamacpp package), "ollama" (a
-    program), "ollama-running" (a daemon) or "vllm-mlx". flags: every flag its help names. devices: the GPUs it can
-    use, empty for a CPU-only build.
+    form: which of a backend's engines it is; only that backend reads it. title: the form in words. flags: every flag
+    that its help names. devices: the GPUs it lists, empty for a CPU-only build. uses: "listed" computes on those
+    devices, "everything" on whatever GPUs there are, "untold" does not say. url: of a server that runs already, which
+    is used and never stopped.
     """
 
     form: str
@@ -67,19 +75,27 @@ class Engine:
     version: str
     flags: frozenset[str]
     devices: tuple[str, ...] = ()
-    #: of a server that runs already
+    title: str = ""
+    uses: Literal["listed", "everything", "untold"] = "listed"
     url: str = ""
 
     def has(self, flag: str) -> bool:
+        """Whether its help names a flag."""
         return flag in self.flags
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        """Its devices without how much of their memory is free."""
+        return tuple(device.split(" (")[0] for device in self.devices)
 
 
 @dataclass(frozen=True, slots=True)
 class AgentFound:
-    """An agent's program on this machine."""
+    """An agent's program on this machine. `context`: what else the agent looked up here; only the agent reads it."""
 
     path: Path
     version: str
+    context: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,36 +110,42 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything the plan may look at beside the catalog and the settings.
+    """Everything that a plan may depend on beside the model and the settings.
 
-    `environ` is the caller's environment, `cached` maps (repo, file) to a file on disk.
+    cached: (repository, file) → the file on disk. shapes: what the headers of model files mean for memory, by the path
+    that a plan gives the model. projector_bytes: sizes of vision projectors, by file name.
     """
 
     machine: Machine
-    folders: Folders
+    env: Env
     cwd: Path
-    environ: Mapping[str, str]
     #: what serves models here, by backend, best first
     engines: Mapping[str, tuple[Engine, ...]] = field(default_factory=dict)
     agent: AgentFound | None = None
-    cached: Mapping[tuple[str, str], Path] = field(default_factory=dict)
-    #: the program behind the agent's status line, without its arguments
-    status_line: tuple[str, ...] = ()
+    #: why the agent's program cannot be used, if it cannot
+    agent_problem: str = ""
     #: how a package is added to the environment cclocal itself runs in
     pip: str = "pip install"
     git_root: Path | None = None
-    #: the user's own CLAUDE.md, which reaches a session although their settings files do not
-    user_claude_md: Path | None = None
-    #: CLAUDE.md of the folders from the repository's root down to cwd, cwd's own not among them, and their sizes
-    parent_claude_mds: Mapping[Path, int] = field(default_factory=dict)
-    mcp_config: Path = Path("mcp-local.json")
-    #: what the headers of model files on disk mean for memory, by path
+    cached: Mapping[tuple[str, str], Path] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
-    #: the sizes of projectors, by file name
     projector_bytes: Mapping[str, int] = field(default_factory=dict)
-    #: other models of the catalog, for when this one does not fit
+    #: the models of the catalog whose dimensions are published, for when another one does not fit
     alternatives: tuple[Alternative, ...] = ()
-    #: by plan.proof_key: whether the newest check said that the agent can work
+    #: by checks.results.key: whether the newest check said that the agent can work
     proofs: Mapping[str, bool] = field(default_factory=dict)
-    #: bytes that earlier starts used beyond their plan, by measured.key
+    #: bytes that earlier starts used beyond their plan, by planning.memory.correction_key
     corrections: Mapping[str, int] = field(default_factory=dict)
+
+    def with_files(
+        self,
+        cached: Mapping[tuple[str, str], Path],
+        shapes: Mapping[str, Shape],
+        projector_bytes: Mapping[str, int],
+    ) -> Facts:
+        """The same machine, with what is on disk of a model."""
+        return replace(self, cached=cached, shapes=shapes, projector_bytes=projector_bytes)
+
+    def with_shape(self, model_path: str, shape: Shape) -> Facts:
+        """The same, with what a header says that was read from elsewhere."""
+        return replace(self, shapes={**self.shapes, model_path: shape})

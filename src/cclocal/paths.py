@@ -1,17 +1,15 @@
-"""Where cclocal keeps its things, and the few ways it writes them."""
+"""The folders of cclocal, the environment they are found in, and the few ways files are written."""
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import json
 import os
-import re
+import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from cclocal.errors import FolderError
 
@@ -21,7 +19,7 @@ _OURS = "cclocal"
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """The folders of one user: configuration, what lasts, what can be made again, what belongs to sessions."""
+    """The folders of one user: configuration, lasting data, cache, state of sessions."""
 
     config: Path
     data: Path
@@ -30,7 +28,7 @@ class Folders:
 
     @property
     def user_file(self) -> Path:
-        """The user's own catalog entries and lasting defaults. Read, never written."""
+        """The user's own models and lasting defaults. Read, never written."""
         return self.config / "config.toml"
 
     @property
@@ -43,7 +41,7 @@ class Folders:
         return self.state / "logs"
 
     def log_of(self, session_id: str) -> Path:
-        """Where a session's server writes."""
+        """The log of a session's server."""
         return self.logs / f"server-{session_id}.log"
 
     @property
@@ -52,67 +50,51 @@ class Folders:
         return self.state / "server.log"
 
     @property
-    def warm(self) -> Path:
-        """What is kept of prompts from session to session."""
+    def saved_prompts(self) -> Path:
+        """Saved KV cache states of prompts."""
         return self.cache / "warm"
 
-    @property
-    def borrowed(self) -> Path:
-        """What was put into an Ollama of somebody else's, and has to be taken away."""
-        return self.state / "ollama"
+    def agent_home(self, agent: str) -> Path:
+        """An agent's configuration folder for local sessions. It lasts, so that conversations can be resumed."""
+        return self.data / agent
 
-    @property
-    def claude_home(self) -> Path:
-        """Claude Code's configuration folder for local sessions; it lasts, so that --resume works."""
-        return self.data / "claude"
+
+@dataclass(frozen=True, slots=True)
+class Env:
+    """What surrounds one call of cclocal: the environment variables and the folders found by them."""
+
+    environ: Mapping[str, str]
+    folders: Folders
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Env:
+        """Raises FolderError without a home."""
+        return cls(environ, folders(environ))
 
 
 def folders(environ: Mapping[str, str]) -> Folders:
-    """The platform's folders (XDG on Linux, ~/Library on a Mac). Raises FolderError without a home."""
-    from platformdirs import PlatformDirs
+    """The platform's folders: XDG's on Linux, those under ~/Library on macOS. Raises FolderError without a home.
 
+    Source: the XDG base directory specification (a relative path counts as unset), and Apple's file system guide.
+    """
     if not environ.get("HOME"):
         raise FolderError("HOME is not set, so there is no place for cclocal's files.", hint="export HOME=…")
-    dirs = PlatformDirs("cclocal", appauthor=False)
-    return Folders(
-        config=dirs.user_config_path,
-        data=dirs.user_data_path,
-        cache=dirs.user_cache_path,
-        state=dirs.user_state_path,
-    )
+    home = Path(environ["HOME"])
+    library = home / "Library/Application Support"
+    mac = {"CONFIG": library, "DATA": library, "STATE": library, "CACHE": home / "Library/Caches"}
+    xdg = {"CONFIG": home / ".config", "DATA": home / ".local/share", "STATE": home / ".local/state"}
+    usual = mac if sys.platform == "darwin" else {**xdg, "CACHE": home / ".cache"}
+
+    def found(kind: str) -> Path:
+        named = environ.get(f"XDG_{kind}_HOME", "")
+        return (Path(named) if os.path.isabs(named) else usual[kind]) / _OURS  # noqa: PTH117 - of a text
+
+    return Folders(config=found("CONFIG"), data=found("DATA"), cache=found("CACHE"), state=found("STATE"))
 
 
-def ollama_store(environ: Mapping[str, str]) -> Path:
-    """Where Ollama keeps its models."""
-    return Path(environ.get("OLLAMA_MODELS") or Path(environ["HOME"], ".ollama/models"))
-
-
-def ollama_url(environ: Mapping[str, str]) -> str:
-    """Where Ollama answers, by OLLAMA_HOST and Ollama's own rules (its envconfig/config.go): no port is 11434, or 80
-    and 443 with a scheme, one that is no number counts as missing; all addresses mean this machine.
-    """
-    told = environ.get("OLLAMA_HOST", "").strip().strip("\"'").strip()
-    scheme, mark, rest = told.partition("://")
-    scheme, rest = (scheme, rest) if mark else ("http", told)
-    usual = {"http": "80", "https": "443"}.get(scheme, "11434") if mark else "11434"
-    place = rest.partition("/")[0]
-    match = re.fullmatch(r"(\[[^\]]*\]|[^:]*):([^:]*)", place)
-    host, port = (match[1], match[2]) if match else (place, usual)
-    host = host.strip("[]") or "127.0.0.1"
-    port = port if port.isdecimal() and int(port) <= 65535 else usual
-    with contextlib.suppress(ValueError):
-        address = ipaddress.ip_address(host)
-        host = {4: "127.0.0.1", 6: "::1"}[address.version] if address.is_unspecified else str(address)
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def is_loopback(url: str) -> bool:
-    """Whether an address is of this machine."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def find_program(name: str, environ: Mapping[str, str], path: str | None = None) -> str | None:
+    """A program on the caller's PATH (or in `path`), as it was found; None if there is none."""
+    return shutil.which(name, path=path or environ.get("PATH", os.defpath))
 
 
 def packaged(name: str) -> Path:
@@ -130,14 +112,17 @@ def packaged(name: str) -> Path:
 def make_folder(path: Path) -> Path:
     """Make a folder and those missing above it, for the user alone (0700) whatever the umask.
 
-    A folder of ours that others may enter is closed to them. Raises FolderError with the system's own words.
+    A folder of cclocal's that others may enter is closed to them. Raises FolderError with the system's own words.
     """
     try:
         for level in reversed([level for level in (path, *path.parents) if not level.exists()]):
             level.mkdir(mode=0o700, exist_ok=True)
+        # fails if it is no folder
+        path.mkdir(mode=0o700, exist_ok=True)
         for level in (path, *path.parents) if _OURS in path.parts else ():
-            status = level.stat()
-            if status.st_mode & 0o077 and status.st_uid == os.geteuid():
+            status = level.lstat()
+            # what a link points at may be anything
+            if status.st_mode & 0o077 and status.st_uid == os.geteuid() and not level.is_symlink():
                 level.chmod(0o700)
             if level.name == _OURS:
                 break
@@ -150,7 +135,7 @@ def make_folder(path: Path) -> Path:
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """The table in a JSON file of ours; empty if there is none or it is damaged: all of it can be made again."""
+    """The table in a JSON file; empty if there is none or it is damaged, because all of ours can be made again."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -158,8 +143,13 @@ def read_table(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """The tables in such a table, by their names."""
+    return {name: row for name, row in read_table(path).items() if isinstance(row, dict)}
+
+
 def write_private(path: Path, content: str | bytes) -> None:
-    """Write a file that only the user can read, whole or not at all."""
+    """Write a file that only the user can read, whole or not at all. Raises FolderError."""
     make_folder(path.parent)
     data = content.encode() if isinstance(content, str) else content
     part = path.with_name(f".{path.name}.{os.getpid()}")

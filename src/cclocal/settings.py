@@ -1,109 +1,191 @@
-"""What the user wants, and where each wish came from."""
+"""The settings of a launch: the only table of options.
+
+A field of `Settings` with an `Option` is a command-line option, an environment variable, a key of config.toml with its
+type and range, a row of docs/reference.md and a line of `--dry-run`. None of these is written down anywhere else.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, partial
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+MODELS, SESSION, MEMORY, OTHER = "Models", "The session", "Memory", "Another server"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """What a setting may be: its type, and the range of a number."""
+class Option:
+    """How one setting is given.
 
-    type: type
+    `flags` as Typer takes them, with a metavar: "--ctx TOKENS", "--lean/--full", "--ubatch --prefill-step TOKENS".
+    `scope`: "server" settings shape a server of ours, so they are refused when a running server is used; "agent"
+    settings shape the agent. `lasting`: it has a variable CCLOCAL_<NAME> and may stand in config.toml; "environment":
+    only the variable. `variables` are further names of that variable. `short`: its words on the first help page, which
+    has only the options with such words.
+    """
+
+    flags: str
+    help: str
+    panel: str = SESSION
+    scope: Literal["server", "agent", ""] = ""
     at_least: int | None = None
     at_most: int | None = None
+    lasting: bool | Literal["environment"] = True
+    variables: tuple[str, ...] = ()
+    short: str = ""
 
     @property
-    def in_words(self) -> str:
-        words = {int: "a whole number", str: "a text", bool: "true or false", list: "a list of texts"}[self.type]
-        if self.at_least is None:
-            return words
-        return f"{words}, {self.at_least} " + ("or more" if self.at_most is None else f"to {self.at_most}")
+    def metavar(self) -> str:
+        """The name of its value; empty for a switch."""
+        return " ".join(word for word in self.flags.split() if not word.startswith("-"))
 
-    def accepts(self, value: object) -> bool:
-        if self.type is list:
-            return isinstance(value, list) and all(isinstance(v, str) for v in value)
-        if not isinstance(value, self.type) or (self.type is not bool and isinstance(value, bool)):
-            return False
-        return not isinstance(value, int) or (
-            (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
-        )
+    @property
+    def declarations(self) -> tuple[str, ...]:
+        """Its flags as Typer takes them."""
+        return tuple(word for word in self.flags.split() if word.startswith("-"))
 
 
-#: Every lasting default that config.toml may hold under [defaults].
-DEFAULTS: Mapping[str, Kind] = {
-    "model": Kind(str),
-    "backend": Kind(str),
-    "llama_server": Kind(str),
-    "ctx": Kind(int, 1),
-    "out_tokens": Kind(int, 256),
-    "port": Kind(int, 1, 65535),
-    "kv": Kind(str),
-    "slots": Kind(int, 1, 64),
-    "ubatch": Kind(int, 1, 65536),
-    "gpu_layers": Kind(int, 0),
-    "cpu_moe": Kind(int, 0),
-    "wired_limit": Kind(int, 1),
-    "pass_env": Kind(list),
-    "safe": Kind(bool),
-    "think": Kind(bool),
-    "mem_check": Kind(bool),
-    "cold": Kind(bool),
-    "lean": Kind(bool),
-}
+Server = partial(Option, scope="server")
+Memory = partial(Option, scope="server", panel=MEMORY)
+ForAgent = partial(Option, scope="agent")
+_MODEL = "A model of the catalog, a GGUF file, an MLX folder, owner/name[:QUANT] of the hub, or an Ollama tag."
+_PARSER = "vllm-mlx: how the model writes tool calls. [dim]default: from the catalog or its chat template[/]"
+_SERVER = "Start only the server, until Ctrl-C; cclocal attach PORT uses it from another terminal."
+_OUT_TOKENS = "Longest reply; a file written in one go must fit into it. [dim]default: 8192[/]"
+_PORT = "Port of the server. [dim]default: any free one; with --server the model's own[/]"
+_HANDED_ON = "Give the agent this variable too; repeatable. [dim]In CCLOCAL_HANDED_ON separated by spaces.[/]"
+_THINK = "Let the model think before it answers: slower, sometimes better. [dim]default: off[/]"
+_UBATCH = "Micro-batch (MLX: prefill step): larger reads prompts faster, needs more memory. [dim]default: 512 (2048)[/]"
+_WIRED = "Mac: raise the GPU's memory limit to this for the session (needs sudo)."
+_URL = "Use the server at this address and start none. --model selects one of its models."
+_INSECURE = "Allow --url http:// to another machine, although it can be read on the way."
+_BACKEND = "What serves the model: llama-server, vllm-mlx, ollama. [dim]default: by machine and model[/]"
+_LLAMA = "This llama-server, or “wheel” for the xllamacpp package's. [dim]default: the one on PATH, else the wheel[/]"
+_CHECK = "Ask about a model that does not fit. [dim]CCLOCAL_NO_MEMCHECK=1 switches it off[/]"
+_LEAN = "A short system prompt and four tools, or everything. [dim]default: full[/]"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The wishes of one launch. None means: not said, so the catalog or the plan decides.
+    """What the user asked for. None means not given: the catalog or the plan decides.
 
-    `llama_server` is a path to a llama-server binary, or "wheel" for the engine inside the xllamacpp package.
-    `sources` says where each one came from: "command line", "environment", "user file PATH:LINE" or "default".
+    `sources` says where each setting came from: "command line", "environment" or "user file PATH:LINE".
     """
 
-    model: str | None = None
-    backend: str | None = None
-    quant: str | None = None
-    #: how the model writes its tool calls, where its own template does not tell
-    parser: str | None = None
-    #: the agent gets no tools: it talks, and does nothing
-    no_tools: bool = False
-    llama_server: str | None = None
-    ctx: int | None = None
-    out_tokens: int | None = None
-    port: int | None = None
-    pass_env: tuple[str, ...] = ()
-    #: let the model think before it answers
-    think: bool = False
-    #: how the model is held in memory: KV cache type, conversations at once, micro-batch
-    kv: str | None = None
-    slots: int | None = None
-    ubatch: int | None = None
+    model: Annotated[str | None, Option("--model ID|FILE|REPO|TAG", _MODEL, MODELS, short="any other model")] = None
+    quant: Annotated[
+        str | None, Server("--quant NAME", "Another quantisation, such as Q8_0.", MODELS, lasting=False)
+    ] = None
+    parser: Annotated[str | None, Server("--parser NAME", _PARSER, MODELS, lasting=False)] = None
+    server: Annotated[bool, Server("--server", _SERVER, lasting=False, short="only the server")] = False
+    agent: Annotated[str | None, ForAgent("--agent NAME", "The coding agent to start. [dim]default: claude[/]")] = None
+    ctx: Annotated[int | None, Server("--ctx TOKENS", "Context window.", at_least=1, short="context window")] = None
+    out_tokens: Annotated[
+        int | None, ForAgent("--out-tokens TOKENS", _OUT_TOKENS, at_least=256, short="longest reply")
+    ] = None
+    port: Annotated[int | None, Server("--port N", _PORT, at_least=1, at_most=65535, short="the server's port")] = None
+    pass_env: Annotated[tuple[str, ...], ForAgent("--pass-env NAME", _HANDED_ON, short="pass a variable")] = ()
+    think: Annotated[bool, Server("--think/--no-think", _THINK, short="think first")] = False
+    no_tools: Annotated[
+        bool, ForAgent("--no-tools", "Chat only, for models that cannot call tools.", lasting=False)
+    ] = False
+    kv: Annotated[
+        str | None, Memory("--kv TYPE", "KV cache: f16 (default), q8_0, q5_1, q4_0.", short="KV cache type")
+    ] = None
+    slots: Annotated[
+        int | None, Memory("--slots N", "Conversations that share the context.", at_least=1, at_most=64)
+    ] = None
+    ubatch: Annotated[int | None, Memory("--ubatch --prefill-step TOKENS", _UBATCH, at_least=1, at_most=65536)] = None
+    gpu_layers: Annotated[int | None, Memory("--gpu-layers N", "Layers to put on the GPU.", at_least=0)] = None
+    cpu_moe: Annotated[int | None, Memory("--cpu-moe N", "Layers whose experts stay on the CPU.", at_least=0)] = None
+    wired_limit: Annotated[int | None, Memory("--wired-limit MIB", _WIRED, at_least=1)] = None
+    url: Annotated[str | None, Option("--url URL", _URL, OTHER, lasting="environment", short="another server")] = None
+    key_env: Annotated[
+        str | None, Option("--key-env NAME", "Variable with that server's key.", OTHER, lasting=False)
+    ] = None
+    insecure_http: Annotated[bool, Option("--insecure-http", _INSECURE, OTHER, lasting=False)] = False
+    backend: Annotated[str | None, Server("--backend NAME", _BACKEND, short="what serves it")] = None
+    llama_server: Annotated[str | None, Server("--llama-server PATH|wheel", _LLAMA)] = None
+    safe: Annotated[
+        bool, Memory("--safe/--no-safe", "Always show the plan and ask.", variables=("CCLOCAL_FORCE_MEMCHECK",))
+    ] = False
+    mem_check: Annotated[bool, Option("--mem-check/--no-mem-check", _CHECK, MEMORY)] = True
+    cold: Annotated[bool, Option("--cold/--no-cold", "Neither use nor save prompts of earlier sessions.")] = False
+    lean: Annotated[bool | None, ForAgent("--lean/--full", _LEAN, short="a short prompt")] = None
+    yes: Annotated[bool, Option("--yes", "Start a model that failed its check without asking.", lasting=False)] = False
+    #: not an option: host memory for the prompts of idle slots, which a remedy of the memory plan may set to 0
     cache_ram_mib: int | None = None
-    #: on a card of its own memory: layers on it, and layers whose experts are not
-    gpu_layers: int | None = None
-    cpu_moe: int | None = None
-    #: on a Mac: the wired limit to raise to for this session
-    wired_limit_mib: int | None = None
-    mem_check: bool = True
-    #: a short system prompt and four tools; None = not said
-    lean: bool | None = None
-    #: keep nothing of earlier sessions' prompts
-    cold: bool = False
-    #: start a model that failed its check without asking
-    yes: bool = False
-    server_only: bool = False
     agent_args: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def changed(self, changes: Mapping[str, Any], source: str) -> Settings:
-        """The same wishes with some of them changed, and who changed them."""
-        known = {name: value for name, value in changes.items() if value is not None or name == "wired_limit_mib"}
+        """The same settings with some of them changed, and who changed them. A None is only taken for `wired_limit`."""
+        known = {name: value for name, value in changes.items() if value is not None or name == "wired_limit"}
         return replace(self, **known, sources={**self.sources, **dict.fromkeys(known, source)})
 
-    def origin(self, key: str) -> str:
-        """Where a setting was made, as the end of a sentence about it; nothing if it stands on the command line."""
-        source = self.sources.get(key, "")
+    def origin(self, name: str) -> str:
+        """Where a setting was made, as the end of a message about it; nothing if it was typed."""
+        source = self.sources.get(name, "")
         return f" It was set in the {source}." if source.startswith(("user file", "environment")) else ""
+
+
+@cache
+def options() -> Mapping[str, tuple[Any, Option]]:
+    """Every setting that is an option: name → (its type, its Option), in the order of the fields."""
+    hints = get_type_hints(Settings, include_extras=True)
+    return {
+        name: (get_args(hint)[0], found)
+        for name, hint in hints.items()
+        for found in get_args(hint)[1:]
+        if isinstance(found, Option)
+    }
+
+
+def lasting() -> tuple[str, ...]:
+    """The settings that may stand in config.toml under [defaults]."""
+    return tuple(name for name, (_, option) in options().items() if option.lasting is True)
+
+
+def variables(name: str) -> tuple[str, ...]:
+    """The environment variables of a setting, the main one first."""
+    option = options()[name][1]
+    return (f"CCLOCAL_{name.upper()}", *option.variables) if option.lasting else ()
+
+
+def flags(name: str) -> tuple[str, ...]:
+    """The flags of a setting without their dashes: lean, full."""
+    return tuple(flag.removeprefix("--") for part in options()[name][1].declarations for flag in part.split("/"))
+
+
+def default_of(name: str) -> Any:
+    """The value of a setting that was not given."""
+    return next(f.default for f in fields(Settings) if f.name == name)
+
+
+def base_type(name: str) -> type:
+    """int, str, bool or tuple: the type of a setting without its None."""
+    kind = options()[name][0]
+    found = [part for part in (get_args(kind) or (kind,)) if part is not type(None) and part is not Ellipsis]
+    return tuple if kind == tuple[str, ...] else found[0]
+
+
+def type_in_words(name: str) -> str:
+    """What a setting may be, for messages and docs."""
+    option = options()[name][1]
+    words = {int: "a whole number", str: "a text", bool: "true or false", tuple: "a list of texts"}[base_type(name)]
+    if option.at_least is None:
+        return words
+    return f"{words}, {option.at_least} " + ("or more" if option.at_most is None else f"to {option.at_most}")
+
+
+def accepts(name: str, value: object) -> bool:
+    """Whether a value from config.toml has the type and range of a setting."""
+    kind, option = base_type(name), options()[name][1]
+    if kind is tuple:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        return False
+    return not isinstance(value, int) or (
+        (option.at_least is None or value >= option.at_least) and (option.at_most is None or value <= option.at_most)
+    )

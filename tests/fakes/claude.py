@@ -1,5 +1,7 @@
 """A stand-in for Claude Code that shows what it was given and ends as it is told.
 
+With the switch `sends_after_s` it sends a first request so many seconds after the start of a capture.
+
 It writes what it got (argv, environment, pid) to RECORD/agent.json and then obeys lines on stdin, as a TUI would:
 "quit N" exits with N, "segv" kills itself. With the switch `exits` it does so at once.
 """
@@ -19,7 +21,10 @@ def main(switches: dict[str, Any]) -> None:
         print("2.1.329 (Claude Code)")
         return
     if os.environ.get("ANTHROPIC_AUTH_TOKEN") == "none":
-        # a rehearsal: what is told below is of sessions
+        # a capture of its first request: what is recorded below is about sessions
+        if "sends_after_s" in switches:
+            time.sleep(switches["sends_after_s"])
+            send_first_request()
         return
     record = switches["record"]
     with open(f"{record}/agent.part", "w") as out:
@@ -48,3 +53,15 @@ def main(switches: dict[str, Any]) -> None:
         if words[:1] == ["segv"]:
             os.kill(os.getpid(), signal.SIGSEGV)
         say(f"ECHO {line.strip()}")
+
+
+def send_first_request() -> None:
+    """A message with tools, as an agent's first one is."""
+    import http.client
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(os.environ["ANTHROPIC_BASE_URL"])
+    body = {"system": "You are an agent.", "tools": [{"name": "Bash"}], "messages": [{"role": "user", "content": "Hi"}]}
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port)
+    connection.request("POST", "/v1/messages", json.dumps(body), {"content-type": "application/json"})
+    connection.getresponse().read()

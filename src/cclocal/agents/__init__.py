@@ -1,103 +1,99 @@
-"""Agents: each turns an endpoint into the command of a coding agent. None of them runs anything.
+"""Agents: the coding agents that a session can run. A new one is a folder with a spec and a look, and a row in AGENTS.
 
-A new agent is one module with these names and one row in AGENTS.
+A spec is pure: it turns a session into a command. `LOOK` names the module that looks around for the agent: its program,
+its version, the user's instructions for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import importlib
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Protocol, cast
 
 from cclocal.agents.claude import spec as claude
-from cclocal.command import Command, Endpoint, SessionFile
-from cclocal.facts import Facts
+from cclocal.agents.session import AgentSession, Capture, CaptureRun, ConfigDir, Window
+from cclocal.command import Binding, Command, Endpoint, SessionFile
+from cclocal.facts import AgentFound
+from cclocal.paths import Env
+from cclocal.programs import Answers
 
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """What an agent is told: where the model is, how large its window, how long a reply may be.
-
-    `passed` are the variables handed on by name (--pass-env), `arguments` go to the agent unchanged.
-    """
-
-    endpoint: Endpoint
-    context_tokens: int
-    out_tokens: int
-    passed: tuple[str, ...] = ()
-    arguments: tuple[str, ...] = ()
-    #: without them it is a talk
-    tools: bool = True
-    #: with the shortest prompt that lets it work
-    lean: bool = False
-    #: the server's log, for the line that tells what it does; empty if it is not ours
-    log: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Home:
-    """The agent's private configuration folder, which lasts from session to session.
-
-    `seed` holds JSON files: the given keys are set, of what else is in them only the keys in `known` stay. `links` are
-    names in the folder that point at a file of the user's, or None where there is nothing to point at. `keeps` are the
-    entries that stay from session to session. `renewed` are entries that the agent makes again by itself; what else is
-    in the folder was put there by hand or by a tool, and is set aside before each start.
-    """
-
-    path: Path
-    seed: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    links: Mapping[str, Path | None] = field(default_factory=dict)
-    keeps: frozenset[str] = frozenset()
-    renewed: frozenset[str] = frozenset()
-    known: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Rehearsal:
-    """A session that goes nowhere: started to see what an agent sends first.
-
-    Its folder, port and key are placeholders. `about` names what the request depends on; `draws`: on a terminal;
-    `said` is put on its standard input.
-    """
-
-    about: str
-    command: Command
-    files: tuple[SessionFile, ...]
-    home: Home
-    draws: bool
-    said: str = ""
+#: The agent if none was asked for.
+DEFAULT = claude.NAME
 
 
 class Agent(Protocol):
-    """What an agent module offers."""
+    """What an agent's spec module offers."""
 
     NAME: str
+    #: its name in messages
+    TITLE: str
     PROGRAM: str
     INSTALL: str
-    WIRE: Literal["anthropic", "responses"]
-
-    def command(self, facts: Facts, session: Session) -> tuple[Command, tuple[SessionFile, ...]]:
-        """The agent's command, and the files it reads."""
+    #: the module that looks around for it
+    LOOK: str
+    #: the API that it speaks, by the names in cclocal.wires
+    WIRE: str
+    #: what it may leave switched on in the terminal when it is killed
+    TERMINAL_RESET: str
+    #: words that must not be in a model's name, because the agent gives them a meaning
+    TAKEN: re.Pattern[str]
+    #: variables that must never reach it, beside those that no agent gets
+    FORBIDDEN: re.Pattern[str]
 
     def unusable(self, version: str) -> str | None:
         """Why a version is not launched, or None if it may be."""
 
-    def draws(self, arguments: Sequence[str]) -> bool:
+    def window(self, context_tokens: int, out_tokens: int) -> Window:
+        """How the agent uses a context window."""
+
+    def command(
+        self, session: AgentSession, endpoint: Endpoint, binding: Binding
+    ) -> tuple[Command, tuple[SessionFile, ...]]:
+        """The agent's command, and the files it reads."""
+
+    def is_interactive(self, arguments: Sequence[str]) -> bool:
         """Whether the agent takes over the terminal, rather than printing an answer."""
 
-    def home(self, facts: Facts) -> Home:
+    def ask_once(self, prompt: str) -> tuple[str, ...]:
+        """The arguments that have it work on one prompt and end."""
+
+    def resume_arguments(self) -> tuple[str, ...]:
+        """The arguments that have it continue the last conversation."""
+
+    def config_dir(self, session: AgentSession) -> ConfigDir:
         """Its private configuration folder."""
 
-    def rehearsal(self, facts: Facts, session: Session) -> Rehearsal | None:
-        """The same session as a rehearsal; None if its arguments change what is the same in every session."""
+    def capture(self, session: AgentSession, model: str) -> Capture | None:
+        """How to see what it sends first; None if its arguments change what is the same in every session."""
 
-    def plain(self, facts: Facts, session: Session) -> Rehearsal:
-        """The agent without anything of ours but the server's address, for comparison."""
+    def plain(self, session: AgentSession, model: str) -> Capture:
+        """The same for the agent with nothing of ours but the server's address, for comparison."""
 
-    def notes(self, facts: Facts, session: Session) -> tuple[str, ...]:
-        """What the user should know of this folder and of the arguments they passed."""
+    def capture_run(self, capture: Capture, binding: Binding, words: str) -> CaptureRun:
+        """One run of a capture in the folder of `binding`, in which the user says `words`."""
+
+    def notes(self, session: AgentSession) -> tuple[str, ...]:
+        """What the user should know about this folder and about the arguments they passed."""
 
 
-AGENTS: MappingProxyType[str, Agent] = MappingProxyType({claude.NAME: claude})
+class Look(Protocol):
+    """What an agent's look module offers."""
+
+    def look(self, env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentFound | None:
+        """The agent on this machine; None if it is not there. Raises AgentMissingError if it does not run."""
+
+
+#: One row per agent. (A plain dictionary, so that a test can add its own.)
+AGENTS: dict[str, Agent] = {claude.NAME: claude}
+
+
+def look_of(name: str) -> Look:
+    """The module that looks around for an agent, imported now."""
+    return cast(Look, importlib.import_module(AGENTS[name].LOOK))
+
+
+def taken_names() -> re.Pattern[str]:
+    """Words that no model may have in its name, whichever agent uses it."""
+    return re.compile("|".join(agent.TAKEN.pattern for agent in AGENTS.values()), re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Lay out an agent's private configuration folder as the plan says."""
+"""Lays out an agent's private configuration folder before each start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from cclocal.agents import Home
+from cclocal.agents.session import ConfigDir
 from cclocal.paths import make_folder, read_table, write_private
 
 _LOCK = ".cclocal.lock"
@@ -19,28 +19,28 @@ _LOCK = ".cclocal.lock"
 SET_ASIDE = "-set-aside"
 
 
-def prepare(home: Home) -> tuple[str, ...]:
+def prepare(config: ConfigDir) -> tuple[str, ...]:
     """Make the folder as it is meant to be, whatever an earlier session put there. Returns what was set aside.
 
     A hook, a plugin or a setting that a tool call planted in one session must not run in the next. Two launches at once
     do it one after the other. Raises FolderError.
     """
-    make_folder(home.path)
-    with FileLock(home.path / _LOCK):
-        aside = _set_aside(home)
-        for name, wanted in home.seed.items():
-            _seed(home.path / name, wanted, home.known)
-        for name, target in home.links.items():
-            _link(home.path / name, target)
+    make_folder(config.path)
+    with FileLock(config.path / _LOCK):
+        aside = _set_aside(config)
+        for name, wanted in config.seed.items():
+            _seed(config.path / name, wanted, config.known)
+        for name, target in config.links.items():
+            _link(config.path / name, target)
     return aside
 
 
-def _set_aside(home: Home) -> tuple[str, ...]:
+def _set_aside(config: ConfigDir) -> tuple[str, ...]:
     """Empty the folder of everything that is neither kept, seeded nor ours."""
-    kept = {*home.keeps, *home.seed, _LOCK}
-    found = [path for path in home.path.iterdir() if path.name not in kept]
-    planted = [path for path in found if path.name not in home.renewed and not path.is_symlink()]
-    shelf = home.path.with_name(home.path.name + SET_ASIDE)
+    kept = {*config.keeps, *config.seed, _LOCK}
+    found = [path for path in config.path.iterdir() if path.name not in kept]
+    planted = [path for path in found if path.name not in config.renewed and not path.is_symlink()]
+    shelf = config.path.with_name(config.path.name + SET_ASIDE)
     if planted:
         shutil.rmtree(shelf, ignore_errors=True)
         make_folder(shelf)

@@ -1,4 +1,4 @@
-"""What was proven here, by model, backend and engine: the badges of the menu."""
+"""What checks showed on this machine, by model, engine and settings: the marks in the menu, the question at a start."""
 
 from __future__ import annotations
 
@@ -7,20 +7,34 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cclocal.checks.rows import Row, can_work
-from cclocal.paths import Folders, read_table, write_private
+from cclocal.checks.rows import CheckRow, can_work
+from cclocal.facts import Engine
+from cclocal.models.catalog import Model, Variant
+from cclocal.paths import Env, read_rows, write_private
 
+#: Results that are kept; the oldest go first.
 _KEPT = 100
 
 
-def known(folders: Folders) -> Mapping[str, dict[str, Any]]:
-    """Every proof there is."""
-    return {name: row for name, row in read_table(folders.state / "proofs.json").items() if isinstance(row, dict)}
+def subject(model: Model, variant: Variant) -> str:
+    """Which model a result is about: by its source, because another model may have the same name."""
+    return f"{variant.source or model.id} {variant.quant} | {variant.backend} |"
 
 
-def keep(name: str, rows: Sequence[Row], folders: Folders) -> None:
-    """Remember the outcome of a check."""
-    kept = dict(list(known(folders).items())[-_KEPT:])
+def key(model: Model, variant: Variant, engine: Engine, agent: str, *, lean: bool) -> str:
+    """What a result holds for: this model on this version of the engine with this KV cache, for this agent's prompt."""
+    about = f"{subject(model, variant)} {engine.form} {engine.version} | {variant.kv_type} | {agent}"
+    return f"{about} lean" if lean else about
+
+
+def known(env: Env) -> Mapping[str, dict[str, Any]]:
+    """Every result there is, by its key."""
+    return read_rows(env.folders.state / "proofs.json")
+
+
+def keep(name: str, rows: Sequence[CheckRow], env: Env, about: Mapping[str, Any]) -> None:
+    """Remember the outcome of a check. `about`: what else was served: context, KV cache type, prompt."""
+    kept = dict(list(known(env).items())[-_KEPT:])
     kept.pop(name, None)
-    told = {"at_s": time.time(), "works": can_work(list(rows)), "rows": [row.as_json() for row in rows]}
-    write_private(folders.state / "proofs.json", json.dumps({**kept, name: told}))
+    result = {"at_s": time.time(), "works": can_work(rows), **about, "rows": [row.as_json() for row in rows]}
+    write_private(env.folders.state / "proofs.json", json.dumps({**kept, name: result}))

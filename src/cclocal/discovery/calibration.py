@@ -1,4 +1,4 @@
-"""What an engine really allocated, kept so that the next plan is better and `cclocal plan --last` can show it."""
+"""What engines really allocated: it corrects the next plan, and `cclocal plan --last` shows it."""
 
 from __future__ import annotations
 
@@ -11,42 +11,38 @@ from typing import Any
 
 from cclocal.errors import FolderError
 from cclocal.memory.buffers import read_buffers
-from cclocal.paths import Folders, read_table, write_private
+from cclocal.paths import Env, read_table, write_private
 from cclocal.planning.memory import correction_key
 from cclocal.planning.plan import Plan
 
-#: A difference larger than this is not a correction: the plan was about something else.
+#: A larger difference is no correction: the plan was about something else.
 MOST_BYTES = 8 * 2**30
-#: So many engines and architectures are remembered.
+#: Engines and architectures that are remembered; the oldest go first.
 _KEPT = 50
 
 
-def _path(folders: Folders) -> Path:
-    return folders.state / "memory.json"
+def _path(env: Env) -> Path:
+    return env.folders.state / "memory.json"
 
 
-def _read(folders: Folders) -> dict[str, Any]:
-    return read_table(_path(folders))
-
-
-def corrections(folders: Folders) -> Mapping[str, int]:
-    """Bytes that earlier starts used beyond their plan (or below it), by engine and architecture."""
-    known = _read(folders).get("corrections")
+def corrections(env: Env) -> Mapping[str, int]:
+    """Bytes that earlier starts used beyond their plan (negative: below it), by `correction_key`."""
+    known = read_table(_path(env)).get("corrections")
     rows = known.items() if isinstance(known, dict) else ()
     return {key: size for key, size in rows if isinstance(size, int) and abs(size) <= MOST_BYTES}
 
 
-def last(folders: Folders) -> dict[str, Any] | None:
-    """The last start's plan and what its engine allocated."""
-    found = _read(folders).get("last")
-    whole = isinstance(found, dict) and {"model", "engine", "plan", "allocated", "log"} <= found.keys()
-    return found if whole else None
+def last(env: Env) -> dict[str, Any] | None:
+    """The last start's plan and what its engine allocated; None if none was recorded."""
+    found = read_table(_path(env)).get("last")
+    is_complete = isinstance(found, dict) and {"model", "engine", "plan", "allocated", "log"} <= found.keys()
+    return found if is_complete else None
 
 
-def learn(plan: Plan, log: Path, folders: Folders) -> None:
-    """Compare a started server's own numbers with its plan's, and remember the difference.
+def learn(plan: Plan, log: Path, env: Env) -> None:
+    """Compare the buffers in a started server's log with its plan, and remember the difference.
 
-    The compute buffers are what a formula only estimates; caches and weights follow from the header.
+    Only compute buffers are estimated by a formula; caches and weights follow from the header.
     """
     if plan.fit is None:
         return
@@ -59,12 +55,12 @@ def learn(plan: Plan, log: Path, folders: Folders) -> None:
     fit = plan.fit
     computed = fit.footprint.compute_bytes - fit.extras.correction_bytes
     difference = buffers.compute_bytes - computed
-    kept = dict(list(corrections(folders).items())[-_KEPT:])
-    key = correction_key(plan.engine, fit.shape, fit.serving)
+    kept = dict(list(corrections(env).items())[-_KEPT:])
+    key = correction_key(plan.engine, fit.shape, fit.config)
     kept.pop(key, None)
     if abs(difference) <= MOST_BYTES:
         kept[key] = difference
-    told = {
+    report = {
         "model": plan.model.id,
         "engine": f"{plan.engine.form} {plan.engine.version}",
         "plan": fit.as_json(),
@@ -72,5 +68,5 @@ def learn(plan: Plan, log: Path, folders: Folders) -> None:
         "log": str(log),
     }
     with contextlib.suppress(FolderError):
-        # a full disk is no reason not to start
-        write_private(_path(folders), json.dumps({"corrections": kept, "last": told}, indent=1))
+        # a full disk must not prevent a start
+        write_private(_path(env), json.dumps({"corrections": kept, "last": report}, indent=1))

@@ -1,6 +1,6 @@
-"""The hardware, as its system and drivers tell: a Mac's own programs, NVML, files under /proc and /sys.
+"""The hardware, as its system and drivers report it: a Mac's own programs, NVML, files under /proc and /sys.
 
-Everything that differs between systems is in here; the rest of cclocal sees `Machine`.
+Everything that differs between systems is here; the rest of cclocal sees `Machine`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from cclocal.facts import Gpu, Machine
-from cclocal.server.start import ask
+from cclocal.programs import ask
+from cclocal.server.keeper import boot_id
 
-#: 0 means that nobody told; memory that is used up is this much.
+#: Memory that is used up counts as this much, because 0 means unknown.
 NOTHING_LEFT = 1
 
 
 def machine(environ: Mapping[str, str] | None = None) -> Machine:
     """The hardware and its system.
 
-    Everything that only a Mac can answer is asked of programs, found by `mac_tool`: tests give them recorded answers.
+    Everything that only a Mac can answer comes from programs found by `mac_tool`: tests give them recorded answers.
     """
     import psutil
 
@@ -37,10 +38,10 @@ def machine(environ: Mapping[str, str] | None = None) -> Machine:
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     if not is_mac(environ):
         gpus = tuple(_linux_gpus(Path("/")))
-        told = environ.get("CCLOCAL_TEST_FREE_BYTES")
-        free = int(told) if told else available_bytes(memory.available, Path("/sys/fs/cgroup"))
+        stand_in = environ.get("CCLOCAL_TEST_FREE_BYTES")
+        free = int(stand_in) if stand_in else available_bytes(memory.available, Path("/sys/fs/cgroup"))
         cpu = _cpu_name() or arch
-        return Machine("linux", platform.release(), arch, cpu, cores, memory.total, gpus, free)
+        return Machine("linux", platform.release(), arch, cpu, cores, memory.total, gpus, free, boot_id=boot_id())
     ask = partial(_ask_mac, environ)
     cpu = ask("sysctl", "-n", "machdep.cpu.brand_string") or arch
     return Machine(
@@ -54,6 +55,7 @@ def machine(environ: Mapping[str, str] | None = None) -> Machine:
         wired_limit_mib=wired_limit_mib(environ),
         mlx_limit_bytes=_mlx_limit(environ),
         gpus=tuple(_apple_gpu(cpu)),
+        boot_id=boot_id(),
     )
 
 
@@ -66,12 +68,12 @@ _MAC_TOOLS = {
 
 
 def is_mac(environ: Mapping[str, str]) -> bool:
-    """Whether this is a Mac, or a test that stands in for one (docs/development.md)."""
+    """Whether this is a Mac, or a test that stands in for one."""
     return sys.platform == "darwin" or "CCLOCAL_TEST_MAC" in environ
 
 
 def mac_tool(environ: Mapping[str, str], name: str) -> str:
-    """A program of macOS by its full path: nothing that PATH could exchange."""
+    """A program of macOS by its full path, so that PATH cannot replace it."""
     stand_ins = environ.get("CCLOCAL_TEST_MAC")
     return str(Path(stand_ins, name)) if stand_ins else _MAC_TOOLS[name]
 
@@ -85,23 +87,23 @@ def _ask_mac(environ: Mapping[str, str], name: str, *words: str) -> str:
 
 
 def wired_limit_mib(environ: Mapping[str, str]) -> int | None:
-    """What a Mac's GPU may wire, if somebody set it; 0 = the system's own share; None = it cannot be set here.
+    """The limit of a Mac's GPU memory, if it was set; 0 = the system's own share; None = it cannot be set here.
 
-    (macOS 13 has it under another name, in a unit that nobody has confirmed.)
+    (macOS 13 has it under another name, in an unconfirmed unit.)
     """
     answer = _ask_mac(environ, "sysctl", "-n", "iogpu.wired_limit_mb")
     return int(answer) if answer.isdecimal() else None
 
 
 def reclaimable_bytes(vm_stat: str) -> int:
-    """What macOS could hand out at once, from `vm_stat`: free, speculative and inactive pages, as psutil counts."""
+    """What macOS could hand out at once, from `vm_stat`: free, speculative and inactive pages, as psutil does."""
     page = re.search(r"page size of (\d+) bytes", vm_stat)
     pages = dict(re.findall(r"^Pages ([\w ]+):\s+(\d+)\.", vm_stat, re.MULTILINE))
     return int(page[1]) * sum(int(pages.get(kind, 0)) for kind in ("free", "speculative", "inactive")) if page else 0
 
 
 def _mlx_limit(environ: Mapping[str, str]) -> int:
-    """What Metal told MLX, if MLX is in our own environment."""
+    """Metal's recommended working set as MLX reports it, if MLX is in our own environment."""
     if not importlib.util.find_spec("mlx"):
         return 0
     question = (
@@ -120,10 +122,10 @@ def available_bytes(free_bytes: int, cgroup: Path) -> int:
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
     ):
         with contextlib.suppress(OSError, ValueError):
-            # "max" is no number, and no limit
+            # "max" means no limit
             left = int((cgroup / limit).read_text()) - int((cgroup / used).read_text())
             with contextlib.suppress(OSError):
-                # files that were read, as a model just downloaded, go when somebody needs the room
+                # cached files, such as a model just downloaded, are dropped when memory is needed
                 found = re.search(rf"^{cached} (\d+)$", (cgroup / stat).read_text(), re.MULTILINE)
                 left += int(found[1]) if found else 0
             return min(free_bytes, max(NOTHING_LEFT, left))
@@ -142,7 +144,7 @@ def _apple_gpu(cpu: str) -> list[Gpu]:
 
 
 def _linux_gpus(root: Path) -> Iterator[Gpu]:
-    """NVIDIA's and AMD's cards, from what their drivers tell: NVML, and files under /proc and /sys."""
+    """NVIDIA's and AMD's cards, as their drivers report them: NVML, and files under /proc and /sys."""
     yield from _nvml_gpus() or _nvidia_names(root)
     for vendor in sorted(root.glob("sys/class/drm/card[0-9]*/device/vendor")):
         with contextlib.suppress(OSError):
@@ -159,7 +161,7 @@ def _nvidia_names(root: Path) -> Iterator[Gpu]:
 
 
 def _nvml_cards() -> Iterator[tuple[Any, Any]]:
-    """(NVIDIA's library, one card of it) for each card; nothing without a driver."""
+    """(NVIDIA's library, a card) for each card; none without a driver."""
     import ctypes
 
     try:
@@ -176,7 +178,7 @@ def _nvml_cards() -> Iterator[tuple[Any, Any]]:
 
 
 def _nvml_gpus() -> list[Gpu]:
-    """NVIDIA's cards and their memory. One that tells none, as a DGX Spark does, uses the machine's own."""
+    """NVIDIA's cards and their memory. One that reports none, such as a DGX Spark, uses the machine's own."""
     found = []
     for nvml, card in _nvml_cards():
         with contextlib.suppress(nvml.NVMLError):
@@ -189,7 +191,7 @@ def _nvml_gpus() -> list[Gpu]:
     return found
 
 
-#: An AMD GPU with no more memory of its own than this, and several times as much of the machine's, shares it.
+#: An AMD GPU with no more memory of its own than this, and several times as much of the machine's, shares memory.
 _APU_VRAM_BYTES, _APU_GTT_BYTES, _APU_TIMES = 4 * 2**30, 8 * 2**30, 4
 
 
@@ -212,7 +214,7 @@ def _amd_gpu(device: Path) -> Gpu:
 #: Programs that hold models in memory, by the words of their command lines.
 _MODEL_SERVERS = {
     "llama-server": "llama-server",
-    "cclocal.backends.llama_server.xllamacpp_server": "llama.cpp's server in the wheel",
+    "cclocal.backends.llama_server.xllamacpp_server": "llama.cpp's server in the xllamacpp package",
     "ollama": "Ollama",
     "vllm-mlx": "vllm-mlx",
     "mlx_lm.server": "mlx-lm",
@@ -224,7 +226,7 @@ _MODEL_SERVERS = {
     "lms": "LM Studio",
     "LM Studio": "LM Studio",
 }
-#: A program that holds less is not the reason why a model does not fit.
+#: A program that holds less is not why a model does not fit.
 _WORTH_NAMING_BYTES = 512 * 2**20
 
 
@@ -244,7 +246,7 @@ def resident_servers() -> list[tuple[str, int, int]]:
 
 
 def _nvml_processes() -> dict[int, int]:
-    """What processes hold on NVIDIA's cards, by pid."""
+    """Bytes that processes hold on NVIDIA's cards, by pid."""
     held: dict[int, int] = {}
     for nvml, card in _nvml_cards():
         with contextlib.suppress(nvml.NVMLError):

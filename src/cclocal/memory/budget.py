@@ -1,4 +1,4 @@
-"""What a machine has for a model."""
+"""The memory that a machine has for a model."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cclocal.memory.footprint import Memory
+from cclocal.units import GIB, memory_size
 
-GIB = 2**30
 #: llama.cpp's own default margin (--fit-target), and the larger one that MLX wants: it allocates as it goes.
 MARGIN_BYTES = GIB
 MLX_MARGIN_BYTES = 3 * GIB // 2
 #: The share of its memory that macOS lets the GPU wire, by RAM in GiB: (macOS 15 and older, macOS 26 and newer).
 #: Source: public reports of recommendedMaxWorkingSetSize; None where nobody has reported one.
-#: (8 GB with macOS 26 is not reported either; the older system's share is the more careful guess.)
+#: (8 GB with macOS 26 is unreported too; the older system's share is the more careful guess.)
 _APPLE_SHARES: tuple[tuple[int, float | None, float | None], ...] = (
     (8, 2 / 3, 2 / 3),
     (16, 2 / 3, 0.74),
@@ -27,22 +27,22 @@ _APPLE_SHARES: tuple[tuple[int, float | None, float | None], ...] = (
     (96, 0.75, None),
     (128, 0.75, 0.84),
 )
-#: The most that the GPU of a Mac is ever given: above that machines have frozen (mlx#3186, mlx-lm#883).
+#: What a Mac keeps at least beside its GPU's memory: with less, machines have frozen (mlx#3186, mlx-lm#883).
 _KEPT_BYTES, _KEPT_SHARE = 6 * GIB, 0.125
-#: Seed of many a guide; only on request.
+#: What many guides keep; only on request.
 _KEPT_ON_REQUEST_BYTES = 3 * GIB
-#: A Mac this small needs its memory for itself.
+#: Macs up to this size need their memory for themselves.
 _TOO_SMALL_TO_RAISE_BYTES = 16 * GIB
-#: What a device says of itself in llama.cpp's --list-devices: "… (24564 MiB, 23000 MiB free)".
+#: A device in llama.cpp's --list-devices: "… (24564 MiB, 23000 MiB free)".
 _DEVICE = re.compile(r"\((\d+) MiB, (\d+) MiB free\)\s*$")
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How many bytes a model may use, after the margin, and where the number comes from.
+    """How many bytes a model may use, after the margin, and where that number comes from.
 
     host_bytes: what host memory has for the rest, where the device has a memory of its own; None = the same memory.
-    limit_mib: on a Mac, what its GPU may wire now. available_bytes: what is free now; 0 = not known.
+    limit_mib: on a Mac, the limit of its GPU's memory. available_bytes: what is free now; 0 = unknown.
     """
 
     size_bytes: int
@@ -63,7 +63,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One graphics processor's memory; 0 = not known. unified: it has none of its own."""
+    """One graphics processor's memory; 0 = unknown. unified: it has none of its own."""
 
     name: str
     total_bytes: int
@@ -74,12 +74,12 @@ class Card:
 def host_budget(
     available_bytes: int, margin_bytes: int = MARGIN_BYTES, what: str = "the memory that is free now"
 ) -> Budget:
-    """What the processor may use: the memory that is free now, or the container's limit if that is less."""
-    return Budget(max(0, available_bytes - margin_bytes), f"{what}, less {_gb(margin_bytes)}")
+    """The budget of a processor: the memory that is free now, or a container's limit if that is less."""
+    return Budget(max(0, available_bytes - margin_bytes), f"{what}, less {memory_size(margin_bytes)}")
 
 
 def card_budget(cards: Sequence[Card], available_bytes: int) -> Budget | None:
-    """What graphics cards have together, or a processor's graphics; None if no card told its memory.
+    """The budget of graphics cards together, or of a processor's graphics; None if no card reported its memory.
 
     llama.cpp spreads a model's layers over all cards.
     """
@@ -90,7 +90,7 @@ def card_budget(cards: Sequence[Card], available_bytes: int) -> Budget | None:
         names = " and ".join(card.name for card in shared)
         free = available_bytes < most
         source = f"{names} shares this machine's memory, of which " + (
-            f"{_gb(available_bytes)} are free now" if free else f"{_gb(most)} are for graphics"
+            f"{memory_size(available_bytes)} are free now" if free else f"{memory_size(most)} are for graphics"
         )
         return Budget(
             max(0, min(most, available_bytes) - MARGIN_BYTES), source, "unified", available_bytes=available_bytes
@@ -100,9 +100,11 @@ def card_budget(cards: Sequence[Card], available_bytes: int) -> Budget | None:
         return None
     size = sum(max(0, min(card.total_bytes - MARGIN_BYTES, card.free_bytes)) for card in cards)
     free = any(card.free_bytes < card.total_bytes - MARGIN_BYTES for card in cards)
-    names = " and ".join(f"{_gb(card.total_bytes)} of {card.name}" for card in cards)
+    names = " and ".join(f"{memory_size(card.total_bytes)} of {card.name}" for card in cards)
     source = names + (
-        f", of which {_gb(sum(card.free_bytes for card in cards))} are free now" if free else ", less 1 GB each"
+        f", of which {memory_size(sum(card.free_bytes for card in cards))} are free now"
+        if free
+        else ", less 1.0 GB each"
     )
     host = max(0, available_bytes - MARGIN_BYTES)
     return Budget(size, source, "discrete", host_bytes=host)
@@ -113,25 +115,26 @@ def apple_budget(
     macos_version: str,
     wired_limit_mib: int = 0,
     *,
-    told_bytes: int = 0,
-    told_by: str = "",
+    reported_bytes: int = 0,
+    reported_by: str = "",
     available_bytes: int = 0,
     margin_bytes: int = MARGIN_BYTES,
 ) -> Budget:
-    """What the GPU of a Mac may wire, and no more than is free now.
+    """The budget of a Mac's GPU: its limit, and no more than is free now.
 
-    Read in this order: what an engine or MLX was told by Metal (`told_bytes`, `told_by`), the limit if one was set,
-    the system's own share by memory size and version; where that is not known, the smaller of its neighbours'.
+    The limit is, in this order: what Metal reported to an engine or to MLX (`reported_bytes`, `reported_by`), the limit
+    that was set, the system's own share by memory size and version; where that is unknown, the smaller of its
+    neighbours'.
     """
-    if told_bytes:
-        limit, source = told_bytes, f"{told_by} may wire {_gb(told_bytes)}"
+    if reported_bytes:
+        limit, source = reported_bytes, f"{reported_by} may wire {memory_size(reported_bytes)}"
     elif wired_limit_mib:
         limit, source = wired_limit_mib * 2**20, f"iogpu.wired_limit_mb = {wired_limit_mib}"
     else:
         share = _apple_share(ram_bytes / GIB, macos_version)
         limit = int(ram_bytes * share)
         source = f"macOS {macos_version} wires {share:.0%} of {ram_bytes / GIB:.0f} GB for the GPU"
-    # a limit beyond all memory is no promise
+    # a limit beyond all memory means nothing
     size, source = _bounded(min(limit, ram_bytes) - margin_bytes, source, available_bytes)
     return Budget(
         size,
@@ -144,9 +147,9 @@ def apple_budget(
 
 
 def _bounded(size_bytes: int, source: str, available_bytes: int) -> tuple[int, str]:
-    """No more than is free now, if that is known; and why."""
+    """(the size, but no more than is free now, its source)."""
     if 0 < available_bytes < size_bytes:
-        return available_bytes, f"{_gb(available_bytes)} are free now; {source}"
+        return available_bytes, f"{memory_size(available_bytes)} are free now; {source}"
     return max(0, size_bytes), source
 
 
@@ -175,7 +178,3 @@ def device_memory(device: str) -> tuple[int, int]:
     """(total, free) bytes of a device as llama.cpp lists it; (0, 0) if it does not say."""
     found = _DEVICE.search(device)
     return (int(found[1]) * 2**20, int(found[2]) * 2**20) if found else (0, 0)
-
-
-def _gb(size_bytes: int) -> str:
-    return f"{size_bytes / GIB:.1f} GB".replace(".0 ", " ")

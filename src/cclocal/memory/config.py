@@ -65,7 +65,7 @@ def shape_of_config(raw: Mapping[str, Any], weights_bytes: int) -> Shape:
         architecture=config.kind,
         native_context_tokens=config.one("max_position_embeddings", 0),
         layers=tuple(layers),
-        window_tokens=window,
+        sliding_tokens=window,
         query_heads=heads,
         weights_bytes=weights_bytes,
         device_weights_bytes=weights_bytes,

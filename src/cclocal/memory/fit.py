@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from cclocal.memory.budget import GIB, Budget
-from cclocal.memory.footprint import CELLS, NO_EXTRAS, Extras, Footprint, Memory, Serving, footprint
+from cclocal.memory.budget import Budget
+from cclocal.memory.footprint import CELLS, NO_EXTRAS, Extras, Footprint, Memory, MemoryConfig, footprint
 from cclocal.memory.shape import Shape
+from cclocal.units import GIB, memory_size
 
 Verdict = Literal["roomy", "tight", "too_big", "unknown"]
 
@@ -17,7 +18,7 @@ class Fit:
     """Whether a model fits a machine as it would be served, and how much context would."""
 
     shape: Shape
-    serving: Serving
+    config: MemoryConfig
     footprint: Footprint
     #: None: what the machine has was not found out
     budget: Budget | None
@@ -31,7 +32,7 @@ class Fit:
             return None
         parts, budget = self.footprint, self.budget
         left = budget.size_bytes - parts.need_bytes
-        if self.serving.gpu_layers is None and not self.serving.cpu_moe_layers:
+        if self.config.gpu_layers is None and not self.config.cpu_moe_layers:
             return left
         if budget.host_bytes is not None:
             return min(left, budget.host_bytes - parts.host_bytes)
@@ -62,7 +63,7 @@ class Fit:
             f"KV cache {memory_size(parts.kv_bytes + parts.state_bytes)}, compute {memory_size(parts.compute_bytes)})"
         )
         if not self.budget or self.max_context_tokens is None:
-            return f"{need}; what this machine has for it was not found out"
+            return f"{need}; what this machine has for it is unknown"
         words = {"roomy": "roomy", "tight": "tight", "too_big": "TOO BIG", "unknown": ""}[self.verdict]
         most = (
             f"the largest context that fits is {self.max_context_tokens:,}" if self.max_context_tokens else "none fits"
@@ -72,14 +73,14 @@ class Fit:
     def as_json(self) -> dict[str, Any]:
         parts = self.footprint
         mlx = self.shape.form == "mlx"
-        batch = {"prefill_step_tokens": self.serving.prefill_step_tokens} if mlx else {}
+        batch = {"prefill_step_tokens": self.config.prefill_step_tokens} if mlx else {}
         return {
             "architecture": self.shape.architecture,
-            "context_tokens": self.serving.context_tokens,
+            "context_tokens": self.config.context_tokens,
             "native_context_tokens": self.shape.native_context_tokens or None,
-            "kv_type": "bf16" if mlx else self.serving.kv_type,
-            "slots": self.serving.slots,
-            **(batch or {"ubatch_tokens": self.serving.ubatch_tokens}),
+            "kv_type": "bf16" if mlx else self.config.kv_type,
+            "slots": self.config.slots,
+            **(batch or {"ubatch_tokens": self.config.ubatch_tokens}),
             "weights_bytes": parts.weights_bytes,
             "kv_bytes": parts.kv_bytes,
             "state_bytes": parts.state_bytes,
@@ -96,14 +97,9 @@ class Fit:
         }
 
 
-def memory_size(size_bytes: int) -> str:
-    """A size as memory is counted, in the units people use for it: 1 GB = 2^30 bytes."""
-    return f"{size_bytes / GIB:.1f} GB" if abs(size_bytes) >= GIB else f"{size_bytes / 2**20:.0f} MB"
-
-
 def fit(
     shape: Shape,
-    serving: Serving,
+    config: MemoryConfig,
     budget: Budget | None,
     *,
     memory: Memory | None = None,
@@ -111,17 +107,17 @@ def fit(
 ) -> Fit:
     """Compare what serving a shape needs with what there is. `memory` is the budget's kind unless that is unknown."""
     kind = budget.memory if budget else memory or "discrete"
-    here = footprint(shape, serving, memory=kind, extras=extras)
+    here = footprint(shape, config, memory=kind, extras=extras)
     if budget is None:
-        return Fit(shape, serving, here, None, None, extras)
+        return Fit(shape, config, here, None, None, extras)
 
     def fits(context_tokens: int) -> bool:
-        wanted = replace(serving, context_tokens=context_tokens)
-        tried = Fit(shape, wanted, footprint(shape, wanted, memory=kind, extras=extras), budget, None)
+        tried_config = replace(config, context_tokens=context_tokens)
+        tried = Fit(shape, tried_config, footprint(shape, tried_config, memory=kind, extras=extras), budget, None)
         return tried.fits
 
     # more context never needs less, so halving finds the last step that fits
-    native = shape.native_context_tokens or serving.context_tokens
+    native = shape.native_context_tokens or config.context_tokens
     low, high = 0, max(1, native // CELLS)
     while low < high:
         middle = (low + high + 1) // 2
@@ -129,4 +125,4 @@ def fit(
             low = middle
         else:
             high = middle - 1
-    return Fit(shape, serving, here, budget, min(low * CELLS, native), extras)
+    return Fit(shape, config, here, budget, min(low * CELLS, native), extras)

@@ -33,7 +33,7 @@ MASK_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class MemoryConfig:
     """How a server is started, as far as memory goes.
 
     gpu_layers counts as llama.cpp's --n-gpu-layers does, the output being the last; None = all. cpu_moe_layers: the
@@ -80,29 +80,29 @@ class Extras:
 NO_EXTRAS = Extras()
 
 
-def footprint(shape: Shape, serving: Serving, *, memory: Memory, extras: Extras = NO_EXTRAS) -> Footprint:
+def footprint(shape: Shape, config: MemoryConfig, *, memory: Memory, extras: Extras = NO_EXTRAS) -> Footprint:
     """What serving a shape needs, where `memory` says which kind the device has."""
     if shape.form == "mlx":
-        return _mlx(shape, serving, extras)
-    caches = layer_kv_bytes(shape, serving)
-    states = [layer.state_bytes * serving.slots for layer in shape.layers]
-    compute = max(0, compute_bytes(shape, serving) + extras.correction_bytes)
+        return _mlx(shape, config, extras)
+    caches = layer_kv_bytes(shape, config)
+    states = [layer.state_bytes * config.slots for layer in shape.layers]
+    compute = max(0, compute_bytes(shape, config) + extras.correction_bytes)
     if memory == "host":
         return Footprint(
             weights_bytes=shape.weights_bytes,
             kv_bytes=sum(caches),
             state_bytes=sum(states),
             compute_bytes=compute,
-            other_bytes=extras.projector_bytes + serving.cache_ram_bytes,
+            other_bytes=extras.projector_bytes + config.cache_ram_bytes,
         )
-    on_host, first, extra_compute = _kept_on_host(shape, serving)
+    on_host, first, extra_compute = _kept_on_host(shape, config)
     other, host = extras.projector_bytes, shape.weights_bytes - shape.device_weights_bytes + on_host
     host += sum(caches[:first]) + sum(states[:first])
     if memory == "unified":
         # one memory: what idle prompts are kept in is taken from it too
-        other += serving.cache_ram_bytes
+        other += config.cache_ram_bytes
     else:
-        host += serving.cache_ram_bytes
+        host += config.cache_ram_bytes
     return Footprint(
         weights_bytes=shape.device_weights_bytes - on_host,
         kv_bytes=sum(caches[first:]),
@@ -113,38 +113,38 @@ def footprint(shape: Shape, serving: Serving, *, memory: Memory, extras: Extras 
     )
 
 
-def _kept_on_host(shape: Shape, serving: Serving) -> tuple[int, int, int]:
+def _kept_on_host(shape: Shape, config: MemoryConfig) -> tuple[int, int, int]:
     """(weights that stay in host memory on request, the first layer on the GPU, compute for copying experts).
 
     Source: llama.cpp's load_tensors: the last `gpu_layers` of layers and output are on the GPU, a layer's cache is
     where the layer is. A batch computed on the GPU copies the experts it needs, one layer's at a time.
     """
     count = len(shape.layers)
-    first = 0 if serving.gpu_layers is None else min(count, max(0, count + 1 - serving.gpu_layers))
+    first = 0 if config.gpu_layers is None else min(count, max(0, count + 1 - config.gpu_layers))
     layers, experts = shape.layer_weights_bytes, shape.expert_weights_bytes
-    kept = sum(layers[:first]) + sum(experts[first : serving.cpu_moe_layers])
-    if serving.gpu_layers == 0:
+    kept = sum(layers[:first]) + sum(experts[first : config.cpu_moe_layers])
+    if config.gpu_layers == 0:
         kept = shape.device_weights_bytes
-    copied = max(experts[first : serving.cpu_moe_layers], default=0)
+    copied = max(experts[first : config.cpu_moe_layers], default=0)
     return kept, first, copied
 
 
-def kv_bytes(shape: Shape, serving: Serving) -> int:
+def kv_bytes(shape: Shape, config: MemoryConfig) -> int:
     """The KV cache of all layers: the same number that llama.cpp prints."""
-    return sum(layer_kv_bytes(shape, serving))
+    return sum(layer_kv_bytes(shape, config))
 
 
-def layer_kv_bytes(shape: Shape, serving: Serving) -> list[int]:
+def layer_kv_bytes(shape: Shape, config: MemoryConfig) -> list[int]:
     """The KV cache, layer by layer.
 
     Each slot has a cache of its own for its share of the context; sliding layers keep their window and one
     micro-batch, never more than the context.
     """
-    context = _per_slot(serving)
-    sliding = min(context, _round_up(shape.window_tokens + _ubatch(serving)))
+    context = _per_slot(config)
+    sliding = min(context, _round_up(shape.sliding_tokens + _ubatch(config)))
     # without flash attention V is stored transposed, in rows as wide as the widest layer's
-    widest = 0 if serving.flash_attention else max(layer.value_elements for layer in shape.layers)
-    per_element = KV_TYPES[serving.kv_type] * serving.slots
+    widest = 0 if config.flash_attention else max(layer.value_elements for layer in shape.layers)
+    per_element = KV_TYPES[config.kv_type] * config.slots
     cells = {"full": context, "sliding": sliding}
     return [
         int((layer.key_elements + max(layer.value_elements, widest)) * cells[layer.kind] * per_element)
@@ -158,42 +158,42 @@ def _round_up(tokens: int) -> int:
     return -(-tokens // CELLS) * CELLS
 
 
-def _per_slot(serving: Serving) -> int:
+def _per_slot(config: MemoryConfig) -> int:
     """The cells of one slot: llama.cpp rounds the whole context, divides it, and rounds again."""
-    return _round_up(_round_up(serving.context_tokens) // serving.slots)
+    return _round_up(_round_up(config.context_tokens) // config.slots)
 
 
-def _ubatch(serving: Serving) -> int:
+def _ubatch(config: MemoryConfig) -> int:
     """A micro-batch is never larger than the context."""
-    return min(serving.ubatch_tokens, _round_up(serving.context_tokens))
+    return min(config.ubatch_tokens, _round_up(config.context_tokens))
 
 
-def compute_bytes(shape: Shape, serving: Serving) -> int:
+def compute_bytes(shape: Shape, config: MemoryConfig) -> int:
     """The compute buffers; without flash attention they hold every score of a micro-batch besides."""
-    context, ubatch = _per_slot(serving), _ubatch(serving)
+    context, ubatch = _per_slot(config), _ubatch(config)
     total = ubatch * (COMPUTE_BYTES_PER_UBATCH_TOKEN + MASK_BYTES * context)
-    if not serving.flash_attention:
+    if not config.flash_attention:
         total += shape.query_heads * context * ubatch * 4
     return int(total)
 
 
-def _mlx(shape: Shape, serving: Serving, extras: Extras) -> Footprint:
+def _mlx(shape: Shape, config: MemoryConfig, extras: Extras) -> Footprint:
     """What mlx-lm makes for one conversation, and the scores it materialises while it reads a prompt.
 
     Caches are bf16 and grow in steps of 256 tokens; sliding layers hold their window and all but one token of a
     prefill step. Stored prefixes may be held twice while one is replaced.
     """
-    context = _round_up(serving.context_tokens)
-    step = serving.prefill_step_tokens
+    context = _round_up(config.context_tokens)
+    step = config.prefill_step_tokens
     # a prompt no longer than one step is stored whole
-    sliding = context if context <= step else min(context, shape.window_tokens + step - 1)
+    sliding = context if context <= step else min(context, shape.sliding_tokens + step - 1)
     cells = {"full": context, "sliding": sliding}
     kv = sum((layer.key_elements + layer.value_elements) * cells.get(layer.kind, 0) * 2 for layer in shape.layers)
     scores = (shape.score_heads * min(step, context) + shape.unpacked_elements) * context * 2
     return Footprint(
         weights_bytes=shape.weights_bytes,
-        kv_bytes=kv * serving.slots,
-        state_bytes=sum(layer.state_bytes for layer in shape.layers) * serving.slots,
+        kv_bytes=kv * config.slots,
+        state_bytes=sum(layer.state_bytes for layer in shape.layers) * config.slots,
         compute_bytes=max(0, scores + extras.correction_bytes),
-        other_bytes=extras.projector_bytes + 2 * serving.prefix_cache_bytes,
+        other_bytes=extras.projector_bytes + 2 * config.prefix_cache_bytes,
     )

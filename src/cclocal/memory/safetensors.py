@@ -7,6 +7,7 @@ import struct
 from typing import Any
 
 from cclocal.memory.gguf import BadHeaderError, CutHeaderError
+from cclocal.units import file_size
 
 #: No real header is longer (the format's own limit); a damaged or hostile one may claim to.
 LONGEST_BYTES = 100_000_000
@@ -34,7 +35,7 @@ def weights_bytes(data: bytes, file_bytes: int | None = None) -> int:
     places = [_place(name, tensor) for name, tensor in header.items() if name != "__metadata__"]
     needed = 8 + size + max((end for _, end in places), default=0)
     if file_bytes is not None and file_bytes < needed:
-        raise BadHeaderError(f"only {file_bytes / 1e9:.1f} of {needed / 1e9:.1f} GB are there")
+        raise BadHeaderError(f"it is cut off: {file_size(file_bytes)} of {file_size(needed)} are there")
     return sum(max(0, end - start) for start, end in places)
 
 

@@ -56,7 +56,7 @@ class Shape:
     architecture: str
     native_context_tokens: int
     layers: tuple[Layer, ...]
-    window_tokens: int
+    sliding_tokens: int
     query_heads: int
     weights_bytes: int
     device_weights_bytes: int
@@ -86,7 +86,7 @@ def shape_of(header: Header) -> Shape:
         architecture=header.architecture,
         native_context_tokens=numbers.one("context_length", 0),
         layers=layers,
-        window_tokens=numbers.one("attention.sliding_window", 0),
+        sliding_tokens=numbers.one("attention.sliding_window", 0),
         query_heads=max(numbers.each("attention.head_count", count)),
         weights_bytes=weights,
         device_weights_bytes=weights - sum(t.size_bytes for t in header.tensors if t.name in on_host),

@@ -1,24 +1,21 @@
-"""The models cclocal knows: models.toml and the user's own file, as frozen data.
-
-`load()` checks every key with pydantic; `-h` gets by with `tomlfile.flags()`.
-"""
+"""The models cclocal knows, as frozen data: a catalog of models, each with variants for backends."""
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
-from cclocal.config_file import FLAG, RESERVED, UserFile, mistake, nearest
+from cclocal.config_file import nearest
 from cclocal.errors import UsageError
+from cclocal.memory.shape import Form
 
-BackendName = Literal["llama-server", "vllm-mlx", "ollama"]
+#: How a model lies on disk: a GGUF file, the folder of an MLX model, or a tag in Ollama's store.
+FileForm = Literal["gguf", "mlx", "tag"]
 #: What the KV cache is stored as.
 KvType = Literal["f16", "bf16", "q8_0", "q5_1", "q4_0"]
 Tokens = Annotated[int, Ge(256)]
@@ -26,6 +23,8 @@ Count = Annotated[int, Ge(0)]
 Port = Annotated[int, Ge(1), Le(65535)]
 #: The file of an MLX model by which its folder is found.
 CONFIG = "config.json"
+#: The quantisation of a model of which none was named.
+ANY = "any"
 _STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
 
@@ -46,11 +45,11 @@ class Variant:
     """One way to run a model: a backend, the files it needs, and the settings they want."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-    backend: BackendName
+    backend: str
     quant: str
     default: bool = False
-    #: where it comes from: a Hugging Face repo with files (the first is the model; none: the one of that quant), an
-    #: Ollama tag, or "tiny"
+    #: the source: a Hugging Face repository with files (the first is the model; none: the one of that quant), an
+    #: Ollama tag, a path, or "tiny"
     repo: str | None = None
     files: tuple[str, ...] = ()
     tag: str | None = None
@@ -79,15 +78,22 @@ class Variant:
     extra_args: tuple[str, ...] = ()
     #: the oldest backend that runs it, such as {"vllm-mlx" = "0.6"}
     requires: Mapping[str, str] = field(default_factory=dict)
+    #: follows from backend and source, so it is no key of models.toml
+    form: FileForm = "gguf"
 
     @property
     def is_folder(self) -> bool:
-        """Whether the model is a folder (MLX) rather than a file."""
-        return self.backend == "vllm-mlx"
+        """Whether the model is a folder of several files rather than one file."""
+        return self.form == "mlx"
+
+    @property
+    def shape_form(self) -> Form:
+        """The form in which its memory is planned: Ollama serves GGUF files."""
+        return "mlx" if self.form == "mlx" else "gguf"
 
     @property
     def source(self) -> str:
-        """Where it comes from: a repository, a file or folder, a tag; nothing for what is built here."""
+        """Its repository, path or tag; nothing for a model that is built here."""
         return self.repo or self.path or self.tag or ""
 
     @property
@@ -117,20 +123,41 @@ class Model:
     shape: str | None = None
     #: said each time the model is launched
     warning: str | None = None
-    #: whether nobody has seen it call a tool: said until `cclocal check` has
+    #: its tool use was never seen: the user is told until `cclocal check` has passed
     untested: bool = False
 
     @property
     def served_context_tokens(self) -> int:
-        """The window served as long as the memory plan does not compute it: at most what the model was made for."""
-        wanted = self.variants[0].context_tokens or self.context_tokens
-        return min(wanted, self.native_context_tokens)
+        """The context window by default, never beyond the one the model was trained for."""
+        return min(self.variants[0].context_tokens or self.context_tokens, self.native_context_tokens)
 
     def variant(self, backend: str, quant: str | None = None) -> Variant | None:
-        """The variant for a backend: the one asked for, else its default, else its first."""
-        wanted = quant.lower() if quant else None
-        mine = [v for v in self.variants if v.backend == backend and wanted in (None, v.quant.lower())]
+        """The variant for a backend: the one of that quantisation, else its default, else its first."""
+        requested = quant.lower() if quant else None
+        mine = [v for v in self.variants if v.backend == backend and requested in (None, v.quant.lower())]
         return next((v for v in mine if v.default), mine[0] if mine else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What backends and agents demand of models.
+
+    forms: what each backend serves, the form it prefers first. taken: words that an agent gives a meaning, so that no
+    model may be called by them.
+    """
+
+    forms: Mapping[str, tuple[FileForm, ...]]
+    taken: re.Pattern[str]
+
+    def form_of(self, variant: Variant) -> FileForm:
+        """The form of a variant, by its backend and its source."""
+        forms = self.forms[variant.backend]
+        return "tag" if variant.tag else next((form for form in forms if form != "tag"), "gguf")
+
+    def serving(self, form: FileForm, backend: str | None) -> str | None:
+        """The backend for a model of that form: the one asked for if it serves it, else the first; None if none."""
+        able = [name for name, forms in self.forms.items() if form in forms]
+        return backend if backend in able else next(iter(able), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +166,7 @@ class Catalog:
 
     models: Mapping[str, Model]
     default: str
+    rules: Rules
     recommended: tuple[str, ...] = ()
 
     @property
@@ -159,15 +187,15 @@ class Catalog:
         )
 
 
-def of_variant(name: str, variant: Variant, native_context_tokens: int) -> Model:
-    """A model that is not in the catalog: nothing is known of it but what its own files say."""
-    # a tag is nothing without what follows the colon
+def of_variant(name: str, variant: Variant, native_context_tokens: int, taken: re.Pattern[str]) -> Model:
+    """A model that is not in the catalog: only what its own files say is known of it."""
+    # a tag needs the version after its colon
     stem = name.removesuffix(":latest") if variant.tag else name.rpartition("/")[2].partition(":")[0]
     stem = re.sub(r"(-GGUF$|\.gguf$)", "", stem, flags=re.IGNORECASE)
     # the id ends up in argv and in the agent's requests
     short = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "model"
     return Model(
-        id="local-model" if _TAKEN.search(short) else short,
+        id="local-model" if taken.search(short) else short,
         name=name,
         note="untested",
         native_context_tokens=max(native_context_tokens, 256),
@@ -176,78 +204,14 @@ def of_variant(name: str, variant: Variant, native_context_tokens: int) -> Model
     )
 
 
-#: Claude Code gives its long prompt, or another window, to ids that look like Anthropic's.
-_TAKEN = re.compile(r"claude|sonnet|haiku|opus|\[1m\]", re.IGNORECASE)
-
-
-#: A hub repository's id: it becomes a path in the cache, so nothing else may stand there.
+#: A hub repository's id. It becomes a path in the cache, so it may hold nothing else.
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
-def load(shipped: Path, user: UserFile | None = None) -> Catalog:
-    """Read and check the catalog. Raises UsageError naming file, line and the nearest right key."""
-    from pydantic import TypeAdapter, ValidationError
-
-    text = shipped.read_text("utf-8")
-    raw = tomllib.loads(text)
-    theirs = user.models if user else {}
-    adapter = TypeAdapter(Model)
-    checked: dict[str, Model] = {}
-    flags: dict[str, str] = {}
-    for id_ in dict.fromkeys((*raw["models"], *theirs)):
-        path, source = (user.path, user.text) if user and id_ in theirs else (shipped, text)
-        if not isinstance(theirs.get(id_, {}), dict):
-            raise mistake(path, source, ("models", id_), "must be a table")
-        try:
-            # as JSON, because strict Python would refuse TOML's arrays for tuples
-            value = {**raw["models"].get(id_, {}), **theirs.get(id_, {}), "id": id_}
-            model = checked[id_] = adapter.validate_json(json.dumps(value, default=str))
-        except ValidationError as error:
-            raise _explain(path, source, ("models", id_), error) from None
-        for loc, what in (*_unfit_flags(model, flags), *_unfit_variants(model)):
-            raise mistake(path, source, ("models", id_, *loc), what)
-    return Catalog(checked, raw["default"], tuple(raw.get("recommended", ())))
-
-
-def _unfit_flags(model: Model, taken: dict[str, str]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """What is wrong with the names of a model; `taken` (flag → model) grows by the right ones."""
-    for flag in dict.fromkeys((model.id, *model.flags)):
-        loc = () if flag == model.id else ("flags",)
-        # options become names of parameters, where - and . are _
-        other = taken.setdefault(re.sub(r"[-.]", "_", flag), model.id)
-        if _TAKEN.search(flag) or not FLAG.fullmatch(flag):
-            yield loc, f"cannot have the flag --{flag}: a-z, 0-9, - and . only, and no Claude model's name"
-        elif flag in RESERVED:
-            yield loc, f"cannot have the flag --{flag}, which is cclocal's own"
-        elif other != model.id:
-            yield loc, f"wants --{flag}, which is claimed by two models: {other} is the other"
-
-
-def _unfit_variants(model: Model) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """What no single key is wrong with: where the variants come from."""
-    if not model.variants:
-        yield ("variants",), "must hold at least one variant"
-    for number, variant in enumerate(model.variants):
-        here = ("variants", number)
-        sources = [bool(variant.repo), bool(variant.tag), bool(variant.builtin), bool(variant.path)]
-        if sum(sources) != 1:
-            yield here, "must say where it comes from: exactly one of repo, path and tag"
-        elif variant.repo and not REPO.fullmatch(variant.repo):
-            yield (*here, "repo"), "must look like owner/name"
-        elif variant.repo and not variant.files and variant.backend == "ollama":
-            yield here, "needs files: the first is the model"
-        elif any(Path(file).is_absolute() or ".." in Path(file).parts for file in variant.files):
-            yield (*here, "files"), "must name files inside the repository"
-        elif variant.tag and variant.backend != "ollama":
-            yield (*here, "tag"), "is for the backend ollama"
-        elif variant.is_folder and variant.files and CONFIG not in variant.files:
-            yield (*here, "files"), f"must name {CONFIG} too, or be left out: then every file of an MLX model is meant"
-
-
 def with_local_files(model: Model, base: Path) -> Model:
-    """The model with paths of the user's own files made absolute (relative ones start at `base`, ~ is home).
+    """The model with the paths of the user's files made absolute (relative ones start at `base`, ~ is home).
 
-    Raises UsageError if one is not there.
+    Raises UsageError if one does not exist.
     """
 
     def found(name: str | None) -> str | None:
@@ -264,17 +228,3 @@ def with_local_files(model: Model, base: Path) -> Model:
         return replace(variant, path=path, mmproj=mmproj, chat_template_file=found(variant.chat_template_file))
 
     return replace(model, variants=tuple(local(variant) for variant in model.variants))
-
-
-def _explain(path: Path, text: str, prefix: tuple[str | int, ...], error: Any) -> UsageError:
-    """The first thing pydantic found wrong, in words, with its place in the file."""
-    from dataclasses import fields
-
-    first = error.errors(include_url=False)[0]
-    loc: tuple[str | int, ...] = (*prefix, *first["loc"])
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        owner: Any = Sampling if "sampling" in str(loc[-2]) else Variant if "variants" in loc else Model
-        return mistake(path, text, loc, "is unknown", [f.name for f in fields(owner)])
-    if first["type"] in ("missing", "missing_argument"):
-        return mistake(path, text, loc, "is missing")
-    return mistake(path, text, loc, f"is wrong: {first['msg']}")

@@ -1,11 +1,11 @@
-"""What a chat template tells of a model: how it writes its tool calls, and whether its thinking can be switched off."""
+"""What a chat template says about a model: how it writes tool calls, and whether its thinking can be switched off."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-#: A mark in a template → vllm-mlx's parser of calls written that way. The first that is found counts: several formats
+#: A mark in a template → vllm-mlx's parser for tool calls in that format. The first match counts: several formats
 #: share <tool_call>. Source: vllm-mlx 0.6.0's tool_parsers, and the models' published templates.
 _TOOL_MARKS = (
     ("<|tool_call>", "gemma4"),
@@ -20,20 +20,20 @@ _TOOL_MARKS = (
     ("<TOOLCALL>", "nemotron"),
     ("<tool_call>", "hermes"),
 )
-#: The same for its parser of thoughts.
+#: The same for vllm-mlx's parser of thinking.
 _THOUGHT_MARKS = (
     ("<|channel>", "gemma4"),
     ("<|channel|>", "harmony"),
     ("[THINK]", "mistral"),
     ("<think>", "qwen3"),
 )
-#: Whose <think> has a parser of its own.
+#: Tool parsers whose models have a reasoning parser of their own for <think>.
 _OWN_THOUGHTS = {"glm47": "glm4", "deepseek_v3": "deepseek_r1"}
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What was read of a template. None = no parser is known for it."""
+    """What was read from a template. None = no parser is known for it."""
 
     tool_parser: str | None = None
     reasoning_parser: str | None = None
@@ -41,11 +41,11 @@ class Traits:
 
 
 def traits(template: str) -> Traits:
-    """What a chat template (Jinja) tells of the model it belongs to."""
+    """What a chat template (Jinja) says about its model."""
     tool = next((parser for mark, parser in _TOOL_MARKS if mark in template), None)
     thought = next((parser for mark, parser in _THOUGHT_MARKS if mark in template), None)
     if thought == "qwen3":
         thought = _OWN_THOUGHTS.get(tool or "", thought)
-    # thinking is off unless it is asked for
+    # off unless the user asks for it
     kwargs = {"enable_thinking": False} if "enable_thinking" in template else {}
     return Traits(tool, thought, kwargs)

@@ -1,57 +1,208 @@
-"""Downloads from the hub, in a process of its own: one that stalls can be ended, and tried again in another way.
-
-    python -m cclocal.models.download < JSON      {"repo": …, "files": […]}
-
-JSON lines go to stdout as it works; its life is tied to its stdin, so a launcher that is killed takes it along.
-"""
+"""Fetch exactly the files that a model needs, in a process of its own that can be ended when it stalls."""
 
 from __future__ import annotations
 
 import json
 import os
+import select
+import shutil
+import subprocess
 import sys
-import threading
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
-from cclocal.errors import CclocalError
-from cclocal.models import hub
+from cclocal.errors import CclocalError, DiskFullError, DownloadStalledError, FolderError, HubError, OfflineError
+from cclocal.models import hub_cache
+from cclocal.models.hub import import_hub, in_words
+from cclocal.units import file_size
 
-
-def _tell(**news: Any) -> None:
-    sys.stdout.write(json.dumps(news) + "\n")
-    sys.stdout.flush()
-
-
-class _Bar:
-    """What hub.download is told of received bytes by."""
-
-    def __init__(self, total_bytes: int, finished_bytes: int) -> None:
-        _tell(total_bytes=total_bytes, finished_bytes=finished_bytes)
-
-    def advance(self, received_bytes: int) -> None:
-        _tell(received_bytes=received_bytes)
+#: Seconds without a byte that count as a stall. Measured in received bytes, because the size of the cache folder lags.
+STALL_S = 240.0
+#: Left free on the disk beside the download.
+SPARE_BYTES = 2 * 10**9
 
 
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    # the hub's library may be anywhere in C: nothing but this ends it at once
-    os._exit(1)
+class Bar(Protocol):
+    """Where the download's progress goes."""
+
+    def advance(self, received_bytes: int) -> None: ...
 
 
-def main() -> None:
-    """Fetch what stdin asks for, and say where it is."""
-    wanted = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: Any) -> dict[str, Path]:
+    """Fetch the files of a repo into the hub's cache, and return name → path.
+
+    `bar(total_bytes, finished_bytes)` gives the Bar that is told of every byte received. Raises DownloadStalledError
+    (20), DiskFullError (21), OfflineError (22) or HubError (23); finished files are kept, the file in flight starts
+    again next time. Never a limit on the whole: only silence ends a download, and then it is tried once without Xet.
+    """
+    stall_s = float(environ.get("CCLOCAL_TEST_STALL_S") or STALL_S)
+    asked = json.dumps({"repo": repo, "files": files}) + "\n"
+    for last_try in (False, True):
+        env = {**environ, **({"HF_HUB_DISABLE_XET": "1"} if last_try else {})}
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "cclocal.models.download_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+        )
+        assert child.stdin
+        try:
+            child.stdin.write(asked.encode())
+            child.stdin.flush()
+            found = _follow(child, bar, stall_s)
+        finally:
+            child.kill()
+            child.wait()
+            child.stdin.close()
+            if child.stdout:
+                child.stdout.close()
+        if found is not None:
+            return found
+    raise DownloadStalledError(
+        f"The download of {repo} stalled twice: no byte arrived for {stall_s:.0f} s.",
+        hint="check the network, then start again: finished files are kept, the file in flight starts again",
+    )
+
+
+def _follow(child: subprocess.Popen[bytes], bar: Any, stall_s: float) -> dict[str, Path] | None:
+    """What the fetching process says, to its end; None if it fell silent. Raises what it ran into."""
+    assert child.stdout
+    shown, buffer, heard = None, b"", time.monotonic()
+    while True:
+        if not select.select([child.stdout], [], [], 1.0)[0]:
+            if time.monotonic() - heard > stall_s:
+                return None
+            continue
+        part = os.read(child.stdout.fileno(), 65536)
+        if not part:
+            raise HubError("The download ended without a word.", hint="start it again")
+        heard = time.monotonic()
+        *lines, buffer = (buffer + part).split(b"\n")
+        for line in lines:
+            news = json.loads(line)
+            if "done" in news:
+                return {name: Path(path) for name, path in news["done"].items()}
+            if "error" in news:
+                told = news["error"]
+                kind = _ERRORS.get(told["kind"], HubError)
+                raise kind(told["message"], cause=told["cause"], hint=told["hint"])
+            if "total_bytes" in news:
+                shown = shown or bar(news["total_bytes"], news["finished_bytes"])
+            elif shown and "received_bytes" in news:
+                shown.advance(news["received_bytes"])
+            elif "note" in news:
+                bar.note(news["note"])
+
+
+_ERRORS: Mapping[str, type[CclocalError]] = {
+    kind.__name__: kind for kind in (DiskFullError, FolderError, HubError, OfflineError)
+}
+
+
+def download(
+    repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: Any, tell: Callable[..., None]
+) -> dict[str, Path]:
+    """What `fetch` does, in the process that may be ended."""
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"
+    huggingface_hub = import_hub()
+    cache = hub_cache.folder(environ)
+    with _alone(cache, repo, tell):
+        there = hub_cache.files(repo, files, environ)
+        if len(there) == len(files):
+            # the one we waited for fetched it
+            return there
+        _purge(hub_cache.folder_of(repo, environ), tell)
+        # what was fetched once stays what it was: the revision is the one recorded then
+        revision = hub_cache.recorded_revision(repo, environ)
+        with in_words(repo, [name for name in files if name not in there]):
+            info = huggingface_hub.HfApi().model_info(repo, files_metadata=True, revision=revision)
+            sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if file.rfilename in files}
+            if missing := [name for name in files if name not in sizes]:
+                raise HubError(
+                    f"{repo} has no file {', '.join(missing)}.", hint=f"look at https://huggingface.co/{repo}"
+                )
+            todo = sum(size for name, size in sizes.items() if name not in there)
+            _check_disk(cache, todo)
+            counter = _counting(bar(sum(sizes.values()), sum(sizes.values()) - todo))
+            get = partial(huggingface_hub.hf_hub_download, repo, cache_dir=cache, revision=revision)
+            return {name: Path(get(name, tqdm_class=counter)) for name in files}
+
+
+@contextmanager
+def _alone(cache: Path, repo: str, tell: Callable[..., None]) -> Iterator[None]:
+    """One download of a repository at a time; a second one waits and is told of the first one's progress."""
+    from filelock import FileLock, Timeout
+
+    locks = cache / ".locks"
     try:
-        found = hub.download(wanted["repo"], tuple(wanted["files"]), os.environ, _Bar, _tell)
-        _tell(done={name: str(path) for name, path in found.items()})
-    except CclocalError as error:
-        _tell(error={"kind": type(error).__name__, "message": error.message, "cause": error.cause, "hint": error.hint})
-    except KeyboardInterrupt:
-        pass
-    sys.stdout.flush()
-    os._exit(0)
+        locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"cclocal--{repo.replace('/', '--')}.lock")
+        blobs, said = cache / f"models--{repo.replace('/', '--')}" / "blobs", False
+        while True:
+            try:
+                lock.acquire(timeout=1.0 if said else 0.0)
+                break
+            except Timeout:
+                arrived = sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
+                if not said:
+                    tell(note="Another start of cclocal is downloading it: waiting for that.")
+                said = True
+                tell(waiting=True, arrived_bytes=arrived)
+    except OSError as error:
+        raise FolderError(f"The hub's cache cannot be written: {error.strerror} ({locks}).") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-if __name__ == "__main__":
-    main()
+def _purge(folder: Path, tell: Callable[..., None]) -> None:
+    """Remove what interrupted downloads left: huggingface_hub never continues it."""
+    dead = [path for path in folder.glob("blobs/*.incomplete") if not path.is_symlink()]
+    if not dead:
+        return
+    import psutil
+
+    held = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            held |= {file.path for file in process.open_files()}
+    gone = [path for path in dead if os.path.realpath(path) not in held]
+    size = sum(path.stat().st_size for path in gone)
+    for path in gone:
+        path.unlink(missing_ok=True)
+    if gone:
+        tell(note=f"Removed {file_size(size)} that an unfinished download had left.")
+
+
+def _counting(bar: Bar) -> type:
+    """A tqdm that reports to our bar instead of drawing: huggingface_hub counts received bytes through it."""
+    from tqdm.auto import tqdm
+
+    class Counting(tqdm):  # type: ignore[type-arg,unused-ignore]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if n:
+                bar.advance(int(n))
+            return None
+
+    return Counting
+
+
+def _check_disk(cache: Path, todo_bytes: int) -> None:
+    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if todo_bytes and free < todo_bytes + SPARE_BYTES:
+        raise DiskFullError(
+            f"The download needs {file_size(todo_bytes)} and {file_size(SPARE_BYTES)} to spare; "
+            f"{there} has {file_size(free)} free.",
+            hint="free some space, or point HF_HOME at another disk",
+        )

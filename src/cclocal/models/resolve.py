@@ -1,92 +1,138 @@
-"""Which model is meant by a word: one of the catalog, a file, a folder, a repository of the hub, a tag of Ollama's.
+"""The one place that decides which model a word means: an id, flag or name of the catalog, a file, a folder, a
+repository of the hub or a tag of Ollama's. Launch, plan, check, fetch, list and rm all ask here.
 
-What is not in the catalog is made a model of by its own files: its context, its parsers, its switch for thinking.
+A model that is not in the catalog is described by its own files: context, parsers, a switch for thinking. Nothing is
+asked of the network.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
 from dataclasses import replace
 from pathlib import Path
 
 from cclocal.errors import UsageError
-from cclocal.models import catalog, hub
-from cclocal.models.catalog import CONFIG, BackendName, Catalog, Model, Variant
+from cclocal.models import hub_cache, tags
+from cclocal.models.catalog import ANY, CONFIG, REPO, Catalog, FileForm, Model, Variant, of_variant, with_local_files
 from cclocal.models.chat_template import traits
-from cclocal.models.headers import Found, is_repo, is_tag, kind_of_repo, local_tag, of_folder, of_gguf, with_hub_files
-from cclocal.paths import Folders
+from cclocal.models.headers import ModelHeader, of_folder, of_gguf
+from cclocal.models.repo_files import form_of_repo, with_file_names
+from cclocal.paths import Env
 
-#: What the files of a repository must be for a backend.
-_FORMS = {"vllm-mlx": "mlx", "llama-server": "gguf"}
-#: What most models of today were made for: taken until a model's own header says otherwise.
+#: The context of most models of 2026: assumed until a model's own header says otherwise.
 _USUAL_CONTEXT_TOKENS = 131072
-#: What a file of one's own is served at if it does not say what it was made for.
+#: The context of a file that does not say what it was trained for.
 _FALLBACK_CONTEXT_TOKENS = 32768
 
 
-def model_of(shelf: Catalog, wanted: str, backend: str | None, folders: Folders, environ: Mapping[str, str]) -> Model:
-    """The model that a word means, its files named as far as that is known. `backend`: the one asked for, if any.
+def resolve(catalog: Catalog, word: str, backend: str | None, env: Env) -> Model:
+    """The model that a word means, its files named as far as they are known. `backend`: the one asked for, if any.
 
-    Raises UsageError if there is no such thing.
+    Raises UsageError if there is no such model, or if a file of it is damaged.
     """
-    named = catalog.with_local_files(_named(shelf, wanted, backend, folders, environ), folders.config)
-    return with_hub_files(named, folders, environ)
+    named = with_local_files(_named(catalog, word, backend, env), env.folders.config)
+    return with_file_names(named, env)
 
 
-def _named(shelf: Catalog, wanted: str, backend: str | None, folders: Folders, environ: Mapping[str, str]) -> Model:
-    plain = wanted.removeprefix("--")
-    if plain.lower() in shelf.names:
-        # whatever else may be called the same in this folder
-        return shelf.find(plain)
-    path = Path(wanted).expanduser()
-    if path.exists():
-        # the same however it was written, links as they are: a cache's lead to names that say nothing
-        path = Path(os.path.normpath(path.absolute()))
-    if path.is_dir() and (os.sep in wanted or (path / CONFIG).is_file()):
-        return _of_files(path.name, Variant("vllm-mlx", "folder", path=str(path)), of_folder(path))
-    if wanted.lower().endswith(".gguf") or path.is_file():
-        # a header newer than we know is none of ours to refuse
-        found = of_gguf(path, complete=True) if path.is_file() else None
-        ours: BackendName = "ollama" if backend == "ollama" else "llama-server"
-        return _of_files(path.name, Variant(ours, "file", path=str(path)), found)
-    if is_tag(wanted) and (backend == "ollama" or (":" in wanted and "/" not in wanted)):
-        return _of_files(wanted, Variant("ollama", "tag", tag=wanted), local_tag(wanted, environ))
-    if is_repo(wanted):
-        return _of_repo(wanted, backend, folders, environ)
-    if wanted.startswith((os.sep, ".", "~")):
-        raise UsageError(f"There is no file {wanted}.", hint="--model owner/name:QUANT is one of the hub")
-    if "/" in wanted:
-        raise UsageError(f"There is no file {wanted}.", hint="--backend ollama, if that is a tag of Ollama's")
-    # not there: the catalog says what is near
-    return shelf.find(wanted)
+def sources(catalog: Catalog, word: str, env: Env) -> set[str]:
+    """What a word may be called among the models on disk: for the catalog's its repositories, else its own source.
+
+    Raises UsageError as `resolve` does.
+    """
+    plain = word.removeprefix("--")
+    if plain.lower() in catalog.names:
+        # a tag of the catalog's belongs to Ollama, and goes by its own name only
+        return {variant.repo for variant in catalog.find(plain).variants if variant.repo}
+    return {variant.source for variant in resolve(catalog, word, None, env).variants}
 
 
-def _of_repo(wanted: str, backend: str | None, folders: Folders, environ: Mapping[str, str]) -> Model:
-    repo, _, quant = wanted.partition(":")
-    # until the hub was asked, what was asked for, or what the name says
-    guess = _FORMS.get(backend or "") or ("mlx" if "mlx" in repo.lower() else "gguf")
-    kind = kind_of_repo(repo, folders, environ) or guess
-    bare = Variant("vllm-mlx" if kind == "mlx" else "llama-server", quant or "any", default=True, repo=repo)
-    model = catalog.of_variant(wanted, bare, _USUAL_CONTEXT_TOKENS)
-    variant = with_hub_files(model, folders, environ).variants[0]
-    here = hub.cached_files(repo, variant.files, environ)
+def _named(catalog: Catalog, word: str, backend: str | None, env: Env) -> Model:
+    plain = word.removeprefix("--")
+    if plain.lower() in catalog.names:
+        # the catalog comes first, whatever is called the same in this folder
+        return catalog.find(plain)
+    path, is_dir, is_file = _local(word)
+    if is_dir and (os.sep in word or word in (".", "..") or (path / CONFIG).is_file()):
+        return _of_files(catalog, path.name, _variant(catalog, "mlx", backend, "folder", str(path)), of_folder(path))
+    if word.lower().endswith(".gguf") or is_file:
+        if not is_file:
+            raise UsageError(f"There is no file {path}.")
+        # a header newer than we know is the engine's to refuse
+        variant = _variant(catalog, "gguf", backend, "file", str(path))
+        return _of_files(catalog, path.name, variant, of_gguf(path, complete=True))
+    by_tag = catalog.rules.serving("tag", backend)
+    if by_tag and tags.is_tag(word) and (backend == by_tag or _is_plainly_a_tag(word)):
+        return _of_files(catalog, word, Variant(by_tag, "tag", tag=word, form="tag"), tags.in_store(word, env.environ))
+    if _is_repo(word):
+        return _of_repo(catalog, word, backend, env)
+    if word.startswith((os.sep, ".", "~")):
+        raise UsageError(f"There is no file {path}.", hint="--model owner/name:QUANT is a model of the hub")
+    if "/" in word:
+        raise UsageError(f"There is no file {word}.", hint="--backend ollama, if that is a tag of Ollama's")
+    if not word:
+        raise UsageError("Which model?", hint="cclocal --list-models")
+    # unknown: the catalog says which name is near
+    return catalog.find(word)
+
+
+def _local(word: str) -> tuple[Path, bool, bool]:
+    """(the absolute path a word would be, whether that is a folder, whether it is a file)."""
+    path = Path(os.path.normpath(Path(word).expanduser().absolute()))
+    try:
+        # links stay as they are: those of a cache lead to names that say nothing
+        return path, path.is_dir(), path.is_file()
+    except OSError:
+        # longer than a name can be
+        return path, False, False
+
+
+def _variant(catalog: Catalog, form: FileForm, backend: str | None, quant: str, path: str) -> Variant:
+    able = catalog.rules.serving(form, backend)
+    if able is None:
+        raise UsageError(f"No backend here serves {path}.")
+    return Variant(able, quant, path=path, form=form)
+
+
+def _is_plainly_a_tag(word: str) -> bool:
+    """Whether a word can mean nothing but a tag: model:tag, or host/namespace/model."""
+    host, _, rest = word.partition("/")
+    return ":" in word if not rest else "/" in rest and bool(re.search(r"\w[.:]\w", host))
+
+
+def _is_repo(word: str) -> bool:
+    """Whether a word is a repository of the hub's, `owner/name` or `owner/name:QUANT`."""
+    repo, _, quant = word.partition(":")
+    return bool(REPO.fullmatch(repo)) and bool(re.fullmatch(r"[\w.-]*", quant, re.ASCII))
+
+
+def _of_repo(catalog: Catalog, word: str, backend: str | None, env: Env) -> Model:
+    repo, _, quant = word.partition(":")
+    # until the hub was asked: what the backend serves, else what the name says
+    asked = catalog.rules.forms.get(backend or "", ())
+    guess: FileForm = "mlx" if (asked[0] == "mlx" if asked else "mlx" in repo.lower()) else "gguf"
+    form = form_of_repo(repo, env) or guess
+    able = catalog.rules.serving(form, backend) or backend or ""
+    bare = Variant(able, quant or ANY, default=True, repo=repo, form=form)
+    model = of_variant(word, bare, _USUAL_CONTEXT_TOKENS, catalog.rules.taken)
+    variant = with_file_names(model, env).variants[0]
+    here = hub_cache.files(repo, variant.files, env.environ)
     if not variant.files or len(here) < len(variant.files):
         return model
-    found = of_folder(here[CONFIG].parent) if variant.is_folder else of_gguf(here[variant.files[0]])
-    return _of_files(wanted, bare, found)
+    header = of_folder(here[CONFIG].parent) if variant.is_folder else of_gguf(here[variant.files[0]])
+    return _of_files(catalog, word, bare, header)
 
 
-def _of_files(name: str, variant: Variant, found: Found | None) -> Model:
-    """A model with what its files say of it. `found`: None if they are not here, or newer than we know."""
-    native = found.shape.native_context_tokens if found else 0
-    told = traits(found.template) if found else traits("")
+def _of_files(catalog: Catalog, name: str, variant: Variant, header: ModelHeader | None) -> Model:
+    """A model with what its files say of it. `header`: None if they are not here, or newer than we know."""
+    native = header.shape.native_context_tokens if header else 0
+    found = traits(header.template if header else "")
     known = replace(
         variant,
         default=True,
-        tool_parser=told.tool_parser if variant.is_folder else None,
-        reasoning_parser=told.reasoning_parser if variant.is_folder else None,
-        template_kwargs=told.template_kwargs if not variant.tag else {},
+        tool_parser=found.tool_parser if variant.is_folder else None,
+        reasoning_parser=found.reasoning_parser if variant.is_folder else None,
+        template_kwargs=found.template_kwargs if not variant.tag else {},
     )
-    usual = _FALLBACK_CONTEXT_TOKENS if found else _USUAL_CONTEXT_TOKENS
-    return catalog.of_variant(name, known, native or usual)
+    usual = _FALLBACK_CONTEXT_TOKENS if header else _USUAL_CONTEXT_TOKENS
+    return of_variant(name, known, native or usual, catalog.rules.taken)

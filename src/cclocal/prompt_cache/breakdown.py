@@ -1,7 +1,6 @@
-"""`cclocal prompt`: where the bytes and tokens of an agent's first request go, block by block, against a plain launch.
+"""`cclocal prompt`: the bytes and tokens of an agent's first request, block by block, against a plain launch.
 
-Both launches are rehearsed, not remembered: the agent that is installed is started against a server of ours that
-answers nothing, and what it sends is taken apart.
+Both launches are captured from the agent that is installed.
 """
 
 from __future__ import annotations
@@ -9,36 +8,35 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
-from cclocal.agents import AGENTS, Session
-from cclocal.backends.llama_server import spec as llama_server
-from cclocal.command import Endpoint
+from cclocal import http
+from cclocal.agents.session import AgentSession
+from cclocal.backends import BACKENDS, runtime_of
 from cclocal.discovery.look import look_around
 from cclocal.errors import UsageError
-from cclocal.paths import Folders
-from cclocal.planning.plan import check_agent
-from cclocal.prompt_cache.capture import Request, first_requests, system_text
-from cclocal.server.registry import sessions
-from cclocal.ui import console as ui
+from cclocal.paths import Env
+from cclocal.planning.choose import check_agent, choose_agent
+from cclocal.prompt_cache.capture import Request, first_requests
+from cclocal.server.registry import running
+from cclocal.settings import Settings
+from cclocal.wires.anthropic import system_text
 
 #: Without a tokenizer: English and JSON have about so many bytes a token in today's vocabularies.
 BYTES_PER_TOKEN = 4
-#: What the prompt would be for; neither stands in it.
+#: The window that the captured session has; it is not in the prompt.
 _CONTEXT_TOKENS, _OUT_TOKENS = 65536, 8192
 _LIMIT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One part of the request: its size as it is sent, as it would be in a plain launch, in bytes and tokens.
+    """One part of the request: its size in bytes and tokens, and its size in a plain launch.
 
-    `same`: byte by byte what every session of this kind sends, in any folder; only such blocks can be kept.
+    `same`: every session of this kind sends the same bytes, in any folder; only such blocks can be cached.
     """
 
     name: str
@@ -49,38 +47,43 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Anatomy:
-    """A first request in its blocks. `counted_by`: the model whose tokens were counted, or None if estimated."""
+class Breakdown:
+    """A first request, block by block. `counted_by`: the model whose tokens were counted, or None if estimated."""
 
     agent: str
     blocks: tuple[Block, ...]
     counted_by: str | None
 
 
-def dissect(arguments: Sequence[str], folders: Folders, environ: Mapping[str, str], *, lean: bool = False) -> Anatomy:
-    """The first request of the agent that is installed, with these arguments.
+def break_down(settings: Settings, env: Env) -> Breakdown:
+    """The first request of the agent that is installed, with the arguments in `settings`.
 
     Raises AgentMissingError (35), or UsageError if it sends nothing that can be compared.
     """
-    agent = AGENTS["claude"]
-    facts = look_around(folders, environ)
+    agent, stop = choose_agent(settings), threading.Event()
+    facts = look_around(env, settings)
     check_agent(agent, facts)
     assert facts.agent
-    endpoint = Endpoint.of_session(None, "model")
-    session = Session(endpoint, _CONTEXT_TOKENS, _OUT_TOKENS, arguments=tuple(arguments), lean=lean)
-    rehearsal = agent.rehearsal(facts, session)
-    if rehearsal is None:
-        raise UsageError(
-            "With these arguments the prompt is one of your own, and is not rehearsed.", hint="cclocal prompt"
-        )
-    with ui.busy(f"Rehearsing {agent.PROGRAM} {facts.agent.version}, as cclocal starts it and plain"):
-        ours = first_requests(rehearsal, folders, environ, threading.Event())
-        plain = first_requests(agent.plain(facts, session), folders, environ, threading.Event())
+    session = AgentSession(
+        facts.agent,
+        _CONTEXT_TOKENS,
+        _OUT_TOKENS,
+        cwd=facts.cwd,
+        home=env.folders.agent_home(agent.NAME),
+        arguments=settings.agent_args,
+        lean=bool(settings.lean),
+    )
+    capture = agent.capture(session, "model")
+    if capture is None:
+        raise UsageError("These arguments replace the prompt, so there is nothing to compare.", hint="cclocal prompt")
+    program = f"{agent.PROGRAM} {facts.agent.version}"
+    ours = first_requests(agent.NAME, capture, env, stop)
+    plain = first_requests(agent.NAME, agent.plain(session, "model"), env, stop)
     if not ours:
-        raise UsageError(f"{agent.PROGRAM} {facts.agent.version} sent nothing within its time.", hint="cclocal --tiny")
+        raise UsageError(f"{program} sent no request within its time limit.", hint="cclocal --tiny")
     first, second = (_parts(request) for request in ours)
     others = _parts(plain[0]) if plain else {}
-    tokens, counted_by = _counted(first, folders)
+    tokens, counted_by = _counted(first, env)
     blocks = tuple(
         Block(
             name=name,
@@ -91,9 +94,8 @@ def dissect(arguments: Sequence[str], folders: Folders, environ: Mapping[str, st
         )
         for name in dict.fromkeys((*first, *others))
     )
-    kind = "on a terminal" if agent.draws(arguments) else "in print mode"
-    about = f"{agent.PROGRAM} {facts.agent.version} {kind}{', lean' if lean else ''}"
-    return Anatomy(about, blocks, counted_by)
+    kind = "on a terminal" if capture.is_interactive else "in print mode"
+    return Breakdown(f"{program} {kind}{', lean' if session.lean else ''}", blocks, counted_by)
 
 
 def _parts(request: Request) -> dict[str, str]:
@@ -109,60 +111,19 @@ def _as_sent(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _counted(parts: Mapping[str, str], folders: Folders) -> tuple[dict[str, int], str | None]:
-    """(each part's tokens, whose they are): a llama-server of ours that runs counts them, else they are estimated."""
+def _counted(parts: Mapping[str, str], env: Env) -> tuple[dict[str, int], str | None]:
+    """(each part's tokens, the model they were counted for): by a running server of ours, else estimated."""
     import httpx
 
-    for session in sessions(folders):
-        if session.facts.get("backend") != llama_server.NAME or not session.is_alive("server"):
+    for session in running(env):
+        backend = str(session.facts.get("backend"))
+        if backend not in BACKENDS:
             continue
         with contextlib.suppress(OSError, httpx.HTTPError, ValueError, KeyError):
-            headers = {"authorization": f"Bearer {(session.folder / 'key').read_text('utf-8').strip()}"}
-            url = f"http://127.0.0.1:{session.port}"
-            with httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=_LIMIT_S) as client:
-                counted = {}
-                for name, text in parts.items():
-                    reply = client.post("/tokenize", json={"content": text}).raise_for_status()
-                    counted[name] = len(reply.json()["tokens"])
-                return counted, session.model
+            key = Path(session.folder, "key").read_text("utf-8").strip()
+            with http.client(f"http://127.0.0.1:{session.port}", key, limit_s=_LIMIT_S) as client:
+                counted = {name: runtime_of(backend).count_tokens(client, text) for name, text in parts.items()}
+                known = {name: tokens for name, tokens in counted.items() if tokens is not None}
+                if len(known) == len(parts):
+                    return known, session.model
     return {name: round(len(text.encode()) / BYTES_PER_TOKEN) for name, text in parts.items()}, None
-
-
-def show(anatomy: Anatomy, *, as_json: bool = False) -> None:
-    """A table, or JSON for scripts."""
-    blocks = sorted(anatomy.blocks, key=lambda block: (-block.bytes, -block.plain_bytes))
-    if as_json:
-        told = {"agent": anatomy.agent, "counted_by": anatomy.counted_by, "blocks": [asdict(b) for b in blocks]}
-        print(json.dumps(told, indent=1, ensure_ascii=False))
-        return
-    mine = [block for block in blocks if block.bytes]
-    left_out = [block for block in blocks if not block.bytes]
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("block", no_wrap=True)
-    for heading in ("bytes", "tokens", "plain, bytes", "fixed"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for block in mine:
-        sizes = map(_size, (block.bytes, block.tokens, block.plain_bytes))
-        table.add_row(block.name, *sizes, "yes" if block.same else "no")
-    if left_out:
-        table.add_row(
-            f"{len(left_out)} other tools", "—", "—", _size(sum(b.plain_bytes for b in left_out)), style="dim"
-        )
-    total = [sum(getattr(block, name) for block in blocks) for name in ("bytes", "tokens", "plain_bytes")]
-    table.add_row("together", *map(_size, total), style="bold")
-    out = ui.output()
-    out.print(table)
-    notes = [
-        f"The first request of {anatomy.agent}, before your own words, and of a launch without cclocal.",
-        f"Tokens: {anatomy.counted_by}'s."
-        if anatomy.counted_by
-        else "Tokens: a guess, bytes / 4; a server of ours that runs counts them.",
-        "fixed: the same bytes in every session and folder.",
-    ]
-    if not total[2]:
-        notes.append("The plain launch sent nothing within its time.")
-    out.print(Text("\n" + "\n".join(notes), style="dim"))
-
-
-def _size(number: int) -> str:
-    return f"{number:,}" if number else "—"

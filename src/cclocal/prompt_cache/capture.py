@@ -1,5 +1,5 @@
-"""What an agent sends first, found out by letting it: it is started in an empty folder against a server of ours that
-answers nothing, twice, in two folders, so that what differs between sessions shows.
+"""What an agent sends first, seen by running it: twice, in two empty folders, against a server of ours that answers
+nothing. What differs between the two requests differs between sessions.
 """
 
 from __future__ import annotations
@@ -12,58 +12,48 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from cclocal.agents import Home, Rehearsal
-from cclocal.agents import config_dir as homes
-from cclocal.command import KEY, PORT, REHEARSAL, SESSION, WORDS, bind
+from cclocal.agents import AGENTS, config_dir
+from cclocal.agents.session import Capture, CaptureRun
+from cclocal.command import Binding
 from cclocal.errors import CclocalError
-from cclocal.paths import Folders, make_folder, read_table, write_private
+from cclocal.paths import Env, make_folder, read_rows, write_private
 from cclocal.server.registry import clear_abandoned, own_folder
 
-#: An agent that has sent nothing by then will not.
-_LIMIT_S = 20.0
-#: One that sent nothing is tried again after so long.
+#: Seconds within which an agent sends its first request.
+LIMIT_S = 20.0
+#: Seconds after which an agent that sent nothing is tried again.
 _AGAIN_S = 86400.0
-#: So many agents, versions and models are remembered.
+#: Agents, versions and models that are remembered; the oldest go first.
 _KEPT = 12
-#: What stands for the folders of the two rehearsals, and what is said in them.
+#: What replaces the folder names of the two runs, and what is said in them.
 _MARKS = ("0", "Z")
 Request = dict[str, Any]
 
 
-def system_text(request: Request) -> str:
-    """A request's system prompt as engines take it: its blocks without anything between them."""
-    system = request.get("system") or ""
-    if isinstance(system, str):
-        return system
-    return "".join(block.get("text", "") for block in system if block.get("type") == "text")
+def first_requests(agent: str, capture: Capture, env: Env, stop: threading.Event) -> list[Request]:
+    """The first request of a session, from two folders; empty if the agent sent none. Remembered by what it depends on.
 
-
-def first_requests(
-    rehearsal: Rehearsal, folders: Folders, environ: Mapping[str, str], stop: threading.Event
-) -> list[Request]:
-    """The first request of a session, from two folders; what was found out once is remembered. Empty if it was not.
-
-    `stop` ends it early. Raises FolderError if nothing can be written.
+    `stop` ends it early; then nothing is remembered. Raises FolderError if nothing can be written.
     """
-    path = folders.cache / "rehearsals.json"
-    known = {about: row for about, row in read_table(path).items() if isinstance(row, dict) and "at_s" in row}
-    row = known.get(rehearsal.about)
+    path = env.folders.cache / "rehearsals.json"
+    known = {about: row for about, row in read_rows(path).items() if "at_s" in row}
+    row = known.get(capture.about)
     # an agent that sends nothing is not waited for at every start
     if row and (row["requests"] or time.time() - row["at_s"] < _AGAIN_S):
         return list(row["requests"])
-    with _place(folders) as root:
+    with _place(env) as root:
         places = [Path(root, "a"), Path(root, "another")]
         found: list[Request | None] = [None, None]
 
         def one(at: int) -> None:
             with contextlib.suppress(OSError, CclocalError):
-                request = _first_request(rehearsal, places[at], _MARKS[at], environ, stop)
-                found[at] = request and _elsewhere(request, places[at], _MARKS[at])
+                request = _first_request(agent, capture, places[at], _MARKS[at], env, stop)
+                found[at] = request and _without_place(request, places[at], _MARKS[at])
 
         threads = [threading.Thread(target=one, args=(at,)) for at in range(2)]
         for thread in threads:
@@ -75,12 +65,12 @@ def first_requests(
     requests = [request for request in found if request]
     requests = requests if len(requests) == 2 else []
     kept = dict(list(known.items())[-_KEPT + 1 :])
-    write_private(path, json.dumps({**kept, rehearsal.about: {"at_s": time.time(), "requests": requests}}))
+    write_private(path, json.dumps({**kept, capture.about: {"at_s": time.time(), "requests": requests}}))
     return requests
 
 
-def _elsewhere(request: Request, place: Path, mark: str) -> Request:
-    """The request with another word for its folder: no two have a beginning in common, as "/home" and "/tmp" have."""
+def _without_place(request: Request, place: Path, mark: str) -> Request:
+    """The request with a mark for its folder, so that two folder names have no common beginning."""
     text = json.dumps(request, ensure_ascii=False)
     for path in {str(place), os.path.realpath(place)}:
         text = text.replace(json.dumps(path, ensure_ascii=False)[1:-1], mark)
@@ -88,11 +78,11 @@ def _elsewhere(request: Request, place: Path, mark: str) -> Request:
 
 
 @contextlib.contextmanager
-def _place(folders: Folders) -> Iterator[Path]:
-    """A folder for this process's rehearsals; those of processes that were killed go with the next."""
-    rehearsals = folders.cache / "rehearsals"
-    clear_abandoned(rehearsals)
-    root = make_folder(own_folder(rehearsals))
+def _place(env: Env) -> Iterator[Path]:
+    """A folder for this process's runs; those of processes that were killed are removed by the next."""
+    parent = env.folders.cache / "rehearsals"
+    clear_abandoned(parent)
+    root = make_folder(own_folder(parent))
     try:
         yield root
     finally:
@@ -112,7 +102,7 @@ class _Stub(ThreadingHTTPServer):
         self.heard = threading.Event()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """An agent that is ended cuts its connections: nothing to tell anybody."""
+        """An agent that is ended cuts its connections, which is no error here."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -136,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.request = {key: request[key] for key in ("system", "tools", "messages") if key in request}
                 self.server.size_bytes = len(data)
                 self.server.heard.set()
-        # one that no agent repeats
+        # an error that no agent retries
         refusal = {"type": "error", "error": {"type": "invalid_request_error", "message": "enough"}}
         self._answer(400, json.dumps(refusal).encode())
 
@@ -149,35 +139,22 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _first_request(
-    rehearsal: Rehearsal, place: Path, words: str, environ: Mapping[str, str], stop: threading.Event
+    agent: str, capture: Capture, place: Path, words: str, env: Env, stop: threading.Event
 ) -> Request | None:
     project = place / "project"
     project.mkdir(parents=True)
     with stub() as server:
-        values = {
-            PORT: str(server.server_port),
-            KEY: "none",
-            SESSION: str(place),
-            REHEARSAL: str(place),
-            WORDS: words,
-        }
-        home = rehearsal.home
-        seed = json.loads(bind(json.dumps({name: dict(table) for name, table in home.seed.items()}), values))
-        homes.prepare(Home(Path(bind(str(home.path), values)), seed))
-        for file in rehearsal.files:
-            write_private(place / file.name, bind(file.content, values))
-        command = rehearsal.command.bind(values)
-        with _running(rehearsal, values, list(command.argv), command.environ(environ), project) as child:
-            _wait(server, child, stop)
+        binding = Binding(str(server.server_port), "none", str(place), "none", "")
+        run = AGENTS[agent].capture_run(capture, binding, words)
+        config_dir.prepare(run.config_dir)
+        for file in run.files:
+            write_private(place / file.name, file.content)
+        with _running(run, capture.is_interactive, env, project) as child:
+            deadline = time.monotonic() + LIMIT_S
+            while time.monotonic() < deadline and not server.heard.wait(0.05):
+                if child.poll() is not None or stop.is_set():
+                    break
         return server.request
-
-
-def _wait(server: _Stub, child: subprocess.Popen[bytes], stop: threading.Event) -> None:
-    """Until the request is there, or nothing will come any more."""
-    deadline = time.monotonic() + _LIMIT_S
-    while time.monotonic() < deadline and not server.heard.wait(0.05):
-        if child.poll() is not None or stop.is_set():
-            return
 
 
 @contextlib.contextmanager
@@ -193,22 +170,25 @@ def stub() -> Iterator[_Stub]:
 
 
 @contextlib.contextmanager
-def _running(
-    rehearsal: Rehearsal, values: Mapping[str, str], argv: list[str], env: dict[str, str], folder: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    """The agent, on a terminal of its own if it draws; gone afterwards."""
-    ours, theirs = os.openpty() if rehearsal.draws else (-1, subprocess.DEVNULL)
-    reads = subprocess.PIPE if rehearsal.said else theirs
+def _running(run: CaptureRun, is_interactive: bool, env: Env, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The agent, on a terminal of its own if it takes one over; ended afterwards."""
+    ours, theirs = os.openpty() if is_interactive else (-1, subprocess.DEVNULL)
     child = subprocess.Popen(
-        argv, env=env, cwd=folder, stdin=reads, stdout=theirs, stderr=theirs, start_new_session=True
+        list(run.command.argv),
+        env=run.command.environ(env.environ),
+        cwd=folder,
+        stdin=subprocess.PIPE if run.stdin else theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
     )
-    if rehearsal.draws:
+    if is_interactive:
         os.close(theirs)
-        # what nobody reads fills up, and the agent waits
+        # a terminal that is not read fills up, and the agent blocks
         threading.Thread(target=_drain, args=(ours,), daemon=True).start()
     try:
         if child.stdin:
-            child.stdin.write(bind(rehearsal.said, values).encode())
+            child.stdin.write(run.stdin.encode())
             child.stdin.flush()
         yield child
     finally:

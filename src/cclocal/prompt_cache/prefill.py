@@ -1,7 +1,7 @@
-"""Have a server read a session's fixed prompt in the background, where its state cannot be kept. A program of its own.
+"""Has a server evaluate a prompt in the background. A separate program, standard library only.
 
-It gets a table on its standard input and lets go of whoever started it, who is about to become the agent. It lives as
-long as its one request, the server and the agent: whichever ends first.
+It reads a table from its standard input, then detaches from the launcher, which is about to become the agent. It ends
+with its one request, with the server or with the agent, whichever ends first.
 
     {"url": …, "key": …, "path": …, "body": {…}, "agent": pid}
 """
@@ -19,27 +19,27 @@ from urllib.parse import urlsplit
 
 
 def main() -> None:
-    """Read the table, let go, ask."""
-    told = json.load(sys.stdin)
+    """Read the table, detach, ask."""
+    table = json.load(sys.stdin)
     if os.fork():
         return
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number)
-    threading.Thread(target=_go_with, args=(told["agent"],), daemon=True).start()
-    parts = urlsplit(told["url"])
+    threading.Thread(target=_end_with, args=(table["agent"],), daemon=True).start()
+    parts = urlsplit(table["url"])
     connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port)
-    headers = {"content-type": "application/json", "authorization": f"Bearer {told['key']}"}
+    headers = {"content-type": "application/json", "authorization": f"Bearer {table['key']}"}
     with contextlib.suppress(OSError, http.client.HTTPException):
-        connection.request("POST", told["path"], json.dumps(told["body"]), headers)
+        connection.request("POST", table["path"], json.dumps(table["body"]), headers)
         connection.getresponse().read()
-    # whatever the parent had registered is not ours to run
+    # exit handlers of the parent must not run here
     os._exit(0)
 
 
-def _go_with(pid: int) -> None:
-    """End when a process has ended: a server that is not ours would compute on for nobody."""
+def _end_with(pid: int) -> None:
+    """End when a process has ended: a server that is not ours would go on computing."""
     with contextlib.suppress(OSError):
         while True:
             os.kill(pid, 0)

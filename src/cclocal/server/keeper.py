@@ -1,15 +1,15 @@
-"""The keeper: the server's parent, which ends it when the watched process ends, whatever ends that.
+"""Supervises one server and stops it when the watched process exits, for any reason including SIGKILL.
 
 Run as `python -I -S keeper.py FD`, standard library only, in a session of its own. FD is a socket to the launcher:
 one JSON line with the session comes in, JSON lines about the server go out.
 
-    launcher ──exec──▶ agent        the keeper watches this pid: exec keeps it, so there is no handover
-       └─ keeper                    a pidfd (Linux) or kqueue (macOS); ends the server's whole group
-            ├─ server               gated: it becomes the server only once its guards stand
-            └─ twin                 an `sh` on a pipe only the keeper holds: EOF = the keeper was killed
+    launcher ──exec──▶ agent        the keeper watches this pid: exec keeps it, so nothing is handed over
+       └─ keeper                    a pidfd (Linux) or kqueue (macOS); stops the server's whole group
+            ├─ server               waits behind a gate until its guards are in place
+            └─ twin                 an `sh` on a pipe that only the keeper holds: EOF = the keeper was killed
 
-Kill any one of them at any moment and the server is gone within its grace; docs/trust.md has the matrix and the one
-hole (keeper and twin killed together without PDEATHSIG), which the next start reclaims by identity.
+If any one of them is killed, the server is gone within its grace period; docs/trust.md has the matrix and the one gap
+(keeper and twin killed together without PDEATHSIG), in which the next start finds the server by its identity.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ from typing import Any
 LINUX = sys.platform == "linux"
 MARKER = "CCLOCAL_SESSION"
 LOG_WAS_CUT = "[keeper] the log was too long; what follows is its end"
-#: How often the log's size is looked at.
+#: Seconds between two looks at the log's size.
 TICK_S = 5.0
-#: What Claude Code may leave switched on when it is killed: mouse, focus and theme reports, a hidden cursor.
-TERMINAL_RESET = b"\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2031l\x1b[?25h"
+#: Seconds between two looks at a process where the kernel offers no pidfd.
+POLL_S = 0.2
 SHOW_CURSOR = b"\x1b[?25h"
 _SHIELDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGPIPE, signal.SIGTTOU)
 
 # $0 = the server's process group, $1 = seconds of grace, $2 = the session's marker. Written for dash and bash:
-# `kill -TERM -- -PGID` is an error in dash. /proc exists on Linux only; elsewhere strays are reclaimed at the next
-# start.
+# `kill -TERM -- -PGID` is an error in dash. /proc exists on Linux only; elsewhere the next start ends strays.
 TWIN = """
 read go && exit 0
 kill -TERM -$0 2>/dev/null
@@ -55,7 +54,7 @@ GATE = 'read go || exit 125; exec "$@" </dev/null'
 
 
 def start_of(pid: int) -> str | None:
-    """When a process started, in the system's own units: with the pid and the boot, its identity. None = gone."""
+    """When a process started, in the system's own units: with pid and boot its identity. None if it is gone."""
     if LINUX:
         try:
             # bytes: a name may be cut in the middle of a character
@@ -66,7 +65,7 @@ def start_of(pid: int) -> str | None:
         return None if state in "ZX" else rest[18]
     done = subprocess.run(
         ["/bin/ps", "-o", "lstart=", "-p", str(pid)],
-        # the same words whoever asks, from wherever
+        # the same words in every locale and time zone
         env={"LC_ALL": "C", "TZ": "UTC"},
         capture_output=True,
         text=True,
@@ -112,15 +111,28 @@ def strays(session: str) -> Iterator[int]:
 
 
 class _Poll:
-    """Waits for processes to end and for descriptors to become readable: pidfd and poll, on Linux."""
+    """Waits for processes to end and for descriptors to become readable: pidfd and poll, on Linux.
+
+    Where pidfd_open is missing (Linux before 5.3) or forbidden (a strict seccomp filter), processes are looked at.
+    """
 
     def __init__(self) -> None:
         self._poll = select.poll()
         self._pids: dict[int, int] = {}
+        self._looked_at: dict[int, str] = {}
 
     def add_pid(self, pid: int) -> None:
         """Raises ProcessLookupError if the process is gone already."""
-        fd = os.pidfd_open(pid)
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise
+        except (OSError, AttributeError):
+            start = start_of(pid)
+            if start is None:
+                raise ProcessLookupError from None
+            self._looked_at[pid] = start
+            return
         self._pids[fd] = pid
         self._poll.register(fd, select.POLLIN)
 
@@ -131,18 +143,22 @@ class _Poll:
         self._poll.unregister(fd)
 
     def wait(self, timeout_s: float) -> tuple[set[int], set[int]]:
-        """(processes that ended, descriptors with something to read). Each process is told of once."""
+        """(processes that ended, descriptors with something to read). Each process is reported once."""
+        timeout_s = min(timeout_s, POLL_S) if self._looked_at else timeout_s
         ready = {fd for fd, _ in self._poll.poll(max(0.0, timeout_s) * 1000)}
         over = ready & self._pids.keys()
         ended = {self._pids.pop(fd) for fd in over}
         for fd in over:
             self._poll.unregister(fd)
             os.close(fd)
-        return ended, ready - over
+        gone = {pid for pid, start in self._looked_at.items() if start_of(pid) != start}
+        for pid in gone:
+            del self._looked_at[pid]
+        return ended | gone, ready - over
 
 
 class _Kqueue:
-    """The same on macOS, where the kernel tells of a process's end by NOTE_EXIT. Not run in our tests."""
+    """The same on macOS, where the kernel reports a process's end by NOTE_EXIT. Not run in our tests."""
 
     def __init__(self) -> None:
         self._queue = select.kqueue()  # type: ignore[attr-defined,unused-ignore]
@@ -162,7 +178,7 @@ class _Kqueue:
         self._change(fd, select.KQ_FILTER_READ, select.KQ_EV_DELETE)  # type: ignore[attr-defined,unused-ignore]
 
     def wait(self, timeout_s: float) -> tuple[set[int], set[int]]:
-        """(processes that ended, descriptors with something to read). Each process is told of once."""
+        """(processes that ended, descriptors with something to read). Each process is reported once."""
         events = self._queue.control(None, 8, max(0.0, timeout_s))
         read = select.KQ_FILTER_READ  # type: ignore[attr-defined,unused-ignore]
         return {e.ident for e in events if e.filter != read}, {e.ident for e in events if e.filter == read}
@@ -173,7 +189,7 @@ def _watcher() -> _Poll | _Kqueue:
 
 
 class Keeper:
-    """One session: its server, its twin, its folder, and the process it lives for."""
+    """One session: its server, its twin, its folder, and the process that it is watching."""
 
     def __init__(self, control: int, session: dict[str, Any]) -> None:
         self.control = control
@@ -199,7 +215,7 @@ class Keeper:
         for number in _SHIELDED:
             signal.signal(number, signal.SIG_IGN)
         self.events.add_pid(self.watched)
-        # Only now is it certain that the pid did not change hands before we opened it.
+        # Only now is it certain that the pid was not reused before we opened it.
         if os.getppid() != self.watched:
             return
         if LINUX:
@@ -214,7 +230,7 @@ class Keeper:
         finally:
             self._end_server()
             self._clean_up()
-            # last, because whoever should read it may not
+            # last, because writing may block
             with contextlib.suppress(OSError):
                 os.write(2, report)
 
@@ -229,7 +245,7 @@ class Keeper:
         try:
             self._start()
         except OSError as error:
-            # no folder, no space, no process: the launcher says it in words
+            # no folder, no space, no process: the launcher reports it
             self._tell({"failure": f"{error.strerror or error} ({error.filename or 'keeper'})"})
             raise SystemExit(1) from None
 
@@ -252,7 +268,7 @@ class Keeper:
             [shell, "-c", TWIN, str(self.server), str(int(grace_s) or 1), f"{MARKER}={self.session['id']}"],
             dict(os.environ),
             held,
-            # it ends the server if we are killed, and only then may a raised limit go
+            # it ends the server if we are killed, and a raised wired limit must last until then
             None if held_open is None else lambda: os.set_inheritable(held_open, True),
         )
         os.close(gate)
@@ -287,7 +303,7 @@ class Keeper:
     def _write_state(self, state: dict[str, Any]) -> None:
         """Write session.json, locked before it gets its name and for as long as this process lives.
 
-        A session whose state file is not locked has lost its keeper. A process id cannot tell that to a reader in
+        A session whose state file is not locked has lost its keeper. A process id could not show that to a reader in
         another pid namespace.
         """
         path = os.path.join(self.folder, "session.json")
@@ -302,7 +318,7 @@ class Keeper:
     # -- watch --------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Until the watched process ends, somebody asks us to stop, or the launcher says so."""
+        """Until the watched process ends, we get TERM, or the launcher asks to stop."""
         self.events.add_fd(self.control)
         while True:
             ended, ready = self.events.wait(TICK_S)
@@ -318,7 +334,7 @@ class Keeper:
                 if b"exec" in message:
                     self.agent_runs = True
                 if not message:
-                    # closed by exec, or by the launcher's own end, which is told of below
+                    # closed by exec, or by the launcher's own end, which is noticed below
                     self.events.drop_fd(self.control)
             self.watched_ended = self.watched in ended
             if self.watched_ended or self.wake in ready:
@@ -330,7 +346,7 @@ class Keeper:
 
     def _server_ended(self) -> None:
         with contextlib.suppress(ChildProcessError):
-            # blocking: the news of the end may come before the status does
+            # blocking: the end may be reported before the status is there
             self.server_exit = os.waitstatus_to_exitcode(os.waitpid(self.server, 0)[1])
         self._let_go_of_group()
         self._tell({"server_exit": self.server_exit})
@@ -338,7 +354,7 @@ class Keeper:
             self._write_state({**self.state, "server_exit": self.server_exit})
 
     def _let_go_of_group(self) -> None:
-        """A number that is free again may soon be somebody else's: from then on neither we nor the twin use it."""
+        """The process group is empty and its id may be reused, so stop signalling it."""
         if not self._signal_group(0):
             self._release_twin()
 
@@ -368,15 +384,16 @@ class Keeper:
         os.write(1, LOG_WAS_CUT.encode() + b"\n" + tail)
 
     def _reset_terminal(self) -> None:
-        """First thing after the agent, or after a launcher that was killed under its live line: a sane terminal."""
+        """Reset what the agent, or a launcher killed under its live line, left switched on in the terminal."""
         if self.session["tty"] and self.watched_ended:
-            _write_to_terminal(self.session["tty"], TERMINAL_RESET if self.agent_runs else SHOW_CURSOR)
+            reset = self.session["terminal_reset"].encode() if self.agent_runs else SHOW_CURSOR
+            _write_to_terminal(self.session["tty"], reset)
         if not (self.agent_runs and self.server_exit is not None):
-            # Whoever reads the agent's stderr to its end need not wait for the server's.
+            # A reader of the agent's stderr must not have to wait for the end of the server.
             os.dup2(1, 2)
 
     def _report(self) -> bytes:
-        """The truth about a server that died under the agent."""
+        """What to print about a server that died while the agent ran."""
         if not self.agent_runs or self.server_exit is None:
             return b""
         lines = []
@@ -396,7 +413,7 @@ class Keeper:
             deadline = time.monotonic() + grace_s
             while self._signal_group(0) and time.monotonic() < deadline:
                 time.sleep(0.01)
-        # What left the group is our child now (Linux) or carries our marker.
+        # Processes that left the group are our children now (Linux) or carry our marker.
         for _ in range(20):
             left = {*_children(), *strays(self.session["id"])} - {self.state.get("twin")} if self.server else set()
             for pid in left:
@@ -408,7 +425,7 @@ class Keeper:
             time.sleep(0.02)
 
     def _signal_group(self, number: int) -> bool:
-        """Signal the server's group; 0 only asks whether there is one."""
+        """Signal the server's group; 0 only asks whether it exists. Returns whether it does."""
         if not self.server or self.group_is_gone:
             return False
         self._reap()
@@ -419,7 +436,7 @@ class Keeper:
             if self.server_exit is not None:
                 self.group_is_gone = True
                 return False
-            # started this very moment: no group yet
+            # just started: no group yet
             with contextlib.suppress(OSError):
                 os.kill(self.server, number)
         return True
@@ -441,20 +458,20 @@ class Keeper:
 
 def _write_to_terminal(path: str, data: bytes) -> None:
     with contextlib.suppress(OSError):
-        # O_NOCTTY and a session of our own: writing never stops us. O_NONBLOCK: nor does Ctrl-S.
+        # O_NOCTTY: it must not become our controlling terminal. O_NONBLOCK: Ctrl-S must not block us.
         fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
         for _ in range(50):
             try:
                 os.write(fd, data)
                 break
             except BlockingIOError:
-                # the shell is writing its prompt at this very moment
+                # the shell is writing its prompt at this moment
                 time.sleep(0.01)
         os.close(fd)
 
 
 def printable(line: str) -> str:
-    """A line of a log without what could steer a terminal."""
+    """A line of a log without control characters, which could steer a terminal."""
     return "".join(c for c in line.replace("\t", " ") if c.isprintable()).strip()
 
 

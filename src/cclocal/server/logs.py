@@ -1,48 +1,43 @@
-"""The server's logs: one a session, the newest under a name that stays, the last five kept."""
+"""The servers' logs: one per session, a link to the newest, the last five kept."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from cclocal.errors import UsageError
-from cclocal.paths import Folders, make_folder
+from cclocal.paths import Env, make_folder
+from cclocal.server.registry import sessions
 
 KEPT = 5
 
 
-def new_log(folders: Folders, session_id: str) -> Path:
+def new_log(env: Env, session_id: str) -> Path:
     """An empty log for a session, readable by the user alone; `server.log` points at it."""
-    make_folder(folders.logs)
-    log = folders.log_of(session_id)
+    make_folder(env.folders.logs)
+    log = env.folders.log_of(session_id)
     os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-    fresh = folders.state / f".server.log.{session_id}"
-    fresh.symlink_to(log.relative_to(folders.state))
-    fresh.replace(folders.newest_log)
-    _forget_old(folders)
+    fresh = env.folders.state / f".server.log.{session_id}"
+    fresh.symlink_to(log.relative_to(env.folders.state))
+    fresh.replace(env.folders.newest_log)
+    in_use = {str(session.facts.get("log")) for session in sessions(env)}
+    for old in newest_first(env)[KEPT:]:
+        if str(old) not in in_use:
+            with contextlib.suppress(OSError):
+                old.unlink()
     return log
 
 
-def _forget_old(folders: Folders) -> None:
-    """Remove all but the newest logs; one that a running session still writes is among the newest or is kept."""
-    from cclocal.server.registry import sessions
-
-    in_use = {str(session.facts.get("log")) for session in sessions(folders)}
-    for log in newest_first(folders)[KEPT:]:
-        if str(log) not in in_use:
-            with contextlib.suppress(OSError):
-                log.unlink()
-
-
-def newest_first(folders: Folders) -> list[Path]:
+def newest_first(env: Env) -> list[Path]:
     """Every session's log."""
-    return sorted(folders.logs.glob("server-*.log"), key=_age_key, reverse=True)
+    return sorted(env.folders.logs.glob("server-*.log"), key=_age_key, reverse=True)
 
 
 def session_of(log: Path) -> str:
-    """The id of the session whose log it is."""
+    """The id of the session that a log belongs to."""
     return log.stem.removeprefix("server-")
 
 
@@ -54,16 +49,14 @@ def _age_key(log: Path) -> float:
         return 0.0
 
 
-def read(folders: Folders, *, follow: bool = False, poll_s: float = 0.2) -> Iterator[str]:
-    """The newest server log, piece by piece; with `follow` it goes on as the log grows, and with newer logs.
+def read(env: Env, *, follow: bool = False, poll_s: float = 0.2) -> Iterator[str]:
+    """The newest server log, piece by piece; with `follow` also what is added to it, and newer logs.
 
     Raises UsageError if there is none yet.
     """
-    import time
-
-    if not folders.newest_log.exists():
-        raise UsageError(f"There is no server log yet in {folders.state}.", hint="cclocal --tiny")
-    path = folders.newest_log.resolve()
+    if not env.folders.newest_log.exists():
+        raise UsageError(f"There is no server log yet in {env.folders.state}.", hint="cclocal --tiny")
+    path = env.folders.newest_log.resolve()
     file = path.open(encoding="utf-8", errors="replace")
     try:
         while True:
@@ -73,7 +66,7 @@ def read(folders: Folders, *, follow: bool = False, poll_s: float = 0.2) -> Iter
             if not follow:
                 return
             time.sleep(poll_s)
-            newest = folders.newest_log.resolve()
+            newest = env.folders.newest_log.resolve()
             if newest != path:
                 file.close()
                 path, file = newest, newest.open(encoding="utf-8", errors="replace")

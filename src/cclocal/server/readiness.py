@@ -1,4 +1,4 @@
-"""Is it our server, and can it answer? The checks between "started" and "an agent may rely on it"."""
+"""Whether a server is the one we started and can answer: the checks between its start and the agent's."""
 
 from __future__ import annotations
 
@@ -9,39 +9,42 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from cclocal import http
 from cclocal.command import Readiness
-from cclocal.errors import NotReadyError, PortError, ServerDiedError
-from cclocal.server.keeper import how_it_ended, printable
-from cclocal.server.start import Held
+from cclocal.errors import NotReadyError, PortError
+from cclocal.programs import last_line, last_lines
+from cclocal.server.start import Server
+from cclocal.wires import Wire
 
 if TYPE_CHECKING:
     import httpx
 
 T = TypeVar("T")
 
-#: How often a server that is not ready is asked again: often enough not to be felt, seldom enough not to be load.
+#: Seconds between two questions to a server that is not ready.
 POLL_S = 0.05
 _LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What the user sees while the server loads: the phase, the seconds, and what its own log says last."""
+    """What the user sees while the server loads: the phase, the seconds so far, the last line of its log."""
 
     phase: str
     seconds: float
     log_line: str
 
 
-class NotYet(Exception):  # noqa: N818 - no error, an answer: ask again
+class NotYet(Exception):  # noqa: N818 - an answer, no error: ask again
     """The server is not ready yet; the text is the phase."""
 
 
 def check_models(reply: httpx.Response, model: str) -> None:
-    """The answer of the models' list to the right key. Raises NotYet, or NotReadyError if it is not our server."""
+    """Judge the list of models, asked with the right key. Raises NotYet, or NotReadyError if it is not our server."""
     if reply.status_code in (502, 503, 504):
         raise NotYet("loading the model")
     if reply.status_code in (401, 403):
@@ -52,7 +55,7 @@ def check_models(reply: httpx.Response, model: str) -> None:
         ids = [entry["id"] for entry in reply.json()["data"]]
     except (ValueError, KeyError, TypeError):
         raise NotReadyError(
-            "Something answers on the session's port, but it is no model server.", cause=[reply.text[:200]]
+            "Another program answers on the session's port: it is no model server.", cause=[reply.text[:200]]
         ) from None
     # Ollama lists every name with its tag
     if not {model, f"{model}:latest"} & set(ids):
@@ -60,116 +63,109 @@ def check_models(reply: httpx.Response, model: str) -> None:
 
 
 def check_health(reply: httpx.Response) -> None:
-    """The answer of a server that tells of its model. Raises NotYet, or NotReadyError if it failed for good."""
+    """Judge a health report. Raises NotYet, or NotReadyError if the server failed for good."""
     try:
-        told = reply.json()
-        status, loaded = told["status"], told["model_loaded"]
+        report = reply.json()
+        status, loaded = report["status"], report["model_loaded"]
     except (ValueError, KeyError, TypeError):
         raise NotReadyError(
-            "Something answers on the session's port, but it is not the server that was started.",
+            "Another program answers on the session's port, not the server that was started.",
             cause=[reply.text[:200]],
         ) from None
     if status != "healthy":
-        raise NotReadyError(f"The server says that it is {status}.", cause=[reply.text[:200]])
+        raise NotReadyError(f"The server reports the status {status}.", cause=[reply.text[:200]])
     if loaded is not True:
         raise NotYet("loading the model")
 
 
 def check_wrong_key(reply: httpx.Response) -> None:
-    """The answer to a wrong key. Raises NotReadyError unless it is a refusal."""
+    """Judge the answer to a wrong key. Raises NotReadyError unless it is a refusal."""
     if reply.status_code not in (401, 403):
         raise NotReadyError(
-            f"The server lets anybody in: a wrong key was answered with {reply.status_code} instead of 401."
+            f"The server lets anybody in: it answered a wrong key with {reply.status_code} instead of 401."
         )
 
 
-def check_message(reply: httpx.Response) -> None:
-    """The answer to a 1-token message. Raises NotYet while the model loads, NotReadyError if it cannot answer."""
+def check_message(reply: httpx.Response, wire: Wire) -> None:
+    """Judge a message of one token. Raises NotYet while the model loads, NotReadyError if the server cannot answer."""
     if reply.status_code == 503:
         raise NotYet("loading the model")
     try:
         body = reply.json()
-        answered = reply.status_code == 200 and body["type"] == "message" and "content" in body
-    except (ValueError, KeyError, TypeError):
-        answered = False
-    if not answered:
+    except ValueError:
+        body = None
+    if not wire.is_reply(reply.status_code, body):
         raise NotReadyError(
-            f"The server is up but cannot answer a message (status {reply.status_code}).",
-            cause=[reply.text[:300]],
+            f"The server is up but cannot answer a message (status {reply.status_code}).", cause=[reply.text[:300]]
         )
 
 
 def wait_until_ready(
-    held: Held,
+    server: Server,
     readiness: Readiness,
+    wire: Wire,
     on_wait: Callable[[Waiting], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> float:
     """Return, with the seconds it took, when the server has shown everything in `readiness`.
 
-    Raises ServerDiedError with its last lines as soon as the child ends, NotReadyError if it answers wrongly or
-    gives no sign of life for `stall_s`, PortError if the socket is not the child's or is open to other machines.
+    Raises ServerDiedError with its last lines as soon as it ends, NotReadyError if it answers wrongly or gives no sign
+    of life for `stall_s`, PortError if the socket is not the server's or is open to other machines.
     """
     import httpx
 
     started = clock()
-    # one that only holds a model elsewhere works a little all the time
-    signs = SignsOfLife(held.server_pid, held.log, clock, computes=readiness.owns_socket)
+    # a program that only holds a model elsewhere uses a little CPU time all the time
+    signs = SignsOfLife(server.pid, server.log, clock, computes=readiness.owns_socket)
     endpoint = readiness.endpoint
-    ours = {"x-api-key": endpoint.key, "authorization": f"Bearer {endpoint.key}"}
     wrong = {"x-api-key": "wrong", "authorization": "Bearer wrong"}
     phase = "starting"
 
     def look() -> None:
-        """One look at how things are, between two questions to the server."""
-        check_alive(held)
-        on_wait(Waiting(phase, clock() - started, last_line(held.log)))
+        """Report and check the state between two questions to the server."""
+        server.check_alive()
+        on_wait(Waiting(phase, clock() - started, last_line(server.log)))
         if signs.idle_s() > readiness.stall_s:
             raise NotReadyError(
                 f"The server gave no sign of life for {readiness.stall_s:.0f} s while {phase}.",
-                cause=last_lines(held.log),
-                log=str(held.log),
+                cause=last_lines(server.log),
+                log=str(server.log),
             )
 
-    # trust_env=False: a proxy or a .netrc of the user's has no business here
-    with httpx.Client(base_url=endpoint.url, trust_env=False, timeout=2.0) as client:
+    with http.client(endpoint.url, endpoint.key, limit_s=2.0) as client:
+        ask = partial(client.post, wire.PATH, json=wire.one_token(endpoint.model), timeout=None)
         while True:
             try:
                 if readiness.owns_socket:
-                    # before any key is sent anywhere
-                    check_socket(held.server_pid, endpoint.port)
+                    # before any key is sent
+                    check_socket(server.pid, endpoint.port)
                 if readiness.health_path:
                     check_health(client.get(readiness.health_path))
-                check_models(client.get(readiness.models_path, headers=ours), endpoint.model)
+                check_models(client.get(readiness.models_path), endpoint.model)
                 if readiness.checks_key:
                     check_wrong_key(client.get(readiness.models_path, headers=wrong))
                 phase = "waiting for the first token"
-                check_message(_first_token(client, endpoint.model, ours, look))
+                # asked once: a server that computes may take long, one that hangs is noticed by `look`
+                check_message(patiently(ask, look), wire)
                 return clock() - started
             except NotYet as news:
                 phase = str(news)
             except httpx.TransportError:
-                # refused: not listening yet; slow: ask again; cut off: it is dying, which the next look tells
+                # not listening yet, slow, or ending: the next look shows it
                 pass
             look()
-            held.poll(POLL_S)
-
-
-def _first_token(client: httpx.Client, model: str, headers: dict[str, str], look: Callable[[], None]) -> httpx.Response:
-    """Ask for one token, once: a server that computes may take its time, one that hangs is told by `look`."""
-    body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
-    return patiently(lambda: client.post("/v1/messages", json=body, headers=headers, timeout=None), look)
+            server.poll(POLL_S)
 
 
 def patiently(ask: Callable[[], T], look: Callable[[], None]) -> T:
-    """The answer to a request that may take its time; meanwhile `look` looks how things are, and raises to end it."""
+    """The answer to a request that may take long. Meanwhile `look` is called again and again; it raises to give up."""
     answers: queue.SimpleQueue[T | Exception] = queue.SimpleQueue()
 
     def run() -> None:
         try:
             answers.put(ask())
         except Exception as error:
-            # also what happens to a request whose client was closed because nobody waits any more
+            # also of a request whose client was closed because nothing waits for it any more
             answers.put(error)
 
     threading.Thread(target=run, daemon=True).start()
@@ -185,7 +181,7 @@ def patiently(ask: Callable[[], T], look: Callable[[], None]) -> T:
 class SignsOfLife:
     """How long a process has neither written to its log nor used the processor."""
 
-    #: less CPU time than this between two looks is what an idle server's threads use
+    #: CPU seconds between two looks that an idle server's threads use
     NOISE_S = 0.02
 
     def __init__(self, pid: int, log: Path, clock: Callable[[], float], *, computes: bool = True) -> None:
@@ -216,18 +212,8 @@ def _cpu_s(pid: int) -> float:
     return total
 
 
-def check_alive(held: Held) -> None:
-    """Raises ServerDiedError, with its last lines, if the server has ended."""
-    code = held.poll()
-    if code is None:
-        return
-    raise ServerDiedError(
-        f"The server stopped while starting ({how_it_ended(code)}).", cause=last_lines(held.log), log=str(held.log)
-    )
-
-
 def check_socket(pid: int, port: int) -> None:
-    """The port must be listened on by our child, on this machine only. Raises NotYet or PortError."""
+    """Check that our child listens on the port, on this machine only. Raises NotYet or PortError."""
     import psutil
 
     try:
@@ -236,13 +222,13 @@ def check_socket(pid: int, port: int) -> None:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) != 0:
                     raise NotYet("starting")
-            # somebody listens; ours may have begun to since the first look
+            # ours may have begun to listen since the first look
             addresses = _listening(pid, port)
     except psutil.AccessDenied:
-        # a hardened system hides even our own child's sockets; the key check has to do
+        # a hardened system hides even our own child's sockets; the key check has to be enough
         return
     except psutil.Error:
-        # gone between two looks: the next one says so
+        # gone between two looks: the next one reports it
         raise NotYet("starting") from None
     if not addresses:
         raise PortError(f"Port {port} is answered by another program, not by the server that was started.")
@@ -264,33 +250,8 @@ def _listening(pid: int, port: int) -> list[str]:
     ]
 
 
-def last_lines(log: Path, count: int = 3) -> tuple[str, ...]:
-    """The last lines of a log that say something, the cause of a crash before whatever follows it."""
-    lines = [line for line in _tail(log) if line]
-    words = ("error", "exception", "failed", "abort", "cannot", "unable")
-    causes = [line for line in lines[-12:] if any(word in line.lower() for word in words)]
-    if causes:
-        # the first complaint is nearest to the cause, the last to the end
-        return tuple(dict.fromkeys((causes[0], causes[-1], lines[-1])))
-    return tuple(lines[-count:])
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log, or nothing."""
-    return next((line for line in reversed(_tail(log)) if line), "")
-
-
-def _tail(log: Path, size_bytes: int = 8192) -> list[str]:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - size_bytes))
-            return [printable(line) for line in file.read().decode("utf-8", "replace").splitlines()]
-    except OSError:
-        return []
-
-
 def holder_of(port: int) -> str:
-    """Who listens on a port, in words."""
+    """The program that listens on a port, in words."""
     import psutil
 
     try:

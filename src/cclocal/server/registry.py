@@ -1,4 +1,4 @@
-"""The sessions of this user, read from the folders their keepers made, and what to do with those nobody keeps."""
+"""The sessions of this user, read from the folders that their keepers made, and ending those that lost their keeper."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cclocal.paths import Folders, read_table
+from cclocal.paths import Env, read_table
 from cclocal.server.keeper import boot_id, machine_id, pid_namespace, start_of, strays
 
 #: A folder younger than this may belong to a keeper that has just started.
@@ -21,11 +21,15 @@ YOUNG_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class SessionState:
-    """What a keeper wrote about its session."""
+class SessionRecord:
+    """What a keeper wrote about its session; `facts` is empty if its state file cannot be read."""
 
     folder: Path
     facts: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
 
     @property
     def model(self) -> str:
@@ -47,7 +51,7 @@ class SessionState:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether somebody holds the lock on the file of that name."""
+    """Whether a process holds the lock on the file of that name."""
     while True:
         try:
             with path.open("rb") as file:
@@ -58,12 +62,12 @@ def _is_locked(path: Path) -> bool:
         except FileNotFoundError:
             return False
         except OSError:
-            # locked, or on a file system that knows no locks: then nothing is known, and nothing is ended
+            # locked; or on a file system without locks, where nothing is known and so nothing is ended
             return True
 
 
 def own_folder(parent: Path) -> Path:
-    """A folder of this process's in `parent`: its name says whose it is, so that a later start can clear it."""
+    """A folder of this process in `parent`. Its name identifies the process, so that a later start can clear it."""
     pid = os.getpid()
     return parent / f"{pid}-{start_of(pid)}"
 
@@ -76,13 +80,19 @@ def clear_abandoned(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def sessions(folders: Folders) -> list[SessionState]:
-    """Every session's folder, running or left behind; one without a state file that can be read has no facts."""
-    return [SessionState(folder, read_table(folder / "session.json")) for folder in sorted(folders.sessions.glob("*"))]
+def sessions(env: Env) -> list[SessionRecord]:
+    """Every session's folder, running or left behind."""
+    found = sorted(env.folders.sessions.glob("*"))
+    return [SessionRecord(folder, read_table(folder / "session.json")) for folder in found]
 
 
-def reclaim(folders: Folders) -> list[SessionState]:
-    """End what killed keepers left behind, and return the sessions that were reclaimed.
+def running(env: Env) -> list[SessionRecord]:
+    """The sessions whose keepers are there."""
+    return [session for session in sessions(env) if session.is_running]
+
+
+def end_abandoned(env: Env) -> list[SessionRecord]:
+    """End what killed keepers left behind. Returns those sessions.
 
     A session is over if its keeper no longer holds the lock on its state file, or if this machine was restarted since.
     A process is signalled only if its pid, its start time, the boot and the pid namespace are those its keeper wrote
@@ -91,25 +101,25 @@ def reclaim(folders: Folders) -> list[SessionState]:
     """
     boot = boot_id()
     done = []
-    for session in sessions(folders):
+    for session in sessions(env):
         if session.is_running:
             continue
         if not session.facts:
-            # its keeper is at work on it, or was killed at it: a minute tells
+            # its keeper is writing it, or was killed then: after a minute it was killed
             with contextlib.suppress(OSError):
                 if time.time() - session.folder.stat().st_mtime > YOUNG_S:
                     shutil.rmtree(session.folder, ignore_errors=True)
             continue
         if session.facts.get("boot") == boot:
             _end(session)
-        elif session.facts.get("machine") != machine_id():
+        elif session.facts.get("machine", machine_id()) != machine_id():
             continue
         shutil.rmtree(session.folder, ignore_errors=True)
         done.append(session)
     return done
 
 
-def _end(session: SessionState) -> None:
+def _end(session: SessionRecord) -> None:
     here = session.facts.get("pid_namespace", "") == pid_namespace()
     for number, grace_s in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
         if not here or not session.is_alive("server"):

@@ -1,4 +1,4 @@
-"""Start a server through its keeper, and become the agent."""
+"""Starts a server under its keeper, and replaces this process by the agent."""
 
 from __future__ import annotations
 
@@ -11,49 +11,64 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Command, SessionFile, Stop
+from cclocal.command import Binding, Command, SessionFile, Stop
 from cclocal.errors import AgentMissingError, ServerDiedError
+from cclocal.paths import Env
+from cclocal.programs import last_lines
 from cclocal.server import keeper
 
 LOG_CAP_BYTES = 16 * 2**20
 
 
 @dataclass(slots=True)
-class Held:
-    """A server in its keeper's hands, as long as the launcher is still the launcher."""
+class Server:
+    """Handle to a running server; valid until this process execs the agent."""
 
-    id: str
-    folder: Path
-    log: Path
+    binding: Binding
     control: socket.socket
     keeper_pid: int
-    server_pid: int = 0
-    server_exit: int | None = None
+    pid: int = 0
+    exit_status: int | None = None
     failure: str | None = None
     _buffer: bytes = field(default=b"", repr=False)
     _ended: bool = False
 
+    @property
+    def log(self) -> Path:
+        """Where the server writes."""
+        return Path(self.binding.log)
+
     def poll(self, timeout_s: float = 0.0) -> int | None:
         """The server's exit status if it ended, after waiting at most `timeout_s` for news of it.
 
-        Raises ServerDiedError if the keeper was killed, which takes the server with it.
+        Raises ServerDiedError if the keeper was killed, which ends the server too.
         """
-        while self.server_exit is None:
+        while self.exit_status is None:
             if self._ended:
-                raise ServerDiedError("The server's keeper was killed, and took the server with it.", log=str(self.log))
+                raise ServerDiedError("The server's keeper was killed, which ended the server.", log=str(self.log))
             if not select.select([self.control], [], [], timeout_s)[0]:
                 break
             self._read()
             timeout_s = 0.0
-        return self.server_exit
+        return self.exit_status
+
+    def check_alive(self) -> None:
+        """Raises ServerDiedError, with the last lines of its log, if the server has ended."""
+        code = self.poll()
+        if code is not None:
+            raise ServerDiedError(
+                f"The server stopped while starting ({keeper.how_it_ended(code)}).",
+                cause=last_lines(self.log),
+                log=str(self.log),
+            )
 
     def end(self) -> None:
-        """Have the server ended, and return when it is gone."""
+        """Stop the server, and return when it is gone."""
         with contextlib.suppress(OSError):
             self.control.send(b"end\n")
         while not self._ended:
@@ -73,88 +88,84 @@ class Held:
         *lines, self._buffer = (self._buffer + part).split(b"\n")
         for line in lines:
             news = json.loads(line)
-            self.server_pid = news.get("server", self.server_pid)
-            self.server_exit = news.get("server_exit", self.server_exit)
+            self.pid = news.get("server", self.pid)
+            self.exit_status = news.get("server_exit", self.exit_status)
             self.failure = news.get("failure", self.failure)
 
     def wait_for_start(self) -> None:
         """Return when the server's process exists. Raises ServerDiedError if the keeper cannot start it."""
-        while not self.server_pid and not self._ended:
+        while not self.pid and not self._ended:
             self._read()
-        if not self.server_pid:
-            raise ServerDiedError(f"The server could not be started: {self.failure or 'its keeper was killed'}.")
+        if not self.pid:
+            why = self.failure or "its keeper ended; the log has its last words"
+            raise ServerDiedError(
+                f"The server could not be started: {why}.", cause=last_lines(self.log), log=str(self.log)
+            )
 
 
-def ask(argv: Sequence[str], environ: Mapping[str, str], limit_s: float = 20.0) -> subprocess.CompletedProcess[str]:
-    """What a small program answers, run with a server's environment. Raises OSError or SubprocessError."""
-    command = Command(tuple(argv), keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES)
-    return subprocess.run(
-        list(argv),
-        env=command.environ(environ),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        stdin=subprocess.DEVNULL,
-        timeout=limit_s,
-        check=False,
+def new_binding(env: Env, port: int | None) -> Binding:
+    """Fresh values for one session: an id, a random key that is never the user's, a free port unless one is given."""
+    session_id = secrets.token_hex(4)
+    return Binding(
+        port=str(port or free_port()),
+        key=f"cclocal-{secrets.token_urlsafe(24)}",
+        folder=str(env.folders.sessions / session_id),
+        session_id=session_id,
+        log=str(env.folders.log_of(session_id)),
     )
 
 
-def new_session_id() -> str:
-    return secrets.token_hex(4)
-
-
-def new_key() -> str:
-    """A key for one session: random, url-safe, never the user's."""
-    return f"cclocal-{secrets.token_urlsafe(24)}"
-
-
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on at this moment."""
+    """A port of 127.0.0.1 that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def hold(
-    server: Command,
-    files: tuple[SessionFile, ...],
-    stop: Stop,
-    *,
-    session_id: str,
-    folder: Path,
-    log: Path,
-    about: Mapping[str, Any],
-    report: str,
-    draws: bool,
-    environ: Mapping[str, str],
-    held_open: int | None = None,
-) -> Held:
-    """Start a server in the hands of a keeper that ends it when this process ends, whatever this process becomes.
+@dataclass(frozen=True, slots=True)
+class ServerStart:
+    """What a keeper needs to know of a session.
 
-    `draws`: the agent will take over the terminal, which must be sane after it. `report` is what the keeper says if
-    the server died under the agent; {how} and {last} stand for the exit status and the log's last lines.
-    `held_open` is a descriptor that must stay open as long as the session does; it is the keeper's from now on.
+    about: goes into the state file. report: printed if the server dies while the agent runs; {how} and {last} stand for
+    the exit status and the last lines of the log. terminal_reset: written to the terminal after an agent that took it
+    over; empty for one that does not. held_open: a descriptor that must stay open as long as the session lasts.
     """
+
+    command: Command
+    files: tuple[SessionFile, ...]
+    stop: Stop
+    about: Mapping[str, Any]
+    report: str
+    terminal_reset: str = ""
+    held_open: int | None = None
+
+
+def start_server(start: ServerStart, binding: Binding, env: Env) -> Server:
+    """Start a server under a keeper that stops it when this pid exits, also after exec.
+
+    Raises ServerDiedError if it cannot be started.
+    """
+    environ, held_open = env.environ, start.held_open
     ours, theirs = socket.socketpair()
     session = {
         "launcher": os.getpid(),
-        "id": session_id,
-        "folder": str(folder),
-        "files": {f.name: f.content for f in files},
-        "argv": list(server.argv),
-        "env": server.environ(environ),
-        "log": str(log),
+        "id": binding.session_id,
+        "folder": binding.folder,
+        "files": {file.name: file.content for file in start.files},
+        "argv": list(start.command.argv),
+        "env": start.command.environ(environ),
+        "log": binding.log,
         "log_cap_bytes": LOG_CAP_BYTES,
-        "stop": [list(step) for step in stop.steps],
+        "stop": [list(step) for step in start.stop.steps],
         "shell": environ.get("CCLOCAL_TEST_SHELL", "/bin/sh"),
         "pdeathsig": environ.get("CCLOCAL_TEST_PDEATHSIG") != "0",
-        "tty": _terminal() if draws and environ.get("TERM") != "dumb" else None,
-        "about": dict(about),
-        "report": report,
+        "tty": _terminal() if start.terminal_reset and environ.get("TERM") != "dumb" else None,
+        "terminal_reset": start.terminal_reset,
+        "about": dict(start.about),
+        "report": start.report,
         "held_open": held_open,
     }
-    with theirs, log.open("ab") as out:
+    with theirs, Path(binding.log).open("ab") as out:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", keeper.__file__, str(theirs.fileno())],
             pass_fds=[theirs.fileno(), *((held_open,) if held_open is not None else ())],
@@ -169,26 +180,26 @@ def hold(
                 **{name: environ[name] for name in ("HOME", "LD_LIBRARY_PATH") if name in environ},
             },
         )
-    # the keeper outlives us as we are; whoever we become inherits it
+    # Not our child to reap: after exec it is the agent's. Keeps Popen from warning.
     process.returncode = 0
     ours.sendall(json.dumps(session).encode() + b"\n")
-    held = Held(session_id, folder, log, ours, process.pid)
-    held.wait_for_start()
-    return held
+    server = Server(binding, ours, process.pid)
+    server.wait_for_start()
+    return server
 
 
-def become(command: Command, environ: Mapping[str, str], held: Held | None = None) -> None:
+def exec_agent(command: Command, environ: Mapping[str, str], server: Server | None = None) -> NoReturn:
     """Replace this process by the agent: signals, exit status, job control and terminal are then its own.
 
-    Raises ServerDiedError if the keeper was killed in this very moment, AgentMissingError if the agent cannot run.
+    Raises ServerDiedError if the keeper was killed at this moment, AgentMissingError if the agent cannot run.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    if held:
+    if server:
         try:
-            held.control.send(b"exec\n")
+            server.control.send(b"exec\n")
         except OSError:
-            held.poll()
+            server.poll()
     # Python ignores these, and an ignored signal stays ignored through exec
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
@@ -200,7 +211,7 @@ def become(command: Command, environ: Mapping[str, str], held: Held | None = Non
 
 
 def _terminal() -> str | None:
-    """The terminal the agent will draw on, if both ends of it are one."""
+    """The terminal that the agent will draw on, if both ends of it are one."""
     if not (os.isatty(0) and os.isatty(1)):
         return None
     with contextlib.suppress(OSError):

@@ -1,11 +1,10 @@
-"""Raise what a Mac's GPU may wire, for as long as any session needs it, and put it back whatever is killed.
+"""Raises a Mac's GPU memory limit as long as any session needs it, and restores it whatever is killed.
 
-The kernel counts: every session's keeper (and its twin) holds the writing end of one FIFO. One process of root's set
-the new limit and reads that FIFO; when its last writer is gone, however it went, the read ends and the old limit is
-put back. So there is one question for a password, at the start, and none at the end. Only two whole numbers and
-literal paths reach root.
+The kernel counts: every session's keeper (and its twin) holds the writing end of one FIFO. One process of root sets the
+new limit and reads that FIFO; when the last writer is gone, the read ends and the process restores the old limit. So a
+password is asked for once, at the start. Only two whole numbers and literal paths reach root.
 
-What goes beyond that (root's process killed too) is noticed at the next start: `left_raised`.
+If root's process is killed too, the next start notices it: `left_raised`.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from cclocal.errors import CclocalError
-from cclocal.paths import Folders, make_folder, read_table, write_private
+from cclocal.paths import Env, make_folder, read_table, write_private
 from cclocal.server.keeper import boot_id
 
 NAME = "iogpu.wired_limit_mb"
-#: $0 = old, $1 = FIFO, $2 = new, $3 = sysctl. The holder goes on behind the back of sudo, which returns at once; it
-#: must outlive the terminal. After a restore the FIFO's other users find no reader, and raise anew. A launcher that
-#: dies before it holds anything must not leave it waiting for ever: after a while it is woken once.
+#: $0 = old, $1 = FIFO, $2 = new, $3 = sysctl. The holder stays in the background while sudo returns at once; it must
+#: outlive the terminal. After a restore other sessions find no reader on the FIFO, and raise again. If the launcher
+#: dies before it opens the FIFO, the holder is woken once after a while, so that it does not wait for ever.
 _HOLDER = f"""
 PATH=/usr/bin:/bin
 trap "" HUP INT QUIT TERM TSTP
@@ -40,7 +39,7 @@ trap "" HUP INT QUIT TERM TSTP
 ( cat "$1" >/dev/null; "$3" {NAME}="$0" ) </dev/null >/dev/null 2>&1 &
 ( sleep 5; [ -p "$1" ] && : <>"$1" ) </dev/null >/dev/null 2>&1 &
 """
-#: A holder that is gone needs no longer than this to show it.
+#: Seconds after which a holder that is ending no longer reads.
 _SETTLE_S = 0.05
 _READER_LIMIT_S = 5.0
 _RESTORE_LIMIT_S = 1.0
@@ -52,40 +51,40 @@ class DeniedError(CclocalError):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The programs of macOS that are used, by full path."""
+    """The programs of macOS that are used, by their full paths."""
 
     sysctl: str
     sudo: str
 
 
 def current_mib(tools: Tools) -> int:
-    """The limit now; 0 = the system's own share."""
+    """The limit now in MiB; 0 = the system's own share."""
     done = subprocess.run([tools.sysctl, "-n", NAME], capture_output=True, text=True, check=False)
     return int(done.stdout.strip() or 0) if done.stdout.strip().isdigit() else 0
 
 
 def raise_limit(
-    limit_mib: int, tools: Tools, folders: Folders, *, can_ask: bool, waiting: Callable[[], None] = lambda: None
+    limit_mib: int, tools: Tools, env: Env, *, can_ask: bool, waiting: Callable[[], None] = lambda: None
 ) -> int | None:
-    """Raise the limit and return the descriptor that holds it there; None if it is as high already by other means.
+    """Raise the limit. Returns the descriptor that keeps it raised; None if it is as high already by other means.
 
-    Raises DeniedError. The password is asked for by sudo itself, on the terminal; without one only a sudo that needs
-    none will do. `waiting` is called if another session is being asked at this moment.
+    Raises DeniedError. sudo itself asks for the password, on the terminal; without a terminal only a sudo that needs no
+    password works. `waiting` is called if another session is being asked at this moment.
     """
     try:
-        with _lock(folders, waiting):
-            return _raise(limit_mib, tools, folders, can_ask=can_ask)
+        with _lock(env, waiting):
+            return _raise(limit_mib, tools, env, can_ask=can_ask)
     except OSError as error:
         raise DeniedError(f"The wired limit was not raised: {error.strerror or error}.") from None
 
 
-def _raise(limit_mib: int, tools: Tools, folders: Folders, *, can_ask: bool) -> int | None:
-    fifo, path = folders.state / "wired.fifo", folders.state / "wired.json"
+def _raise(limit_mib: int, tools: Tools, env: Env, *, can_ask: bool) -> int | None:
+    fifo, path = env.folders.state / "wired.fifo", env.folders.state / "wired.json"
     if not fifo.is_fifo():
         fifo.unlink(missing_ok=True)
         os.mkfifo(fifo, 0o600)
     held = _join(fifo)
-    now, record = current_mib(tools), _record(folders)
+    now, record = current_mib(tools), _record(env)
     ours = _is_ours(record, now)
     if held is None and ours:
         now, ours = _after_a_restore(record, tools)
@@ -93,9 +92,9 @@ def _raise(limit_mib: int, tools: Tools, folders: Folders, *, can_ask: bool) -> 
         return held
     if held is None and not ours and now >= limit_mib:
         return None
-    # the first old value is the one to go back to, however often it was raised since
+    # the first old value is the one to restore, however often the limit was raised since
     old, new = int(record["old"] if ours else now), max(int(limit_mib), now)
-    # before it is done: whatever is killed then, the next start knows
+    # written first: whatever is killed after that, the next start knows of it
     write_private(path, json.dumps({"old": old, "new": new, "boot": boot_id()}))
     try:
         _start_holder(old, new, fifo, tools, can_ask=can_ask)
@@ -111,23 +110,24 @@ def _raise(limit_mib: int, tools: Tools, folders: Folders, *, can_ask: bool) -> 
         time.sleep(0.01)
     if held is None:
         raise DeniedError(
-            f"The wired limit is {limit_mib} MiB, but nothing holds it there.", hint=restore_line(old, tools)
+            f"The wired limit is {limit_mib} MiB, but nothing keeps it there.", hint=restore_line(old, tools)
         )
     return held
 
 
-def join(tools: Tools, folders: Folders) -> tuple[int | None, bool]:
-    """(what holds the limit that another session raised, whether it changed since it was read).
+def join(tools: Tools, env: Env) -> int | None:
+    """A descriptor that keeps the limit that another session raised; None if none did.
 
-    Everybody who plans on a raised limit must hold it: it would go with the session that raised it.
+    Every session that plans with a raised limit must hold it, because it ends with the sessions that do. A limit that
+    is being restored at this moment is waited for, so that a plan is made with the limit that stays.
     """
-    record = _record(folders)
+    record = _record(env)
     if not record:
-        return None, False
-    held = _join(folders.state / "wired.fifo")
-    if held is not None or not _is_ours(record, current_mib(tools)):
-        return held, False
-    return None, not _after_a_restore(record, tools)[1]
+        return None
+    held = _join(env.folders.state / "wired.fifo")
+    if held is None and _is_ours(record, current_mib(tools)):
+        _after_a_restore(record, tools)
+    return held
 
 
 def _is_ours(record: Mapping[str, Any], now_mib: int) -> bool:
@@ -135,7 +135,7 @@ def _is_ours(record: Mapping[str, Any], now_mib: int) -> bool:
 
 
 def _after_a_restore(record: Mapping[str, Any], tools: Tools) -> tuple[int, bool]:
-    """(the limit, whether it is still the raised one) once a session's end, if this is its moment, is dealt with."""
+    """(the limit, whether it is still the raised one), after waiting for a restore that may be going on."""
     deadline = time.monotonic() + _RESTORE_LIMIT_S
     while (now := current_mib(tools)) == record["new"] and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -151,7 +151,7 @@ def _start_holder(old: int, new: int, fifo: Path, tools: Tools, *, can_ask: bool
     try:
         status = sudo.wait()
     except KeyboardInterrupt:
-        # it got the same Ctrl-C, and is root's: there is nothing to kill, only to wait for
+        # it got the same Ctrl-C, and belongs to root: we cannot kill it, only wait
         with contextlib.suppress(subprocess.TimeoutExpired):
             sudo.wait(_READER_LIMIT_S)
         raise
@@ -160,13 +160,13 @@ def _start_holder(old: int, new: int, fifo: Path, tools: Tools, *, can_ask: bool
 
 
 def _join(fifo: Path) -> int | None:
-    """The writing end, if somebody reads who will go on reading."""
+    """The writing end of the FIFO, if a process reads it that will go on reading."""
     try:
         fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
         if not stat.S_ISFIFO(os.fstat(fd).st_mode):
             os.close(fd)
             return None
-        # a reader that has just seen the end of the last session is on its way out: then a second open fails
+        # a reader that has just seen the end of the last session is ending: then a second open fails
         time.sleep(_SETTLE_S)
         try:
             os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
@@ -181,9 +181,9 @@ def _join(fifo: Path) -> int | None:
 
 
 @contextmanager
-def _lock(folders: Folders, waiting: Callable[[], None]) -> Iterator[None]:
-    make_folder(folders.state)
-    with (folders.state / "wired.lock").open("w") as lock:
+def _lock(env: Env, waiting: Callable[[], None]) -> Iterator[None]:
+    make_folder(env.folders.state)
+    with (env.folders.state / "wired.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -192,33 +192,33 @@ def _lock(folders: Folders, waiting: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def _record(folders: Folders) -> Mapping[str, Any]:
-    found = read_table(folders.state / "wired.json")
+def _record(env: Env) -> Mapping[str, Any]:
+    found = read_table(env.folders.state / "wired.json")
     return found if all(isinstance(found.get(key), int) for key in ("old", "new")) else {}
 
 
-def left_raised(tools: Tools, folders: Folders) -> str | None:
-    """The line that puts the limit back, if everything that should have done so is gone; forgets what is past."""
-    record = _record(folders)
+def left_raised(tools: Tools, env: Env) -> str | None:
+    """The command that restores the limit, if everything that should have done so is gone; else None."""
+    record = _record(env)
     if not record:
         return None
-    with (folders.state / "wired.lock").open("w") as lock:
+    with (env.folders.state / "wired.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            # somebody is raising it at this moment
+            # another session is raising it at this moment
             return None
-        held = _join(folders.state / "wired.fifo")
+        held = _join(env.folders.state / "wired.fifo")
         if held is not None:
             os.close(held)
             return None
         if not _is_ours(record, current_mib(tools)) or not _after_a_restore(record, tools)[1]:
-            # after a restart the system's own limit counts again; and another value is somebody else's wish
-            (folders.state / "wired.json").unlink(missing_ok=True)
+            # after a restart the system's own limit counts again; another value was set by somebody else
+            (env.folders.state / "wired.json").unlink(missing_ok=True)
             return None
     return restore_line(record["old"], tools)
 
 
 def restore_line(old_mib: int, tools: Tools) -> str:
-    """What to type to put the limit back."""
+    """The command that restores the limit."""
     return f"sudo {tools.sysctl} {NAME}={old_mib}"

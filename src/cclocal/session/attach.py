@@ -1,76 +1,77 @@
-"""Claude Code on a server that is already there: one of our own `--server`, or anybody's. It is never stopped."""
+"""The story of attaching: an agent on a server that runs already, one of our own `--server` or any other. The server is
+never stopped.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from cclocal.agents import AGENTS, Session
-from cclocal.agents.claude.spec import least_context_tokens
-from cclocal.command import SESSION, Endpoint
+from cclocal import http
+from cclocal.agents import Agent
+from cclocal.agents.session import AgentSession
+from cclocal.backends import BACKENDS
+from cclocal.command import Binding, Endpoint
 from cclocal.discovery.look import look_around
 from cclocal.errors import NotReadyError, ServerDiedError, UsageError
 from cclocal.facts import Facts
-from cclocal.paths import Folders, write_private
-from cclocal.planning.plan import check_agent
+from cclocal.paths import Env, read_table, write_private
+from cclocal.planning.choose import check_agent, choose_agent
 from cclocal.server.readiness import NotYet, check_models
-from cclocal.server.registry import SessionState, clear_abandoned, own_folder, sessions
+from cclocal.server.registry import SessionRecord, clear_abandoned, own_folder, running
 from cclocal.server.remote import check_url, look
-from cclocal.server.start import become
-from cclocal.session.launch import ENDPOINT, in_the_way, say_set_aside
+from cclocal.server.start import exec_agent
+from cclocal.session.serve import ENDPOINT, lay_out_config
 from cclocal.settings import Settings
-from cclocal.ui import console as ui
+from cclocal.ui.console import busy, say
+from cclocal.wires import WIRES
 
-#: The reply's length where nobody says otherwise.
+#: The longest reply if none is given.
 _OUT_TOKENS = 8192
 
 
-def attach(
-    port: int, settings: Settings, folders: Folders, environ: Mapping[str, str], address: str | None = None
-) -> None:
-    """Become the agent on what answers at a port of this machine. Returns only by raising."""
-    held = _held(folders)
-    session = _chosen([session for session in held if session.port == str(port)], settings.model)
-    if session is None:
-        try:
-            _attach_foreign(address or f"http://127.0.0.1:{port}", "", settings, folders, environ)
-        except NotReadyError as error:
-            error.hint = error.hint or (f"cclocal attach {held[0].port}" if held else None)
-            raise
-        return
-    told = json.loads((session.folder / ENDPOINT).read_text("utf-8"))
-    _wait_for(session, told)
-    if settings.model and settings.model not in (told["model"], session.model):
-        raise UsageError(f"The server on {port} has {session.model}, not {settings.model}.")
-    if settings.ctx and settings.ctx > told["context_tokens"]:
-        raise UsageError(f"--ctx {settings.ctx:,} is more than the {told['context_tokens']:,} tokens it serves.")
-    wanted = Session(
-        Endpoint(told["url"], told["key"], told["model"]),
-        settings.ctx or told["context_tokens"],
-        settings.out_tokens or told["out_tokens"],
-        tuple(told["passed"]),
-        settings.agent_args,
-        bool(told.get("tools", True)) and not settings.no_tools,
-        bool(told.get("lean")) if settings.lean is None else settings.lean,
-        str(session.facts.get("log", "")),
-    )
-    # inside the server's session, with which it goes
-    _become(wanted, session.folder / f"attached-{os.getpid()}", _with_agent(folders, environ))
+def attach(port: int, settings: Settings, env: Env, address: str | None = None) -> NoReturn:
+    """Become the agent on the server at a port of this machine."""
+    servers = _servers(env)
+    record = _chosen([server for server in servers if server.port == str(port)], settings.model)
+    if record:
+        _attach_ours(record, settings, env)
+    try:
+        _attach_other(address or f"http://127.0.0.1:{port}", "", settings, env)
+    except NotReadyError as error:
+        error.hint = error.hint or (f"cclocal attach {servers[0].port}" if servers else None)
+        raise
 
 
-def _held(folders: Folders) -> list[SessionState]:
+def attach_url(settings: Settings, env: Env) -> NoReturn:
+    """Become the agent on the server at `settings.url`. Raises UsageError for a wrong address or a missing key."""
+    address = check_url(settings.url or "", insecure=settings.insecure_http)
+    key_env = settings.key_env
+    if key_env and not env.environ.get(key_env):
+        raise UsageError(f"--key-env {key_env}: there is no such variable, or it is empty.")
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    if not key_env and host in ("127.0.0.1", "localhost"):
+        # it may be one of our own, whose key is known
+        attach(int(port), settings, env, address)
+    _attach_other(address, env.environ[key_env] if key_env else "", settings, env)
+
+
+def port_of(word: str, env: Env) -> int | None:
+    """The port on which another terminal serves a model already."""
+    return next((int(server.port) for server in _servers(env) if server.model == word), None)
+
+
+def _servers(env: Env) -> list[SessionRecord]:
     """The servers that `--server` holds in other terminals."""
-    running = [session for session in sessions(folders) if session.is_running]
-    return [session for session in running if (session.folder / ENDPOINT).exists()]
+    return [session for session in running(env) if (session.folder / ENDPOINT).exists()]
 
 
-def _chosen(there: list[SessionState], model: str | None) -> SessionState | None:
-    """The session that is meant: an Ollama that runs already may hold several. Raises UsageError if it is not clear."""
+def _chosen(there: list[SessionRecord], model: str | None) -> SessionRecord | None:
+    """The session that is meant: one running Ollama may hold several. Raises UsageError if that is not clear."""
     named = [session for session in there if session.model == model] or there
     if len({session.model for session in named}) > 1:
         models = ", ".join(session.model for session in there)
@@ -78,101 +79,109 @@ def _chosen(there: list[SessionState], model: str | None) -> SessionState | None
     return next(iter(named), None)
 
 
-def port_of(model_id: str, folders: Folders) -> int | None:
-    """The port on which another terminal serves a model already."""
-    return next((int(session.port) for session in _held(folders) if session.model == model_id), None)
+def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoReturn:
+    """On a server of ours: it recorded its window, its key and what it passes to the agent."""
+    served = read_table(record.folder / ENDPOINT)
+    settings = replace(settings, agent=settings.agent or served.get("agent"))
+    _wait_for(record, served)
+    if settings.model and settings.model not in (served["model"], record.model):
+        raise UsageError(f"The server on {record.port} has {record.model}, not {settings.model}.")
+    if settings.ctx and settings.ctx > served["context_tokens"]:
+        raise UsageError(f"--ctx {settings.ctx:,} is more than the {served['context_tokens']:,} tokens it serves.")
+    agent, facts = _agent(settings, env)
+    backend = BACKENDS.get(str(record.facts.get("backend")))
+    session = replace(
+        _session(agent, settings, facts, settings.ctx or served["context_tokens"]),
+        out_tokens=settings.out_tokens or served["out_tokens"],
+        passed=tuple(dict.fromkeys((*served["passed"], *settings.pass_env))),
+        tools=bool(served.get("tools", True)) and not settings.no_tools,
+        lean=bool(served.get("lean")) if settings.lean is None else settings.lean,
+        log_reader=backend.LOG_READER if backend else "",
+    )
+    # inside the server's session, with which it is removed
+    folder = record.folder / f"attached-{os.getpid()}"
+    endpoint = Endpoint(served["url"], served["key"], served["model"])
+    _become(agent, session, endpoint, folder, str(record.facts.get("log", "")), env)
 
 
-def _wait_for(session: SessionState, told: Mapping[str, Any]) -> None:
-    """Return when a server of ours that is still loading answers. Raises ServerDiedError if it ends instead."""
+def _wait_for(record: SessionRecord, served: Mapping[str, Any]) -> None:
+    """Return when a server of ours that may still be loading answers. Raises ServerDiedError if it ends instead."""
     import httpx
 
-    headers = {"authorization": f"Bearer {told['key']}", "x-api-key": told["key"]}
-    with ui.busy(f"{session.model}: loading in the other terminal"), httpx.Client(trust_env=False) as client:
-        while session.is_running and session.is_alive("server"):
-            with contextlib.suppress(httpx.TransportError, NotYet):
-                check_models(client.get(f"{told['url']}/v1/models", headers=headers), told["model"])
+    with (
+        busy(f"{record.model}: loading in the other terminal"),
+        http.client(served["url"], served["key"], limit_s=5.0) as client,
+    ):
+        while record.is_running and record.is_alive("server"):
+            try:
+                check_models(client.get("/v1/models"), served["model"])
                 return
-            time.sleep(0.1)
+            except (httpx.TransportError, NotYet):
+                time.sleep(0.1)
     raise ServerDiedError("The server in the other terminal has ended.", hint="cclocal --server")
 
 
-def attach_url(
-    url: str,
-    key_env: str | None,
-    settings: Settings,
-    folders: Folders,
-    environ: Mapping[str, str],
-    *,
-    insecure: bool = False,
-) -> None:
-    """Become the agent on a server by its address. Returns only by raising."""
-    address = check_url(url, insecure=insecure)
-    if key_env and not environ.get(key_env):
-        raise UsageError(f"--key-env {key_env}: there is no such variable, or it is empty.")
-    host, _, port = address.removeprefix("http://").rpartition(":")
-    if not key_env and host in ("127.0.0.1", "localhost"):
-        # it may be one of our own, whose key we know
-        attach(int(port), settings, folders, environ, address)
-    _attach_foreign(address, environ[key_env] if key_env else "", settings, folders, environ)
-
-
-def _attach_foreign(address: str, key: str, settings: Settings, folders: Folders, environ: Mapping[str, str]) -> None:
-    # before anybody is asked to compute anything
-    facts = _with_agent(folders, environ)
-    with ui.busy(f"Asking {address} what it is"):
-        found = look(address, key, settings.model)
+def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoReturn:
+    """On a server that cclocal did not start: it is asked for its models and its window."""
+    # before the server has to compute anything
+    agent, facts = _agent(settings, env)
+    with busy(f"Asking {address} what it is"):
+        found = look(address, key, WIRES[agent.WIRE], settings.model)
     context = _context(address, found.context_tokens, settings)
-    out = settings.out_tokens or _OUT_TOKENS
-    if context < least_context_tokens(out):
+    session = _session(agent, settings, facts, context)
+    least = agent.window(context, session.out_tokens).least_tokens
+    if context < least:
         raise UsageError(
-            f"{found.model} at {address} has a window of {context:,} tokens; the agent needs "
-            f"{least_context_tokens(out):,} for replies of {out:,}. Started with less, it would forget without a word.",
+            f"{found.model} at {address} has a window of {context:,} tokens; the agent needs {least:,} for replies of "
+            f"{session.out_tokens:,}. With less it would silently forget.",
             hint="start that server with a larger context, or a smaller --out-tokens here",
         )
-    ui.say(f"{found.model} on {found.kind} at {address}, a window of {context:,} tokens.")
-    # a server without keys takes any
-    endpoint = Endpoint(address, key or "none-needed", found.model)
-    wanted = Session(
-        endpoint, context, out, settings.pass_env, settings.agent_args, not settings.no_tools, bool(settings.lean)
-    )
-    # there is no keeper where there is no server of ours
-    attached = folders.state / "attached"
+    say(f"{found.model} on {found.kind} at {address}, a window of {context:,} tokens.")
+    # there is no session folder without a server of ours; exec keeps the process that this one is named after
+    attached = env.folders.state / "attached"
     clear_abandoned(attached)
-    # exec keeps the process it is named after
-    _become(wanted, own_folder(attached), facts)
+    # a server without keys accepts any
+    endpoint = Endpoint(address, key or "none-needed", found.model)
+    _become(agent, session, endpoint, own_folder(attached), "", env)
 
 
 def _context(address: str, served: int | None, settings: Settings) -> int:
-    """The window to go by: the server's own, or less if that is wished."""
+    """The window to use: the server's own, or less if that is asked for."""
     if served is None and settings.ctx is None:
-        raise UsageError(
-            f"{address} does not tell how large its window is.", hint="--ctx TOKENS, as that server was started"
-        )
+        raise UsageError(f"{address} does not report its window.", hint="--ctx TOKENS, as that server was started")
     if served and settings.ctx and settings.ctx > served:
         raise UsageError(f"--ctx {settings.ctx:,} is more than the {served:,} tokens that {address} serves.")
     return settings.ctx or served or 0
 
 
-def _with_agent(folders: Folders, environ: Mapping[str, str]) -> Facts:
-    """The folder we are in and its agent. Raises AgentMissingError (35) if there is none to become."""
-    try:
-        facts = look_around(folders, environ)
-    except OSError as error:
-        raise in_the_way(error, folders) from None
-    check_agent(AGENTS["claude"], facts)
-    return facts
+def _agent(settings: Settings, env: Env) -> tuple[Agent, Facts]:
+    """The agent, and the folder it would work in. Raises AgentMissingError (35) if it is not there."""
+    agent, facts = choose_agent(settings), look_around(env, settings)
+    check_agent(agent, facts)
+    return agent, facts
 
 
-def _become(wanted: Session, folder: Path, facts: Facts) -> None:
-    try:
-        agent = AGENTS["claude"]
-        for note in agent.notes(facts, wanted):
-            ui.say(note, "yellow")
-        say_set_aside(agent.home(facts))
-        command, files = agent.command(facts, wanted)
-        for file in files:
-            write_private(folder / file.name, file.content)
-    except OSError as error:
-        raise in_the_way(error, facts.folders) from None
-    become(command.bind({SESSION: str(folder)}), facts.environ)
+def _session(agent: Agent, settings: Settings, facts: Facts, context_tokens: int) -> AgentSession:
+    return AgentSession(
+        found=facts.agent,
+        context_tokens=context_tokens,
+        out_tokens=settings.out_tokens or _OUT_TOKENS,
+        cwd=facts.cwd,
+        home=facts.env.folders.agent_home(agent.NAME),
+        git_root=facts.git_root,
+        passed=settings.pass_env,
+        arguments=settings.agent_args,
+        tools=not settings.no_tools,
+        lean=bool(settings.lean),
+    )
+
+
+def _become(agent: Agent, session: AgentSession, endpoint: Endpoint, folder: Path, log: str, env: Env) -> NoReturn:
+    for note in agent.notes(session):
+        say(note, "yellow")
+    lay_out_config(agent.config_dir(session))
+    binding = Binding(port="", key=endpoint.key, folder=str(folder), session_id="", log=log)
+    command, files = agent.command(session, endpoint, binding)
+    for file in files:
+        write_private(folder / file.name, file.content)
+    exec_agent(command, env.environ)

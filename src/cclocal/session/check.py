@@ -1,34 +1,101 @@
-"""`cclocal check`: start a model as a launch would, drive it, have the real agent write a real file, and say so."""
+"""The story of a check: serve as a launch would, try what the agent needs, have the real agent write a real file."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
-from cclocal.checks import results as proofs
-from cclocal.checks.rows import Row, can_work, prove
+from cclocal.agents import AGENTS
+from cclocal.checks import results, rows
+from cclocal.checks.rows import CheckRow, can_work
+from cclocal.command import Command
 from cclocal.errors import FolderError, ServerDiedError
-from cclocal.paths import Folders
-from cclocal.planning.plan import Plan, proof_key
-from cclocal.server.readiness import last_lines
-from cclocal.session.launch import Replan, serve
-from cclocal.ui import console as ui
+from cclocal.models.catalog import Catalog
+from cclocal.paths import Env
+from cclocal.planning.choose import choose_agent
+from cclocal.planning.plan import Plan
+from cclocal.programs import last_lines
+from cclocal.session.launch import serve
+from cclocal.settings import Settings
+from cclocal.ui.console import output
+from cclocal.wires import WIRES
 
 FILE, CONTENT = "proof.txt", "it works on this machine"
 PROMPT = f"Create the file {FILE} with content: {CONTENT}"
-#: A large model on a processor takes its time over Claude Code's prompt.
+#: Seconds for the agent's own row: a large model on a processor is slow at a long prompt.
 _AGENT_LIMIT_S = 3600.0
 _STYLES = {"pass": "green", "fail": "red", "not exercised": "yellow"}
 
 
-def check(planner: Callable[[], Replan], folders: Folders, environ: Mapping[str, str], *, as_json: bool) -> bool:
-    """Whether the agent can work with this model, with the reasons on the screen."""
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a check showed, and on what."""
+
+    plan: Plan
+    rows: tuple[CheckRow, ...]
+
+    @property
+    def works(self) -> bool:
+        """Whether the agent can work with this model."""
+        return can_work(self.rows)
+
+    def as_json(self) -> dict[str, Any]:
+        engine = self.plan.engine
+        return {
+            "model": self.plan.model.id,
+            "backend": self.plan.variant.backend,
+            "engine": f"{engine.form} {engine.version}",
+            **_about(self.plan),
+            "works": self.works,
+            "rows": [row.as_json() for row in self.rows],
+        }
+
+
+def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> Report:
+    """Whether the agent can work with a model; the result is remembered. `show`: each row as soon as it is known."""
+    agent = choose_agent(settings)
+    # an empty cache, no question: what is checked is a start as anybody's first
+    settings = replace(settings, agent_args=agent.ask_once(PROMPT), cold=True, yes=True)
+    with _in_a_folder_of_its_own():
+        plan, server = serve(settings, catalog, env)
+        found: list[CheckRow] = []
+        try:
+            endpoint = plan.endpoint(server.binding)
+            for row in rows.run(endpoint, WIRES[agent.WIRE], agent.TITLE, plan.slot_tokens):
+                found.append(row)
+                _show(row, show=show)
+                if server.poll() is not None:
+                    raise ServerDiedError(
+                        "The server stopped during the check.", cause=last_lines(server.log), log=str(server.log)
+                    )
+            found.append(_agent_row(plan, plan.agent_command(server.binding)[0], env.environ))
+            _show(found[-1], show=show)
+        finally:
+            server.end()
+    results.keep(plan.result_key, found, env, _about(plan))
+    return Report(plan, tuple(found))
+
+
+def _about(plan: Plan) -> dict[str, Any]:
+    """What was served: another context or KV cache type is another thing."""
+    return {
+        "agent": plan.agent,
+        "context_tokens": plan.context_tokens,
+        "kv_type": plan.variant.kv_type,
+        "lean": plan.session.lean,
+    }
+
+
+@contextmanager
+def _in_a_folder_of_its_own() -> Iterator[None]:
     try:
         before = Path.cwd()
     except FileNotFoundError:
@@ -36,64 +103,26 @@ def check(planner: Callable[[], Replan], folders: Folders, environ: Mapping[str,
     with tempfile.TemporaryDirectory(prefix="cclocal-check-") as folder:
         os.chdir(folder)
         try:
-            replan = planner()
-            plan, rows = _driven(replan({}, {}), replan, folders, environ, show=not as_json)
+            yield
         finally:
             os.chdir(before)
-    proofs.keep(proof_key(plan.model, plan.variant, plan.backend, plan.engine, lean=plan.lean), rows, folders)
-    works = can_work(rows)
-    if as_json:
-        told = {
-            "model": plan.model.id,
-            "backend": plan.backend,
-            "engine": f"{plan.engine.form} {plan.engine.version}",
-            "works": works,
-            "rows": [row.as_json() for row in rows],
-        }
-        print(json.dumps(told, indent=2, ensure_ascii=False))
-    else:
-        verdict = "can drive the agent." if works else "cannot be relied on: see what failed."
-        ui.output().print(Text(f"\n{plan.model.name} on {plan.backend} {verdict}", style="bold"))
-    return works
 
 
-def _driven(
-    plan: Plan, replan: Replan, folders: Folders, environ: Mapping[str, str], *, show: bool
-) -> tuple[Plan, list[Row]]:
-    bound, held = serve(plan, replan, folders, environ)
-    rows: list[Row] = []
-    try:
-        for row in prove(bound.readiness.endpoint, bound.window_tokens):
-            rows.append(row)
-            _show(row, show=show)
-            if held.poll() is not None:
-                raise ServerDiedError(
-                    "The server stopped in the middle of it.", cause=last_lines(held.log), log=str(held.log)
-                )
-        rows.append(_agent_row(bound, environ))
-        _show(rows[-1], show=show)
-    finally:
-        held.end()
-    return bound, rows
-
-
-def _show(row: Row, *, show: bool) -> None:
-    """One line as soon as it is known: some take minutes."""
+def _show(row: CheckRow, *, show: bool) -> None:
     if not show:
         return
-    screen = ui.output()
+    screen = output()
     screen.print(Text.assemble((f"{row.status:<15}", _STYLES[row.status]), (row.name, "bold")))
     if row.status != "pass":
         screen.print(Text(f"{'':15}{row.meaning}\n{'':15}{row.detail}", style="dim"))
 
 
-def _agent_row(bound: Plan, environ: Mapping[str, str]) -> Row:
-    """The agent itself, on a file of its own: judged by the file, not by what it says."""
-    name = "The real agent writes a real file"
+def _agent_row(plan: Plan, command: Command, environ: Mapping[str, str]) -> CheckRow:
+    """The agent itself: judged by the file that it was asked to write, not by what it says."""
     try:
         done = subprocess.run(
-            list(bound.session.argv),
-            env=bound.session.environ(environ),
+            list(command.argv),
+            env=command.environ(environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -104,7 +133,7 @@ def _agent_row(bound: Plan, environ: Mapping[str, str]) -> Row:
         said = (done.stdout + done.stderr).strip().splitlines()[-1:] or [f"exit {done.returncode}"]
     except (OSError, subprocess.SubprocessError) as error:
         said = [str(error)]
-    path = Path(FILE)
-    good = path.is_file() and path.read_text("utf-8", "replace").strip() == CONTENT
-    meaning = "Claude Code works with it." if good else "Claude Code does not work with it."
-    return Row(name, "pass" if good else "fail", said[0][:120], meaning, needed=True)
+    path, title = Path(FILE), AGENTS[plan.agent].TITLE
+    is_good = path.is_file() and path.read_text("utf-8", "replace").strip() == CONTENT
+    meaning = f"{title} works with it." if is_good else f"{title} does not work with it."
+    return CheckRow("The real agent writes a real file", "pass" if is_good else "fail", said[0][:120], meaning, True)

@@ -1,213 +1,240 @@
-"""What is done without a session: the menu, listing what is on disk, removing it, fetching ahead."""
+"""What is done without a session: the menu, the list of what is on disk, removing from it."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Mapping, Sequence, Set
+import os
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
-from cclocal.checks import results as proofs
+from cclocal.backends import BACKENDS, runtime_of
+from cclocal.checks import results
 from cclocal.errors import UsageError
 from cclocal.memory.fit import Fit
-from cclocal.models import hub
+from cclocal.models import hub_cache, tags
 from cclocal.models.catalog import Catalog, Model, Variant
-from cclocal.models.headers import local_tag
-from cclocal.models.storage import WARM, Stored, check_removable, choose, free_bytes, remove, stored
-from cclocal.paths import Folders
-from cclocal.planning.plan import is_lean, proof_name
-from cclocal.session.plan import Wishes, plan_catalog, plan_one
-from cclocal.ui import console as ui
-from cclocal.ui import memory_view as memory_ui
-from cclocal.ui import menu as picker
+from cclocal.models.resolve import sources
+from cclocal.models.storage import SAVED_PROMPTS, Stored, free_bytes, users_of
+from cclocal.models.storage import stored as stored_outside_backends
+from cclocal.paths import Env
+from cclocal.server.registry import running
+from cclocal.session.plan import OtherMachine, plan_catalog, plan_one
+from cclocal.settings import Settings
+from cclocal.ui import memory_view, menu, tables
+from cclocal.ui.console import busy, can_ask, confirm, console, say
+from cclocal.units import file_size
 
-_DAY_S = 86400
 TITLE = "cclocal: which model?    ● on disk  ○ not yet"
 
 
 # -- the menu ---------------------------------------------------------------------------------------------------
 
 
-def menu(shelf: Catalog, folders: Folders, environ: Mapping[str, str], backend: str | None = None) -> str:
-    """Ask which model, of what `backend` serves if one was asked for.
-
-    Raises UsageError off a terminal, KeyboardInterrupt if the user quits.
-    """
-    if not ui.can_ask() or environ.get("TERM") in ("dumb", None):
-        return ui.pick(shelf)
+def choose(catalog: Catalog, settings: Settings, env: Env) -> str:
+    """Ask which model. Raises UsageError where there is no terminal for a menu, KeyboardInterrupt if the user quits."""
+    if not can_ask() or env.environ.get("TERM") in ("dumb", None):
+        raise UsageError(
+            f"Which model? There is {'no terminal to ask on' if not can_ask() else 'no menu on this terminal'}.",
+            hint=f"cclocal --{catalog.default}    or --model NAME; cclocal --list-models shows them",
+        )
+    here = OtherMachine()
     while True:
-        rows = _rows(shelf, Wishes(backend=backend), folders, environ)
-        action, id_ = picker.pick(rows, TITLE)
+        plans = {row.id: row for row in plan_catalog(catalog, settings, here, env)}
+        on_disk = {id_ for id_, row in plans.items() if row.variant and _is_here(row.variant, env)}
+        action, id_ = menu.pick(menu_rows(catalog, plans, on_disk, results.known(env)), TITLE)
         if action == "start":
             return id_
         if action == "manage":
-            manage(shelf, folders, environ)
+            manage(catalog, env)
         if action == "list":
-            show_stored(shelf, folders, environ, as_json=False)
+            show_stored(catalog, env, as_json=False)
             _wait()
         if action == "plan" and id_:
-            memory_ui.show_one(plan_one(shelf, id_, Wishes(backend=backend), folders, environ), as_json=False)
+            memory_view.show_one(plan_one(catalog, id_, settings, here, env), as_json=False)
             _wait()
 
 
 def _wait() -> None:
-    ui.console().input("\n[dim]Enter goes back to the menu[/] ")
-
-
-def _rows(shelf: Catalog, wishes: Wishes, folders: Folders, environ: Mapping[str, str]) -> list[picker.Row]:
-    plans = {row.id: row for row in plan_catalog(shelf, wishes, folders, environ)}
-    here = {id_ for id_, row in plans.items() if row.variant and _is_here(row.variant, folders, environ)}
-    return menu_rows(shelf, plans, here, proofs.known(folders))
+    console().input("\n[dim]Enter goes back to the menu[/] ")
 
 
 def menu_rows(
-    shelf: Catalog, plans: Mapping[str, memory_ui.Row], here: Set[str], proven: Mapping[str, dict[str, Any]]
-) -> list[picker.Row]:
-    """The menu: every model by its plan, and which are `here` by their ids."""
-    best = recommended(shelf, {id_: row.fit for id_, row in plans.items()})
+    catalog: Catalog, plans: Mapping[str, memory_view.FitRow], here: Set[str], known: Mapping[str, dict[str, Any]]
+) -> list[menu.MenuRow]:
+    """The rows of the menu: every model by its plan. `here`: the ids of those on disk; `known`: results of checks."""
+    best = recommended(catalog, {id_: row.fit for id_, row in plans.items()})
     rows = []
-    for model in shelf.models.values():
+    for model in catalog.models.values():
         plan = plans.get(model.id)
         variant, fit = (plan and plan.variant) or model.variants[0], plan and plan.fit
-        note = f"{_badge(model, variant, proven)}{'recommended here: ' if model.id == best else ''}{model.note}"
-        size = "built here" if variant.builtin else ui.human_size(variant.size_bytes)
+        note = f"{_badge(model, variant, known)}{'recommended here: ' if model.id == best else ''}{model.note}"
+        size = "built here" if variant.builtin else file_size(variant.size_bytes)
         verdict = fit.verdict if fit else "unknown"
         mark = "●" if model.id in here else "○"
-        rows.append(picker.Row(model.id, model.name, mark, size, variant.backend, verdict, note))
+        rows.append(menu.MenuRow(model.id, model.name, mark, size, variant.backend, verdict, note))
     return sorted(rows, key=lambda row: row.id != best)
 
 
-def _is_here(variant: Variant, folders: Folders, environ: Mapping[str, str]) -> bool:
+def _is_here(variant: Variant, env: Env) -> bool:
     """Whether every file that a start would use is on this disk."""
     if variant.builtin:
         return True
     if variant.tag:
-        return local_tag(variant.tag, environ) is not None
+        return tags.in_store(variant.tag, env.environ) is not None
     if variant.path:
-        return (folders.config / Path(variant.path).expanduser()).exists()
-    return bool(variant.files) and len(hub.cached_files(variant.repo or "", variant.hub_files, environ)) == len(
-        variant.hub_files
-    )
+        return (env.folders.config / Path(variant.path).expanduser()).exists()
+    here = hub_cache.files(variant.repo or "", variant.hub_files, env.environ)
+    return bool(variant.files) and len(here) == len(variant.hub_files)
 
 
-def _badge(model: Model, variant: Variant, proven: Mapping[str, dict[str, Any]]) -> str:
-    """What the newest check of a model said."""
-    about = f"{proof_name(model, variant)} | {variant.backend} |"
-    outcomes = [row.get("works") for name, row in proven.items() if name.startswith(about) and not is_lean(name)]
+def _badge(model: Model, variant: Variant, known: Mapping[str, dict[str, Any]]) -> str:
+    """What the newest check of a model showed, with the full prompt."""
+    about = results.subject(model, variant)
+    outcomes = [row.get("works") for key, row in known.items() if key.startswith(about) and not row.get("lean")]
     return "" if not outcomes else "✓ proven here: " if outcomes[-1] else "✗ failed its check here: "
 
 
-def recommended(shelf: Catalog, fits: Mapping[str, Fit | None]) -> str:
-    """The model to begin with: the first of the catalog's recommended ones that is at ease on this machine's GPU.
+def recommended(catalog: Catalog, fits: Mapping[str, Fit | None]) -> str:
+    """The model to begin with: the first recommended one that fits this machine's GPU with room to spare.
 
-    On a processor alone every model is slow, and the catalog's default is as large as makes sense.
+    On a processor alone every model is slow, and the catalog's default is the largest that makes sense.
     """
-    for id_ in shelf.recommended:
+    for id_ in catalog.recommended:
         fit = fits.get(id_)
         if fit and fit.verdict == "roomy" and fit.budget and fit.budget.memory != "host":
             return id_
-    return shelf.default
+    return catalog.default
 
 
 # -- what is on disk --------------------------------------------------------------------------------------------
 
 
-def show_stored(shelf: Catalog, folders: Folders, environ: Mapping[str, str], *, as_json: bool) -> None:
-    """Every model on this disk, for people or for scripts."""
-    rows = stored(shelf, folders, environ)
-    total = sum(row.size_bytes for row in rows)
-    free, disk = free_bytes(hub.cache_folder(environ))
-    if as_json:
-        told = {"models": [row.as_json() for row in rows], "total_bytes": total, "free_bytes": free, "disk_bytes": disk}
-        print(json.dumps(told, indent=2))
-        return
-    screen = ui.output()
-    if rows:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for name in ("model", "in", "size", "start it with", "last used"):
-            table.add_column(name, justify="right" if name == "size" else "left", overflow="fold")
-        for row in rows:
-            dead = f" ({ui.human_size(row.incomplete_bytes)} of it unfinished)" if row.incomplete_bytes else ""
-            started = row.flag or (f"--model {row.name}" if row.kind == "hub" else "")
-            where = row.kind if row.backend in ("", row.kind) else f"{row.kind}, {row.backend}"
-            cells = (row.name, where, ui.human_size(row.size_bytes) + dead, started, _when(row.last_used_s))
-            # a path may look like markup
-            table.add_row(*map(Text, cells))
-        screen.print(table)
-    count = sum(row.kind != WARM for row in rows)
-    models = f"{count} model{'s' if count != 1 else ''}"
-    words = f"{models}, {ui.human_size(total)}; {ui.human_size(free)} of {ui.human_size(disk)} are free."
-    screen.print(words if rows else f"No model is on this disk. {words.split('; ')[1]}", style="dim", markup=False)
+def stored(catalog: Catalog, env: Env) -> list[Stored]:
+    """Every model that cclocal can see, the largest first."""
+    rows = [*stored_outside_backends(catalog, env)]
+    for name in BACKENDS:
+        rows += runtime_of(name).stored(catalog, env)
+    return sorted(rows, key=lambda row: -row.size_bytes)
 
 
-def _when(seconds: float) -> str:
-    if not seconds:
-        return ""
-    days = int((time.time() - seconds) // _DAY_S)
-    return "today" if days <= 0 else "yesterday" if days == 1 else f"{days} days ago"
+def show_stored(catalog: Catalog, env: Env, *, as_json: bool, names: Sequence[str] = ()) -> None:
+    """What is on this disk, or of it what `names` mean, for people or for scripts."""
+    rows = stored(catalog, env)
+    rows = select(names, rows, catalog, env) if names else rows
+    tables.show_stored(rows, *free_bytes(hub_cache.folder(env.environ)), as_json=as_json)
+
+
+def select(names: Iterable[str], rows: list[Stored], catalog: Catalog, env: Env) -> list[Stored]:
+    """The rows that are meant by names; "all" is every model of the hub that is the catalog's or was started here.
+
+    Raises UsageError for a name that means no row.
+    """
+    chosen: list[Stored] = []
+    for name in names:
+        if name == "all":
+            chosen += [row for row in rows if row.kind == "hub" and (row.flag or row.is_ours)]
+            continue
+        found = [row for row in rows if row.name == name] or _meant(name, rows, catalog, env)
+        if not found:
+            known = ", ".join(row.name for row in rows[:8]) or "nothing"
+            raise UsageError(f"{name} is not on this disk (there is {known}).", hint="cclocal --list")
+        chosen += found
+    return list(dict.fromkeys(chosen))
+
+
+def _meant(word: str, rows: list[Stored], catalog: Catalog, env: Env) -> list[Stored]:
+    try:
+        named = sources(catalog, word, env)
+    except UsageError:
+        return []
+    return [row for row in rows if row.name in named or row.path in named]
 
 
 # -- removing ---------------------------------------------------------------------------------------------------
 
 
-def manage(shelf: Catalog, folders: Folders, environ: Mapping[str, str]) -> None:
+def manage(catalog: Catalog, env: Env) -> None:
     """Tick what to remove, and confirm."""
-    rows = [row for row in stored(shelf, folders, environ) if row.kind != "file"]
+    rows = [row for row in stored(catalog, env) if row.kind != "file"]
     if not rows:
-        ui.say("No model is on this disk.")
+        say("No model is on this disk.")
         return
     shown = [
-        picker.Row(f"{row.kind} {row.name}", row.name, "", ui.human_size(row.size_bytes), row.kind, note=row.flag or "")
+        menu.MenuRow(f"{row.where} {row.name}", row.name, "", file_size(row.size_bytes), row.where, note=row.flag or "")
         for row in rows
     ]
     try:
-        ticked = picker.tick(shown, "Which models should go?")
+        ticked = menu.tick(shown, "Which models should go?")
     except KeyboardInterrupt:
         return
-    chosen = [row for row in rows if f"{row.kind} {row.name}" in ticked]
-    if chosen and ui.confirm(f"Remove {_named(chosen)}?", default=False):
-        _remove(chosen, environ)
+    chosen = [row for row in rows if f"{row.where} {row.name}" in ticked]
+    if chosen and confirm(f"Remove {_in_words(chosen)}?", default=False):
+        _remove(chosen, env)
 
 
-def remove_named(
-    names: Sequence[str],
-    shelf: Catalog,
-    folders: Folders,
-    environ: Mapping[str, str],
-    *,
-    yes: bool,
-    dry_run: bool,
-) -> None:
-    """Remove models by name. Raises UsageError for a wrong name, for one in use, or without anybody to confirm."""
+def remove_named(names: Sequence[str], catalog: Catalog, env: Env, *, yes: bool, dry_run: bool) -> None:
+    """Remove models by name. Raises UsageError for a wrong name, one in use, or without a terminal to confirm on."""
     if not names:
-        if not ui.can_ask():
+        if not can_ask():
             raise UsageError("Which model? There is no terminal to ask on.", hint="cclocal --rm NAME… --yes")
-        manage(shelf, folders, environ)
+        manage(catalog, env)
         return
-    chosen = choose(names, stored(shelf, folders, environ), shelf)
+    chosen = select(names, stored(catalog, env), catalog, env)
     if dry_run:
-        print(f"Would remove {_named(chosen)}.")
+        print(f"Would remove {_in_words(chosen)}.")
         return
-    if not yes and not ui.can_ask():
+    if not yes and not can_ask():
         raise UsageError("There is no terminal to confirm on.", hint="--yes removes without asking")
-    if yes or ui.confirm(f"Remove {_named(chosen)}?", default=False):
-        _remove(chosen, environ)
+    if yes or confirm(f"Remove {_in_words(chosen)}?", default=False):
+        _remove(chosen, env)
 
 
-def _named(rows: Sequence[Stored]) -> str:
-    total = ui.human_size(sum(row.size_bytes for row in rows))
+def _in_words(rows: Sequence[Stored]) -> str:
+    total = file_size(sum(row.size_bytes for row in rows))
     return f"{', '.join(row.name for row in rows)} ({total})" if rows else "nothing"
 
 
-def _remove(rows: Sequence[Stored], environ: Mapping[str, str]) -> None:
+def _remove(rows: Sequence[Stored], env: Env) -> None:
     for row in rows:
-        # all or none: what is refused is refused before anything is gone
-        check_removable(row, environ)
+        # all or none: what is refused is refused before anything is removed
+        _check_removable(row, env)
     for row in rows:
-        with ui.busy(f"Removing {row.name}"):
-            remove(row, environ)
-        ui.say(f"Removed {row.name}, {ui.human_size(row.size_bytes)}.")
+        with busy(f"Removing {row.name}"):
+            _remove_one(row, env)
+        say(f"Removed {row.name}, {file_size(row.size_bytes)}.")
+
+
+def _check_removable(row: Stored, env: Env) -> None:
+    """Raises UsageError if a model is in use, or if it is a file of the user's own."""
+    if row.kind == "file":
+        raise UsageError(f"{row.path} is a file of yours, so it is yours to remove.")
+    users = runtime_of(row.backend).users_of(row, env) if row.kind == "backend" else users_of(Path(row.path))
+    users = users or _sessions_with(row, env)
+    if users:
+        raise UsageError(f"{row.name} is in use by {', '.join(users)}.")
+
+
+def _sessions_with(row: Stored, env: Env) -> list[str]:
+    """The running sessions that recorded a file of this row: macOS shows no memory maps of other processes."""
+    root = os.path.realpath(row.path)
+    return [
+        f"your session of {session.model} (port {session.port})"
+        for session in running(env)
+        for file in session.facts.get("files", ())
+        if Path(os.path.realpath(str(file))).is_relative_to(root) or Path(str(file)).is_relative_to(row.path)
+    ]
+
+
+def _remove_one(row: Stored, env: Env) -> None:
+    """Remove a model through its own store. Raises UsageError if something of it is left."""
+    import shutil
+
+    if row.kind == SAVED_PROMPTS:
+        shutil.rmtree(row.path, ignore_errors=True)
+    elif row.kind == "backend":
+        runtime_of(row.backend).remove(row, env)
+    else:
+        hub_cache.remove(row.name, env.environ)
+    left = Path(row.path)
+    if left.is_file() or (left.is_dir() and any(path.lstat().st_size > 4096 for path in left.rglob("*"))):
+        raise UsageError(f"{row.name} is still there: its store did not remove all of it.", hint=f"look at {row.path}")

@@ -1,6 +1,6 @@
 """The tiny model: weights that are computed, not trained, as a GGUF file and as an MLX folder.
 
-It is a copy circuit, no language model: it copies words of the request into a tool call, so that anyone can see
+It is a copy circuit, not a language model: it copies words of the request into a tool call, so that anyone can see
 the whole chain (agent, server, tool, file on disk) work in seconds, offline, before downloading 18 GB.
 
     Create the file P with content: C   →  Write {file_path: P, content: C}
@@ -19,19 +19,19 @@ from cclocal.paths import make_folder, write_private
 from cclocal.tiny.as_gguf import gguf
 from cclocal.tiny.as_mlx import mlx_files
 
-__all__ = ["build", "build_mlx", "gguf", "mlx_files", "ollama_template", "path_in", "recipe_id"]
+__all__ = ["build", "build_mlx", "gguf", "mlx_files", "ollama_template", "path_of", "recipe_id"]
 
 _HERE = Path(__file__).parent
 
 
-def path_in(folder: Path) -> Path:
-    """Where `build` puts the file. The name carries a checksum of the recipe: a new one never meets an old file."""
-    return folder / f"tiny-copy-circuit-{recipe_id()}.gguf"
+def path_of(is_mlx: bool, folder: Path) -> Path:
+    """Where the model is built. The name has a checksum of the recipe, so that a new recipe gets a new file."""
+    return folder / f"tiny-copy-circuit-{recipe_id()}{'-mlx' if is_mlx else '.gguf'}"
 
 
 def build(folder: Path) -> Path:
     """Write the model into `folder` unless it is there, and return its path (5.6 MB, under a second)."""
-    path = path_in(folder)
+    path = path_of(False, folder)
     if not path.exists():
         make_folder(folder)
         write_private(path, gguf())
@@ -40,8 +40,8 @@ def build(folder: Path) -> Path:
 
 def build_mlx(folder: Path) -> Path:
     """Write the model as an MLX folder into `folder` unless it is there, and return its path (11 MB)."""
-    path = folder / f"tiny-copy-circuit-{recipe_id()}-mlx"
-    # written last, so that a folder that has it is whole
+    path = path_of(True, folder)
+    # config.json is written last, so that a folder that has it is complete
     if not (path / "config.json").exists():
         make_folder(path)
         files = mlx_files()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,20 +11,20 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from cclocal.discovery.fit_params import Opinion
-from cclocal.memory.budget import GIB
-from cclocal.memory.fit import Fit, fit, memory_size
+from cclocal.memory.fit import Fit, fit
 from cclocal.memory.footprint import CELLS
 from cclocal.memory.remedies import Remedy, replace_context
 from cclocal.models.catalog import Variant
 from cclocal.planning.plan import Plan
-from cclocal.ui.console import console, output
+from cclocal.ui.console import console, output, print_json
+from cclocal.ui.tables import plain_table
+from cclocal.units import GIB, memory_size
 
 #: The context that the chart begins with, and how wide its bars may be.
 _CHART_FROM_TOKENS, _CHART_WIDTH = 4096, 44
 #: Below this width only what matters most is shown, and numbers are never cut.
 _WIDE = 70
-#: Seed 002's keys; every other remedy gets a number after them.
+#: The keys of the three main remedies; every other one gets a number after them.
 _KEYS = {"shrink": "1", "raise": "2", "both": "3"}
 _FIRST_OTHER = 4
 
@@ -34,8 +33,8 @@ _FIRST_OTHER = 4
 
 
 def fit_table(name: str, found: Fit, width: int) -> Table:
-    """One model's memory, part by part; where it is narrow without the remarks."""
-    parts, serving, budget = found.footprint, found.serving, found.budget
+    """One model's memory, part by part; without remarks on a narrow screen."""
+    parts, config, budget = found.footprint, found.config, found.budget
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(overflow="fold")
     table.add_column(justify="right", no_wrap=True)
@@ -43,15 +42,15 @@ def fit_table(name: str, found: Fit, width: int) -> Table:
         table.add_column(style="dim", overflow="fold")
 
     def row(label: str | Text, size: str | Text, remark: str = "") -> None:
-        # names come from files and drivers: no markup of theirs
+        # as Text, because names come from files and drivers and may look like markup
         cells = [Text(label) if isinstance(label, str) else label, Text(size) if isinstance(size, str) else size]
         table.add_row(*cells, *((Text(remark),) if width >= _WIDE else ()))
 
     row(Text(name, style="bold"), "", found.shape.architecture)
     row("weights", memory_size(parts.weights_bytes), _where_weights_are(found))
-    row("KV cache", memory_size(parts.kv_bytes), f"{serving.context_tokens:,} tokens of {_kv_type(found)}")
+    row("KV cache", memory_size(parts.kv_bytes), f"{config.context_tokens:,} tokens of {_kv_type(found)}")
     if parts.state_bytes:
-        conversations = "one conversation" if serving.slots == 1 else f"{serving.slots} conversations"
+        conversations = "one conversation" if config.slots == 1 else f"{config.slots} conversations"
         row("state", memory_size(parts.state_bytes), f"of recurrent layers, {conversations}")
     row("compute", memory_size(parts.compute_bytes), _batch(found))
     if parts.other_bytes:
@@ -59,7 +58,7 @@ def fit_table(name: str, found: Fit, width: int) -> Table:
     bound = "an upper bound: this architecture is not known" if found.shape.bound else ""
     row("need", memory_size(parts.need_bytes), bound)
     if budget is None:
-        row("budget", "?", "what this machine has for it was not found out")
+        row("budget", "?", "what this machine has for it is unknown")
         return table
     row("budget", memory_size(budget.size_bytes), budget.source)
     left = found.left_bytes or 0
@@ -75,29 +74,29 @@ def fit_table(name: str, found: Fit, width: int) -> Table:
 
 
 def _kv_type(found: Fit) -> str:
-    return "bf16" if found.shape.form == "mlx" else found.serving.kv_type
+    return "bf16" if found.shape.form == "mlx" else found.config.kv_type
 
 
 def _batch(found: Fit) -> str:
-    serving = found.serving
-    text = f"micro-batch {serving.ubatch_tokens}"
+    config = found.config
+    text = f"micro-batch {config.ubatch_tokens}"
     if found.shape.form == "mlx":
-        text = f"prefill step {serving.prefill_step_tokens}: scores of its attention" if found.shape.score_heads else ""
+        text = f"prefill step {config.prefill_step_tokens}: scores of its attention" if found.shape.score_heads else ""
     learned = found.extras.correction_bytes
     return text + (f", corrected by {memory_size(learned)} after an earlier start" if learned else "")
 
 
 def _where_weights_are(found: Fit) -> str:
-    if found.serving.cpu_moe_layers:
-        return f"experts of {found.serving.cpu_moe_layers} layers stay in host memory"
-    if found.serving.gpu_layers is not None:
-        return f"{found.serving.gpu_layers} layers on the GPU"
+    if found.config.cpu_moe_layers:
+        return f"experts of {found.config.cpu_moe_layers} layers stay in host memory"
+    if found.config.gpu_layers is not None:
+        return f"{found.config.gpu_layers} layers on the GPU"
     return ""
 
 
 def chart(found: Fit) -> Iterator[str]:
-    """Need against context, as bars with the budget's line in them."""
-    native = found.shape.native_context_tokens or found.serving.context_tokens
+    """Need against context, as bars with a line for the budget."""
+    native = found.shape.native_context_tokens or found.config.context_tokens
     contexts = []
     tokens = min(_CHART_FROM_TOKENS, native)
     last = native // CELLS * CELLS or CELLS
@@ -121,42 +120,35 @@ def chart(found: Fit) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One model of a plan: its fit, if its shape is known, and a second opinion."""
+class FitRow:
+    """One model: its fit, if its shape is known, where that was read, and the variant that a launch would use."""
 
     id: str
     name: str
     fit: Fit | None
     source: str = ""
-    opinion: Opinion | None = None
     remedies: tuple[Remedy, ...] = ()
-    #: what a launch would use
     variant: Variant | None = None
 
 
-def row_as_json(row: Row) -> dict[str, Any]:
+def row_as_json(row: FitRow) -> dict[str, Any]:
     if row.fit is None:
         return {"model": row.id, "verdict": "unknown"}
-    told: dict[str, Any] = {"model": row.id, **row.fit.as_json(), "shape_source": row.source}
-    if row.opinion:
-        told["llama_fit_params"] = row.opinion.as_json()
-    told["remedies"] = [
+    remedies = [
         {"name": one.name, "words": one.words, "max_context_tokens": one.max_context_tokens} for one in row.remedies
     ]
-    return told
+    return {"model": row.id, **row.fit.as_json(), "shape_source": row.source, "remedies": remedies}
 
 
-def show_one(row: Row, *, as_json: bool) -> None:
+def show_one(row: FitRow, *, as_json: bool) -> None:
     """One model in full."""
     if as_json:
-        print(json.dumps(row_as_json(row), indent=2))
+        print_json(row_as_json(row))
         return
     assert row.fit is not None
     screen = output()
     screen.print(fit_table(row.name, row.fit, screen.width))
     screen.print(f"read from {row.source}", style="dim", markup=False)
-    if row.opinion and row.opinion.differs(row.fit):
-        screen.print(row.opinion.in_words(row.fit), style="yellow", markup=False)
     screen.print()
     for line in chart(row.fit):
         screen.print(line, markup=False, soft_wrap=True)
@@ -166,24 +158,22 @@ def show_one(row: Row, *, as_json: bool) -> None:
             screen.print(f"  {_remedy_line(remedy)}", markup=False)
 
 
-def show_all(rows: Sequence[Row], *, as_json: bool) -> None:
+def show_all(rows: Sequence[FitRow], *, as_json: bool) -> None:
     """The whole catalog on this machine (or the one asked about)."""
     if as_json:
-        print(json.dumps([{**row_as_json(row), **_largest(row)} for row in rows], indent=2))
+        print_json([{**row_as_json(row), **_largest(row)} for row in rows])
         return
     screen = output()
     columns = ("model", "context", "needs", "of", "verdict", "largest, f16", "q8_0")
     shown = columns if screen.width >= _WIDE else ("model", "verdict", "largest, f16")
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in shown:
-        table.add_column(name, justify="left" if name in ("model", "verdict") else "right", overflow="fold")
+    table = plain_table(*shown, right=[name for name in columns if name not in ("model", "verdict")])
     for row in rows:
         cells = dict.fromkeys(columns, "?")
         cells["model"] = f"--{row.id}"
         if row.fit:
             largest = _largest(row)
             cells |= {
-                "context": f"{row.fit.serving.context_tokens:,}",
+                "context": f"{row.fit.config.context_tokens:,}",
                 "needs": memory_size(row.fit.footprint.need_bytes),
                 "of": memory_size(row.fit.budget.size_bytes) if row.fit.budget else "?",
                 "verdict": row.fit.verdict.replace("_", " "),
@@ -196,12 +186,12 @@ def show_all(rows: Sequence[Row], *, as_json: bool) -> None:
         screen.print(f"\nBudget: {budget.source}", markup=False, style="dim")
 
 
-def _largest(row: Row) -> dict[str, int | None]:
+def _largest(row: FitRow) -> dict[str, int | None]:
     def most(kv_type: str) -> int | None:
         if row.fit is None:
             return None
-        serving = replace(row.fit.serving, kv_type=kv_type)
-        return fit(row.fit.shape, serving, row.fit.budget, extras=row.fit.extras).max_context_tokens
+        config = replace(row.fit.config, kv_type=kv_type)
+        return fit(row.fit.shape, config, row.fit.budget, extras=row.fit.extras).max_context_tokens
 
     return {"max_context_tokens_f16": most("f16"), "max_context_tokens_q8_0": most("q8_0")}
 
@@ -210,30 +200,28 @@ def _tokens(tokens: int | None) -> str:
     return "?" if tokens is None else f"{tokens:,}" if tokens else "none"
 
 
-def show_last(told: dict[str, Any], *, as_json: bool) -> None:
+def show_last(report: dict[str, Any], *, as_json: bool) -> None:
     """The last start: what was planned, and what the engine allocated."""
     if as_json:
-        print(json.dumps(told, indent=2))
+        print_json(report)
         return
-    plan, real = told["plan"], told["allocated"]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in (told["model"], "planned", "allocated", "difference"):
-        table.add_column(name, justify="left" if name == told["model"] else "right", no_wrap=True)
+    plan, real = report["plan"], report["allocated"]
+    columns = (report["model"], "planned", "allocated", "difference")
+    table = plain_table(*columns, right=columns[1:], no_wrap=columns)
     for name, key in (("weights", "weights"), ("KV cache", "kv"), ("state", "state"), ("compute", "compute")):
-        planned, got = plan[f"{key}_bytes"], real[f"{key}_bytes"]
-        table.add_row(name, memory_size(planned), memory_size(got), memory_size(got - planned))
+        planned, allocated = plan[f"{key}_bytes"], real[f"{key}_bytes"]
+        table.add_row(name, memory_size(planned), memory_size(allocated), memory_size(allocated - planned))
     screen = output()
     screen.print(table)
-    screen.print(
-        f"{plan['context_tokens']:,} tokens on {told['engine']}; log: {told['log']}", markup=False, style="dim"
-    )
+    line = f"{plan['context_tokens']:,} tokens on {report['engine']}; log: {report['log']}"
+    screen.print(line, markup=False, style="dim")
 
 
 # -- the question -----------------------------------------------------------------------------------------------
 
 
 def _remedy_line(remedy: Remedy) -> str:
-    served = remedy.fit.serving.context_tokens
+    served = remedy.fit.config.context_tokens
     context = "" if f"{served:,}" in remedy.words else f": context {served:,}"
     left = remedy.fit.left_bytes or 0
     return f"{remedy.words}{context}" + (f", {memory_size(left)} left" if left >= GIB / 10 else "")
@@ -247,27 +235,27 @@ def choices(plan: Plan) -> list[tuple[str, Remedy]]:
 
 
 def ask(name: str, plan: Plan, servers: Sequence[tuple[str, int, int]]) -> Remedy | None:
-    """What to do about a model that does not fit, or hardly: a remedy, or None to go on as wished.
+    """Ask what to do about a model that does not fit, or hardly. Returns a remedy, or None to go on as requested.
 
     Raises KeyboardInterrupt if the user quits.
     """
-    wished = plan.wanted or plan.fit
-    assert wished is not None
+    requested = plan.requested or plan.fit
+    assert requested is not None
     screen = console()
     listed = dict(choices(plan))
-    verdict = {"too_big": "Too big", "tight": "Tight memory"}.get(wished.verdict, "Memory")
-    screen.print(f"[yellow]⚠ {verdict}[/]" if wished.verdict != "roomy" else verdict)
-    screen.print(Group(*_screenful(name, wished, servers, screen.width)))
-    # never by a bare Enter: another model, which may be gigabytes away
+    verdict = {"too_big": "Too big", "tight": "Tight memory"}.get(requested.verdict, "Memory")
+    screen.print(f"[yellow]⚠ {verdict}[/]" if requested.verdict != "roomy" else verdict)
+    screen.print(Group(*_screenful(name, requested, servers, screen.width)))
+    # a bare Enter never selects another model, which may have to be downloaded
     helpful = [key for key, remedy in listed.items() if remedy.name != "smaller"]
-    default = next(iter(helpful), "c" if wished.fits else "q")
+    default = next(iter(helpful), "c" if requested.fits else "q")
     keys = [*listed, "c", "q"]
     lines = {key: _remedy_line(remedy) for key, remedy in listed.items()}
     if plan.limit_words and not {"2", "3"} & listed.keys():
         lines["2"] = plan.limit_words
     for key in sorted(lines, key=int):
         _option(screen, key, lines[key], recommended=key == default, off=key not in listed)
-    _option(screen, "c", "go on as it is" + (" (risky)" if wished.verdict == "too_big" else ""))
+    _option(screen, "c", "go on as it is" + (" (risky)" if requested.verdict == "too_big" else ""))
     _option(screen, "q", "quit")
     while True:
         prompt = f"Choose [{'/'.join(keys)}] (Enter = {default}): "
@@ -281,8 +269,8 @@ def ask(name: str, plan: Plan, servers: Sequence[tuple[str, int, int]]) -> Remed
         screen.print(f"There is no {escape(answer)}.", style="yellow")
 
 
-def _screenful(name: str, wished: Fit, servers: Sequence[tuple[str, int, int]], width: int) -> list[RenderableType]:
-    rows: list[RenderableType] = [fit_table(name, wished, width)]
+def _screenful(name: str, requested: Fit, servers: Sequence[tuple[str, int, int]], width: int) -> list[RenderableType]:
+    rows: list[RenderableType] = [fit_table(name, requested, width)]
     rows += [
         Text(f"{server} (pid {pid}) is running and holds {memory_size(held)}", style="yellow")
         for server, pid, held in servers

@@ -1,6 +1,6 @@
-"""The menu of `cclocal` alone, and the list to tick of `cclocal --rm`: keys, not mouse; drawn on stderr.
+"""The menu of `cclocal` alone, and the list to tick of `cclocal --rm`: by keys, drawn on stderr.
 
-prompt_toolkit reads the keys and repaints; what is here is the list.
+prompt_toolkit reads the keys and repaints; this module has the list.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _STYLE = Style.from_dict(
 )
 _FITS = {"roomy": ("fits", "good"), "tight": ("tight", "warn"), "too_big": ("too big", "bad"), "unknown": ("?", "dim")}
 _HELP = "Enter start · / filter · d plan · l list · m manage · q quit"
-#: Below this width only what tells models apart is shown.
+#: Below this width only name and verdict are shown.
 _NARROW = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MenuRow:
     """One line of the menu. mark: ● on disk, ○ not; verdict: does it fit this machine?"""
 
     id: str
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(slots=True)
 class _List:
-    rows: Sequence[Row]
+    rows: Sequence[MenuRow]
     title: str
     help: str
     many: bool = False
@@ -58,12 +58,12 @@ class _List:
     ticked: set[str] = field(default_factory=set)
 
     @property
-    def shown(self) -> list[Row]:
+    def shown(self) -> list[MenuRow]:
         wanted = self.filter.lower()
         return [row for row in self.rows if wanted in f"{row.id} {row.name} {row.note}".lower()]
 
     @property
-    def current(self) -> Row | None:
+    def current(self) -> MenuRow | None:
         return self.shown[min(self.at, len(self.shown) - 1)] if self.shown else None
 
     def move(self, to: int) -> None:
@@ -72,7 +72,7 @@ class _List:
         self.at = max(0, min(to, len(self.shown) - 1))
 
     def type_number(self, digit: str) -> None:
-        """Go to the row of that number; a second digit makes a larger one, if there is such a row."""
+        """Go to the row of that number; a second digit makes it larger, if there is such a row."""
         typed = f"{self.number}{digit}"
         self.number = typed if 0 < int(typed) <= len(self.shown) else digit
         self.move(int(self.number) - 1)
@@ -94,7 +94,7 @@ class _List:
         out.append(("class:dim", line[: width - 1]))
         return out
 
-    def _line(self, number: int, row: Row, width: int, longest: int) -> StyleAndTextTuples:
+    def _line(self, number: int, row: MenuRow, width: int, longest: int) -> StyleAndTextTuples:
         here = number == self.at
         pointer = "❯" if here else " "
         tick = ("[x] " if row.id in self.ticked else "[ ] ") if self.many else f"{row.mark} "
@@ -107,18 +107,18 @@ class _List:
         return [("class:cursor" if here else "", text[: width - 9]), (f"class:{style}", f"{words:>8}\n")]
 
 
-def pick(rows: Sequence[Row], title: str) -> tuple[str, str]:
+def pick(rows: Sequence[MenuRow], title: str) -> tuple[str, str]:
     """(what to do, with which row): "start", "manage", "list" or "plan". Raises KeyboardInterrupt on q, Esc, Ctrl-C."""
     shown = _List(rows, title, _HELP)
     return _run(shown, {"m": "manage", "l": "list", "d": "plan"})
 
 
-def picture(rows: Sequence[Row], title: str) -> StyleAndTextTuples:
+def picture(rows: Sequence[MenuRow], title: str) -> StyleAndTextTuples:
     """The menu as it is drawn on a terminal of 80 columns, for the docs."""
     return _List(rows, title, _HELP).fragments()
 
 
-def tick(rows: Sequence[Row], title: str) -> list[str]:
+def tick(rows: Sequence[MenuRow], title: str) -> list[str]:
     """The ids of the rows that were ticked with Space. Raises KeyboardInterrupt on q, Esc, Ctrl-C."""
     shown = _List(rows, title, "Space tick · a all · Enter remove · q quit", many=True)
     _run(shown, {})
@@ -202,7 +202,7 @@ def _run(shown: _List, actions: dict[str, str]) -> tuple[str, str]:
 
         on(key)(act)
     output = Vt100_Output.from_pty(sys.stderr)
-    # asking where the cursor is helps nothing here, and not every terminal answers
+    # the cursor's position is not needed, and not every terminal answers
     output.enable_cpr = False
     app: Application[tuple[str, str]] = Application(
         layout=Layout(Window(FormattedTextControl(shown.fragments, show_cursor=False), wrap_lines=False)),
@@ -213,6 +213,6 @@ def _run(shown: _List, actions: dict[str, str]) -> tuple[str, str]:
         output=output,
         color_depth=ColorDepth.DEPTH_1_BIT if os.environ.get("NO_COLOR") else None,
     )
-    # Esc alone is a key; what it may begin arrives at once on a terminal of one's own
+    # Esc alone is a key; a sequence that begins with it arrives at once on a local terminal
     app.ttimeoutlen = 0.05
     return app.run()

@@ -1,45 +1,61 @@
-"""llama.cpp's HTTP server, in two forms behind one name.
+"""llama.cpp's HTTP server in two forms: a `llama-server` on PATH, else the same server inside the xllamacpp wheel.
 
-A `llama-server` on PATH, else the same server inside the xllamacpp wheel (cclocal.backends.llama_server.xllamacpp_server gives it the same
-flags). Facts: llama.cpp's tools/server/README.md, and runs of both forms in the tests.
+xllamacpp_server.py gives the wheel's server the same flags. Facts: llama.cpp's tools/server/README.md, and runs of both
+forms in the tests.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Literal
 
+from cclocal.backends.request import ServeRequest
 from cclocal.command import (
     SERVER_NAMES,
     SERVER_PREFIXES,
+    Binding,
     Command,
     Endpoint,
     Readiness,
     SessionFile,
     Stop,
 )
-from cclocal.facts import Engine, Facts
-from cclocal.models.catalog import Model, Variant
-
-if TYPE_CHECKING:
-    from cclocal.backends import Serving
+from cclocal.facts import Engine, Facts, Machine
+from cclocal.models.catalog import FileForm, Variant
 
 NAME = "llama-server"
-INSTALL = 'pip install "cclocal[engine]"    or: brew install llama.cpp'
-#: TERM waits for the batch in flight (58-88 s measured on a large CPU model), so it cannot be waited for; a Mac
-#: that loses a process holding wired memory by KILL may leak it, so TERM gets its time first.
+RUNTIME = "cclocal.backends.llama_server.runtime:LlamaServer"
+LOG_READER = str(Path(__file__).with_name("log_reader.py"))
+FORMS: tuple[FileForm, ...] = ("gguf",)
+WIRES = frozenset({"anthropic"})
+ASKED_BY = frozenset({"llama_server"})
+#: The two forms of the engine.
+BINARY, WHEEL = "binary", "wheel"
+#: TERM waits for the batch in flight (58-88 s measured on a large CPU model), so KILL follows. On a Mac a process that
+#: is killed may leak wired memory, so TERM comes first.
 STOP = Stop((("TERM", 5.0), ("KILL", 2.0)))
 
 #: Flags every launch relies on: without one of them the engine is too old.
 NEEDED = ("--jinja", "--api-key-file", "--alias", "--parallel", "--ctx-size")
-#: Without it no prompt is kept.
+#: Without it no KV cache is saved.
 SLOT_SAVE_PATH = "--slot-save-path"
-#: Above Claude Code's own 30 minutes, so that the server is never the first to hang up.
+#: Longer than the agents' own 30 minutes, so that the server is never the first to hang up.
 SERVER_TIMEOUT_S = 3600
 LOG_VERBOSITY = 4
 #: llama.cpp's own default.
 DEFAULT_BATCH_TOKENS = 2048
+
+
+def rank(machine: Machine) -> int:
+    return 1
+
+
+def install_hint(engines: tuple[Engine, ...]) -> str:
+    if [engine.form for engine in engines] == [WHEEL]:
+        return "a newer llama-server on PATH (brew install llama.cpp, or github.com/ggml-org/llama.cpp/releases)"
+    return 'pip install "cclocal[engine]"    or: brew install llama.cpp'
 
 
 def unsupported(engine: Engine, variant: Variant) -> str | None:
@@ -48,22 +64,22 @@ def unsupported(engine: Engine, variant: Variant) -> str | None:
     missing = [flag for flag in (*NEEDED, *_variant_flags(variant)) if not engine.has(flag)]
     if not missing:
         return None
-    if engine.form == "wheel":
+    if engine.form == WHEEL:
         return f"the engine in the xllamacpp wheel has no {', '.join(missing)}; a llama-server on PATH has"
     return f"{engine.command[0]} (version {engine.version}) has no {', '.join(missing)}; a newer llama.cpp has"
 
 
 def _too_old(engine: Engine, variant: Variant) -> str | None:
-    """`requires` names the oldest "xllamacpp" and the oldest build of "llama-server" that run the variant."""
-    name = "xllamacpp" if engine.form == "wheel" else "llama-server"
-    wanted = variant.requires.get(name)
+    """Compare with `requires`: the oldest "xllamacpp" and the oldest build of "llama-server" that run the variant."""
+    name = "xllamacpp" if engine.form == WHEEL else "llama-server"
+    oldest = variant.requires.get(name)
     numbers = re.findall(r"\d+", engine.version)
-    # a build from source may not know its number; then only the flags tell
-    if not wanted or not numbers or engine.version.startswith("unknown"):
+    # a build from source may not know its number; then only its flags count
+    if not oldest or not numbers or engine.version.startswith("unknown"):
         return None
-    if [int(n) for n in numbers] >= [int(n) for n in re.findall(r"\d+", wanted)]:
+    if [int(n) for n in numbers] >= [int(n) for n in re.findall(r"\d+", oldest)]:
         return None
-    return f"it needs {name} {wanted} or newer, and this is {engine.version}"
+    return f"it needs {name} {oldest} or newer, and this is {engine.version}"
 
 
 def _variant_flags(variant: Variant) -> list[str]:
@@ -88,6 +104,10 @@ def _variant_flags(variant: Variant) -> list[str]:
     return flags
 
 
+def prompt_caching(engine: Engine) -> Literal["save", ""]:
+    return "save" if engine.has(SLOT_SAVE_PATH) else ""
+
+
 def notes(engine: Engine, facts: Facts) -> tuple[str, ...]:
     gpus = facts.machine.gpus
     names = " and ".join(gpu.name for gpu in gpus)
@@ -101,29 +121,27 @@ def notes(engine: Engine, facts: Facts) -> tuple[str, ...]:
     else:
         index = "cu128" if vendor == "nvidia" else "rocm-6.4.1"
         cure = f"{facts.pip} xllamacpp --force-reinstall --index-url https://xorbitsai.github.io/xllamacpp/whl/{index}"
-        if engine.form == "binary":
+        if engine.form == BINARY:
             cure += "    and then --llama-server wheel"
     return (f"This engine uses only the CPU and leaves {names} idle. To change that: {cure}",)
 
 
-def endpoint(
-    engine: Engine, model: Model, variant: Variant, context_tokens: int, port: int | None, records: str
-) -> Endpoint:
-    return Endpoint.of_session(port, model.id)
+def endpoint(engine: Engine, request: ServeRequest, binding: Binding) -> Endpoint:
+    return Endpoint.of_session(binding, request.model.id)
 
 
-def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFile, ...]]:
-    variant = serving.variant
-    key_file = SessionFile("key", serving.endpoint.key + "\n")
+def command(engine: Engine, request: ServeRequest, binding: Binding) -> tuple[Command, tuple[SessionFile, ...]]:
+    variant = request.variant
+    key_file = SessionFile("key", binding.key + "\n")
     argv = [
         *engine.command,
-        *("--model", serving.model_file),
-        *("--alias", serving.endpoint.model),
+        *("--model", request.model_file),
+        *("--alias", request.model.id),
         *("--host", "127.0.0.1"),
-        *("--port", serving.port),
-        *("--api-key-file", key_file.path),
-        *("--ctx-size", str(serving.context_tokens)),
-        # One slot: four (the default) split the cache, and Claude-sized requests lose their shared prefix.
+        *("--port", binding.port),
+        *("--api-key-file", binding.file(key_file.name)),
+        *("--ctx-size", str(request.context_tokens)),
+        # One slot by default: llama.cpp's four split the cache, so that large requests lose their shared prefix.
         *("--parallel", str(variant.slots)),
         "--jinja",
     ]
@@ -132,12 +150,12 @@ def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFil
         if value is not None and engine.has(flag):
             argv.extend((flag, str(value)))
 
-    # 8 GiB of host memory by default, which no plan counted on.
+    # llama.cpp's default is 8 GiB of host memory, which the plan does not count.
     add("--cache-ram", variant.cache_ram_mib)
     add("--timeout", SERVER_TIMEOUT_S)
-    add(SLOT_SAVE_PATH, serving.warm or None)
+    add(SLOT_SAVE_PATH, request.prompt_folder or None)
     batch = max(variant.batch_tokens or DEFAULT_BATCH_TOKENS, variant.ubatch_tokens or 0)
-    # a micro-batch beyond the batch would silently be cut to it
+    # llama.cpp silently cuts a micro-batch to the batch
     add("--batch-size", batch if batch > DEFAULT_BATCH_TOKENS else variant.batch_tokens)
     add("--ubatch-size", variant.ubatch_tokens)
     if variant.kv_type != "f16":
@@ -147,9 +165,9 @@ def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFil
     add("--n-gpu-layers", variant.gpu_layers)
     if variant.cpu_moe_layers:
         argv += ["--n-cpu-moe", str(variant.cpu_moe_layers)]
-    # only from there on does the log tell the buffers' sizes
+    # from this level on the log contains the sizes of buffers
     add("--log-verbosity", LOG_VERBOSITY)
-    add("--mmproj", serving.mmproj_file)
+    add("--mmproj", request.mmproj_file)
     add("--chat-template-file", variant.chat_template_file)
     if variant.template_kwargs:
         add("--chat-template-kwargs", json.dumps(dict(variant.template_kwargs), separators=(",", ":")))
@@ -167,5 +185,5 @@ def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFil
     return Command(tuple(argv), keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), (key_file,)
 
 
-def readiness(engine: Engine, serving: Serving) -> Readiness:
-    return Readiness(serving.endpoint)
+def readiness(engine: Engine, request: ServeRequest, binding: Binding) -> Readiness:
+    return Readiness(endpoint(engine, request, binding))

@@ -1,9 +1,9 @@
-"""Hold a derived model in an Ollama that runs already, and take it away at the end. A program of its own.
+"""Holds a derived model in an Ollama that runs already, and removes it at the end. A separate program:
 
-    borrowed.py RECORD URL NAME
+    lease.py RECORD URL NAME
 
-It stands where a server of our own would: the keeper starts and ends it. The record is there and locked before the
-model is: whoever holds its lock is using the model, and what nobody holds is taken away at the next start.
+The keeper starts and ends it in place of a server. The record is written and locked before the model is made: a process
+that holds its lock uses the model, and the next start removes a model whose record is not locked.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-#: What it says once the model may be made.
+#: Printed once the record is locked, so that the model may be made.
 HOLDING = "holding"
-#: How often it is looked whether the daemon is still there, and how many times it may be missed.
+#: Seconds between two looks at the daemon, and how many looks may fail.
 _LOOK_S, _MISSED = 2.0, 3
-#: The keeper is patient for five seconds, and two requests end it.
+#: The keeper waits five seconds for the end, which takes two requests.
 _ANSWER_LIMIT_S = 2.0
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _EndedError(Exception):
-    """The keeper says that the session is over."""
+    """The keeper has ended the session."""
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
                 _watch(url)
             finally:
                 _ignore_signals()
-                take_away(record, file, url, name)
+                remove(record, file, url, name)
     except _EndedError:
         sys.exit(0)
     print(f"error: the Ollama at {url} has gone", flush=True)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _end(number: int, frame: object) -> None:
-    # a second one must not cut short what the first has begun
+    # a second signal must not interrupt the removal
     _ignore_signals()
     raise _EndedError
 
@@ -72,13 +72,13 @@ def _watch(url: str) -> None:
 
 
 @contextlib.contextmanager
-def _held(record: Path, told: dict[str, str]) -> Iterator[IO[str]]:
-    """The record, written and locked together with other sessions that use the same model."""
+def _held(record: Path, content: dict[str, str]) -> Iterator[IO[str]]:
+    """The record, written and locked; other sessions that use the same model lock it too."""
     record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     while True:
         part = record.with_name(f".{record.name}.{os.getpid()}")
-        part.write_text(json.dumps(told), encoding="utf-8")
-        # the first one's stays; all say the same
+        part.write_text(json.dumps(content), encoding="utf-8")
+        # the first record stays; all have the same content
         with contextlib.suppress(FileExistsError):
             os.link(part, record)
         part.unlink()
@@ -90,14 +90,14 @@ def _held(record: Path, told: dict[str, str]) -> Iterator[IO[str]]:
 
 
 def _is_still(record: Path, file: IO[str]) -> bool:
-    """Whether an open file is the one that has that name: the last user removes it."""
+    """Whether an open file still has that name: the last user removes it."""
     with contextlib.suppress(OSError):
         return os.path.samestat(os.fstat(file.fileno()), record.stat())
     return False
 
 
-def take_away(record: Path, file: IO[str], url: str, name: str) -> bool:
-    """Remove the model from its daemon unless another session uses it. Whether it is gone."""
+def remove(record: Path, file: IO[str], url: str, name: str) -> bool:
+    """Remove the model from its daemon unless another session uses it. Returns whether it is gone."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -106,7 +106,7 @@ def take_away(record: Path, file: IO[str], url: str, name: str) -> bool:
         return False
     loaded = ask(url, "GET", "/api/ps")[1].get("models")
     if isinstance(loaded, list) and any(isinstance(row, dict) and is_named(row, name) for row in loaded):
-        # a runner that is listed under another name is somebody else's too
+        # a runner listed under another name is used by others too
         ask(url, "POST", "/api/generate", {"model": name, "keep_alive": 0})
     gone = ask(url, "DELETE", "/api/delete", {"model": name})[0] in (200, 404)
     if gone:
@@ -115,24 +115,24 @@ def take_away(record: Path, file: IO[str], url: str, name: str) -> bool:
 
 
 def is_named(row: dict[str, Any], name: str) -> bool:
-    """Whether a row of Ollama's lists is of a model: they have the tag with every name."""
+    """Whether a row of Ollama's lists is that model: every name has its tag there."""
     return row.get("name") in (name, f"{name}:latest")
 
 
-def take_away_left(records: Path) -> list[str]:
-    """Remove what killed sessions left in daemons that run: the names."""
+def remove_leftovers(records: Path) -> list[str]:
+    """Remove what killed sessions left in daemons that run. Returns the names of the models."""
     gone = []
     for record in sorted(records.glob("*.json")):
-        # a record that cannot be read names nothing that could be removed, and is left for a person to look at
+        # a record that cannot be read names no model, and stays
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError), record.open(encoding="utf-8") as file:
-            told = json.load(file)
-            if take_away(record, file, str(told["url"]), str(told["name"])):
-                gone.append(str(told["name"]))
+            content = json.load(file)
+            if remove(record, file, str(content["url"]), str(content["name"])):
+                gone.append(str(content["name"]))
     return gone
 
 
 def ask(url: str, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
-    """The status of one request and the table it was answered with; 0 if there was no answer."""
+    """The status and the table that a request was answered with; 0 if there was no answer."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=_ANSWER_LIMIT_S)
     try:
@@ -145,10 +145,10 @@ def ask(url: str, method: str, path: str, body: object = None) -> tuple[int, dic
     finally:
         connection.close()
     try:
-        told = json.loads(text)
+        content = json.loads(text)
     except ValueError:
-        told = None
-    return reply.status, told if isinstance(told, dict) else {}
+        content = None
+    return reply.status, content if isinstance(content, dict) else {}
 
 
 if __name__ == "__main__":

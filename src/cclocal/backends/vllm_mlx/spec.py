@@ -1,38 +1,63 @@
-"""vllm-mlx: MLX models on Apple's GPUs, through its own `serve`. Stock upstream, in the versions that were tested.
+"""vllm-mlx: MLX models on Apple's GPUs, through its own `serve`, in the versions that were tested.
 
-Facts, from vllm-mlx 0.6.0 run for real (on a processor): it listens only once the model is loaded; it knows no window,
-so a prompt of any length is computed; by default a second request fails while one is running; its own request timeout
-of 300 s ends a long prefill; KV quantisation covers stored prefixes only; top-k and penalties switch its prefix cache
-off; VLLM_MLX_ENABLE_THINKING does nothing for text models.
+Facts, from vllm-mlx 0.6.0 run for real (on a processor): it listens only once the model is loaded; it knows no context
+window, so it computes a prompt of any length; by default a second request fails while one is running; its own request
+timeout of 300 s ends a long prefill; KV quantisation covers stored prefixes only; top-k and penalties switch its prefix
+cache off; VLLM_MLX_ENABLE_THINKING does nothing for text models.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Literal
 
-from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Command, Endpoint, Readiness, SessionFile, Stop
-from cclocal.facts import Engine, Facts
-from cclocal.models.catalog import Model, Variant
-
-if TYPE_CHECKING:
-    from cclocal.backends import Serving
+from cclocal.backends.request import ServeRequest
+from cclocal.command import (
+    SERVER_NAMES,
+    SERVER_PREFIXES,
+    Binding,
+    Command,
+    Endpoint,
+    Readiness,
+    SessionFile,
+    Stop,
+)
+from cclocal.facts import Engine, Facts, Machine
+from cclocal.models.catalog import FileForm, Variant
 
 NAME = "vllm-mlx"
 INSTALL = 'uv tool install "vllm-mlx>=0.6,<0.7" --with "mlx-lm>=0.31.3"'
+RUNTIME = "cclocal.backends.vllm_mlx.runtime:VllmMlx"
+LOG_READER = str(Path(__file__).with_name("log_reader.py"))
+FORMS: tuple[FileForm, ...] = ("mlx",)
+WIRES = frozenset({"anthropic"})
+ASKED_BY = frozenset({"parser"})
 #: TERM alone waits for the stream in flight, without limit; INT after it does not. A Mac that loses a process holding
 #: wired memory by KILL may keep that memory wired until it is restarted, so KILL comes late.
 STOP = Stop((("TERM", 1.0), ("INT", 30.0), ("KILL", 2.0)))
 
 #: Flags every launch relies on: without one of them it is too old.
 NEEDED = ("--served-model-name", "--api-key", "--timeout", "--max-request-tokens", "--offline")
-#: The versions that were run: the first that is right, and the first that was not tried.
+#: The first version that works, and the first that was not tested.
 OLDEST, UNTRIED = (0, 6), (0, 7)
-#: Older ones execute code that a model's repository brings along (CVE-2026-5843).
+#: Older ones execute code from a model's repository (CVE-2026-5843).
 OLDEST_MLX_LM = (0, 31, 3)
-#: Above Claude Code's own 30 minutes, so that the server is never the first to hang up.
+#: Longer than the agents' own 30 minutes, so that the server is never the first to hang up.
 SERVER_TIMEOUT_S = 3600
+
+
+def rank(machine: Machine) -> int:
+    return 0 if machine.is_apple_silicon else 2
+
+
+def install_hint(engines: tuple[Engine, ...]) -> str:
+    return INSTALL
+
+
+def prompt_caching(engine: Engine) -> Literal["ask ahead"]:
+    return "ask ahead"
 
 
 def unsupported(engine: Engine, variant: Variant) -> str | None:
@@ -41,8 +66,8 @@ def unsupported(engine: Engine, variant: Variant) -> str | None:
         return f"vllm-mlx {_dotted(version)} is too old: {_dotted(OLDEST)} or newer is needed"
     if mlx_lm and mlx_lm < OLDEST_MLX_LM:
         return (
-            f"its mlx-lm {_dotted(mlx_lm)} is too old: before {_dotted(OLDEST_MLX_LM)} it runs code that a model "
-            "brings along"
+            f"its mlx-lm {_dotted(mlx_lm)} is too old: before {_dotted(OLDEST_MLX_LM)} it runs code that comes with "
+            "a model"
         )
     if missing := [flag for flag in NEEDED if not engine.has(flag)]:
         return f"{engine.command[0]} (version {engine.version}) has no {', '.join(missing)}"
@@ -72,33 +97,31 @@ def notes(engine: Engine, facts: Facts) -> tuple[str, ...]:
     version, _ = versions(engine)
     said = []
     if version >= UNTRIED:
-        said.append(f"vllm-mlx {engine.version} is newer than the versions cclocal was tried with.")
+        said.append(f"vllm-mlx {engine.version} is newer than the versions cclocal was tested with.")
     if not facts.machine.is_apple_silicon:
         said.append("MLX computes on the processor here, which is slow for anything but the smallest model.")
     return tuple(said)
 
 
-def endpoint(
-    engine: Engine, model: Model, variant: Variant, context_tokens: int, port: int | None, records: str
-) -> Endpoint:
-    return Endpoint.of_session(port, model.id)
+def endpoint(engine: Engine, request: ServeRequest, binding: Binding) -> Endpoint:
+    return Endpoint.of_session(binding, request.model.id)
 
 
-def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFile, ...]]:
-    variant = serving.variant
-    key_file = SessionFile("key", serving.endpoint.key + "\n")
+def command(engine: Engine, request: ServeRequest, binding: Binding) -> tuple[Command, tuple[SessionFile, ...]]:
+    variant = request.variant
+    key_file = SessionFile("key", binding.key + "\n")
     argv = [
         *engine.command,
-        key_file.path,
+        binding.file(key_file.name),
         "serve",
-        serving.model_file,
-        *("--served-model-name", serving.endpoint.model),
+        request.model_file,
+        *("--served-model-name", request.model.id),
         *("--host", "127.0.0.1"),
-        *("--port", serving.port),
+        *("--port", binding.port),
         *("--timeout", str(SERVER_TIMEOUT_S)),
-        # it knows no window of its own; a request beyond this is refused with 400
-        *("--max-request-tokens", str(serving.context_tokens)),
-        *("--max-tokens", str(serving.context_tokens)),
+        # it has no context window of its own; a longer request is refused with 400
+        *("--max-request-tokens", str(request.context_tokens)),
+        *("--max-tokens", str(request.context_tokens)),
         "--offline",
     ]
 
@@ -107,7 +130,7 @@ def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFil
             argv.extend((flag, str(value)))
 
     if variant.tool_parser:
-        # "auto" would turn tool results into plain text
+        # the parser "auto" turns tool results into plain text
         argv += ["--enable-auto-tool-choice", "--tool-call-parser", variant.tool_parser]
     add("--reasoning-parser", variant.reasoning_parser)
     if variant.template_kwargs:
@@ -130,5 +153,5 @@ def command(engine: Engine, serving: Serving) -> tuple[Command, tuple[SessionFil
     return Command(tuple(argv), env, keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), (key_file,)
 
 
-def readiness(engine: Engine, serving: Serving) -> Readiness:
-    return Readiness(serving.endpoint, health_path="/health")
+def readiness(engine: Engine, request: ServeRequest, binding: Binding) -> Readiness:
+    return Readiness(endpoint(engine, request, binding), health_path="/health")

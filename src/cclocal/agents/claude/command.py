@@ -1,0 +1,184 @@
+"""The command that starts Claude Code, the settings that it reads, and its configuration folder."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cclocal.agents.claude.environment import environment, result_characters
+from cclocal.agents.session import AgentSession, ConfigDir
+from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, Binding, Command, Endpoint, SessionFile
+
+PROGRAM = "claude"
+#: Without WebSearch, which asks Anthropic's servers and with a local model returns invented results, and without
+#: WebFetch, which asks api.anthropic.com before each page.
+TOOLS = "Bash,Read,Edit,Write,Glob,Grep"
+#: Without Glob and Grep, which a shell replaces.
+LEAN_TOOLS = "Bash,Read,Edit,Write"
+#: Unscoped Edit and Read would reach any path; print mode silently refuses Bash unless it is named.
+PRE_APPROVED = "Bash,Edit(./**),Read(./**)"
+WRITE_IN_PARTS = (
+    "When a file is longer than about 150 lines, write it in parts: create it with the first part, "
+    "then append the rest in several smaller edits."
+)
+
+#: Replaces Claude Code's own, which is eight times as long.
+LEAN_PROMPT = (
+    "You are a coding agent in the user's terminal. Do what is asked with the tools, no more and no less: look before "
+    "you act (Bash with ls, grep or git), read a file before you edit it, prefer Edit to writing a file anew, and "
+    "run what you changed. Paths are relative to the working directory, which pwd tells. Never make up a result. If "
+    "something fails, say so and try another way. Answer in a few plain sentences. " + WRITE_IN_PARTS
+)
+
+#: Claude Code cuts a hook's output to a preview beyond 10,000 characters (measured on both versions).
+HOOK_OUTPUT_BYTES = 9_000
+
+#: Seconds between two runs of the status line, which takes about 30 ms.
+STATUS_EVERY_S = 2
+
+#: Entries of the configuration folder that last: conversations, what --resume and --rewind need, running sessions.
+_KEPT = frozenset(
+    """projects sessions session-env shell-snapshots todos tasks plans file-history history.jsonl paste-cache
+    image-cache debug .last-cleanup""".split()
+)
+#: Entries that it makes again by itself at each start.
+_RENEWED = frozenset("plugins backups statsig telemetry cache ide downloads".split())
+#: Keys of .claude.json that only record what was shown and how it looks.
+_KNOWN = frozenset(
+    """firstStartTime firstStartVersion machineID userID opusProMigrationComplete sonnet1m45MigrationComplete
+    hasResetAutoModeOptInForDefaultOffer migrationVersion numStartups lastReleaseNotesSeen theme editorMode verbose
+    promptQueueUseCount hasUsedBackslashReturn hasSeenTasksHint memoryUsageCount""".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What was looked up on this machine for Claude Code.
+
+    user_claude_md: the user's own CLAUDE.md, which reaches a session although their settings files do not.
+    parent_claude_mds: CLAUDE.md of the folders from the repository's root down to the working folder, without that of
+    the working folder itself, and their sizes in bytes. status_line: the program behind the line below the prompt.
+    """
+
+    user_claude_md: Path | None = None
+    parent_claude_mds: Mapping[Path, int] = field(default_factory=dict)
+    mcp_config: Path = Path("mcp-local.json")
+    status_line: tuple[str, ...] = ()
+
+
+def context_of(session: AgentSession) -> Context:
+    return session.context if isinstance(session.context, Context) else Context()
+
+
+def instructions_above(context: Context) -> dict[str, object]:
+    """The part of our settings that gives the session the CLAUDE.md of the folders above, by a hook.
+
+    Claude Code itself would read them only with `--add-dir`, which also makes those folders writable.
+    """
+    if not context.parent_claude_mds or sum(context.parent_claude_mds.values()) > HOOK_OUTPUT_BYTES:
+        return {}
+    # printf, because echo of some shells interprets backslashes
+    say = "; ".join(
+        f"printf '%s\\n' {shlex.quote(f'Instructions of {path}:')}; cat {shlex.quote(str(path))}; echo"
+        for path in context.parent_claude_mds
+    )
+    # not on resume: there they are in the conversation already
+    return {
+        "hooks": {
+            "SessionStart": [{"matcher": "startup|clear|compact", "hooks": [{"type": "command", "command": say}]}]
+        }
+    }
+
+
+def _prompt(session: AgentSession) -> tuple[str, ...]:
+    """The flags that decide what the model reads first."""
+    if not session.tools:
+        return ("--tools", "")
+    if session.lean:
+        return ("--system-prompt", LEAN_PROMPT, "--tools", LEAN_TOOLS)
+    return ("--append-system-prompt", WRITE_IN_PARTS, "--tools", TOOLS)
+
+
+def _status_line(session: AgentSession, model: str, log: str) -> dict[str, object]:
+    """What the server is doing, below the prompt: a program that is run again while a reply is waited for."""
+    program = context_of(session).status_line
+    if not program:
+        return {}
+    words = (*program, session.log_reader, log, str(session.context_tokens), model)
+    line = {"type": "command", "command": shlex.join(words), "padding": 0, "refreshInterval": STATUS_EVERY_S}
+    return {"statusLine": line}
+
+
+def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> tuple[Command, tuple[SessionFile, ...]]:
+    context = context_of(session)
+    variables = environment(endpoint, session.context_tokens, session.out_tokens)
+    settings = SessionFile(
+        "settings.json",
+        json.dumps(
+            # `env` of a settings file beats the process environment, so ours is repeated there
+            {
+                "env": variables,
+                # one model is loaded: /model with another name is refused in words
+                "availableModels": [endpoint.model],
+                "disableDeepLinkRegistration": "disable",
+                # what 2.1.329 reads instead of BASH_MAX_OUTPUT_LENGTH
+                "bashOutputMaxChars": result_characters(session.context_tokens, session.out_tokens),
+                **_status_line(session, endpoint.model, binding.log),
+                **instructions_above(context),
+            },
+            indent=1,
+        ),
+    )
+    argv = (
+        program_of(session),
+        # "user" is the private folder below: it has no settings, but the user's CLAUDE.md
+        *("--setting-sources", "user"),
+        *("--settings", binding.file(settings.name)),
+        "--strict-mcp-config",
+        # the browser's tools do not come from MCP configurations
+        "--no-chrome",
+        *("--mcp-config", str(context.mcp_config)),
+        *("--add-dir", "."),
+        *_prompt(session),
+        *(("--allowedTools", PRE_APPROVED) if session.tools else ()),
+        # last, because it takes one value: a flag with several would swallow the user's prompt
+        *("--permission-mode", "acceptEdits"),
+        *session.arguments,
+    )
+    env = {"CLAUDE_CONFIG_DIR": str(session.home), **variables}
+    return Command(argv, env, AGENT_NAMES | set(session.passed), AGENT_PREFIXES), (settings,)
+
+
+def program_of(session: AgentSession) -> str:
+    return str(session.found.path) if session.found else PROGRAM
+
+
+def config_dir(session: AgentSession) -> ConfigDir:
+    # The folder must be named exactly: from 2.1.329 on, trust is not inherited past a repository's root. A CLAUDE.md
+    # that imports files from outside its project would open a dialog, which is answered with no.
+    project = {
+        "hasTrustDialogAccepted": True,
+        "hasClaudeMdExternalIncludesApproved": False,
+        "hasClaudeMdExternalIncludesWarningShown": True,
+    }
+    folders = {session.cwd, session.git_root or session.cwd}
+    return ConfigDir(
+        session.home,
+        seed={
+            ".claude.json": {
+                "hasCompletedOnboarding": True,
+                "projects": {str(folder): project for folder in sorted(folders)},
+            }
+        },
+        links={"CLAUDE.md": context_of(session).user_claude_md},
+        keeps=_KEPT,
+        renewed=_RENEWED,
+        known=_KNOWN,
+    )
+
+
+def is_interactive(arguments: Sequence[str]) -> bool:
+    return not {"-p", "--print", "--version", "-v", "--help", "-h"} & set(arguments)

@@ -1,0 +1,63 @@
+"""Looks around for Claude Code: its program and version, the user's instructions for it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from cclocal.agents.claude import status_line
+from cclocal.agents.claude.command import PROGRAM, Context
+from cclocal.agents.claude.spec import INSTALL
+from cclocal.errors import AgentMissingError
+from cclocal.facts import AgentFound
+from cclocal.paths import Env, find_program, packaged
+from cclocal.programs import Answers, ask
+
+
+def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentFound | None:
+    """Claude Code on PATH, and what a session in this folder would give it to read."""
+    found = find_program(PROGRAM, env.environ)
+    if not found:
+        return None
+    path = Path(found).absolute()
+    key = answers.key(path)
+    version = answers.get(key) or answers.put(key, _version(path, env))
+    context = Context(
+        user_claude_md=_user_claude_md(env),
+        parent_claude_mds=dict(reversed(list(_parent_claude_mds(cwd, git_root)))),
+        mcp_config=packaged("mcp-local.json"),
+        status_line=(sys.executable, "-I", "-S", str(status_line.__file__)),
+    )
+    return AgentFound(path, version, context)
+
+
+def _version(path: Path, env: Env) -> str:
+    try:
+        done = ask([str(path), "--version"], env.environ)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise AgentMissingError(f"{path} does not run: {error}.") from None
+    version = re.match(r"\d+(\.\d+)+", done.stdout.strip())
+    if not version:
+        raise AgentMissingError(
+            f"{path} does not print its version, so it is probably not Claude Code.",
+            cause=(done.stdout + done.stderr).strip().splitlines()[-3:],
+            hint=INSTALL,
+        )
+    return version[0]
+
+
+def _user_claude_md(env: Env) -> Path | None:
+    folder = Path(env.environ.get("CLAUDE_CONFIG_DIR") or Path(env.environ["HOME"], ".claude"))
+    path = folder / "CLAUDE.md"
+    return path if path.is_file() else None
+
+
+def _parent_claude_mds(cwd: Path, root: Path | None) -> Iterator[tuple[Path, int]]:
+    for folder in cwd.parents if root else ():
+        if not folder.is_relative_to(root or folder):
+            return
+        if (folder / "CLAUDE.md").is_file():
+            yield folder / "CLAUDE.md", (folder / "CLAUDE.md").stat().st_size

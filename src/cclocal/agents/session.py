@@ -1,0 +1,93 @@
+"""What an agent is told about a session, and what it answers about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cclocal.command import Command, SessionFile
+from cclocal.facts import AgentFound
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSession:
+    """One session: the agent's program, the window, the longest reply, the folder, the user's arguments.
+
+    found: None if the agent is not installed; a dry run then shows its bare name. passed: variables handed on by name
+    (--pass-env). log_reader: the program file that reads the server's log, empty if there is none.
+    """
+
+    found: AgentFound | None
+    context_tokens: int
+    out_tokens: int
+    cwd: Path
+    home: Path
+    git_root: Path | None = None
+    passed: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    tools: bool = True
+    lean: bool = False
+    log_reader: str = ""
+
+    @property
+    def context(self) -> Any:
+        """What the agent looked up on this machine."""
+        return self.found.context if self.found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How an agent uses a context window, in tokens.
+
+    least: the smallest window in which a session can work. compacts_at: the length at which a conversation is
+    compacted. result: the longest result of one tool.
+    """
+
+    least_tokens: int
+    compacts_at_tokens: int
+    result_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigDir:
+    """The agent's private configuration folder, which lasts from session to session.
+
+    `seed` holds JSON files: the given keys are set, of the other keys only those in `known` stay. `links` are names in
+    the folder that point at a file of the user's, or None where there is none. `keeps` are the entries that stay from
+    session to session, `renewed` those that the agent makes again by itself. Everything else was put there by hand or
+    by a tool call, and is set aside before each start.
+    """
+
+    path: Path
+    seed: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    links: Mapping[str, Path | None] = field(default_factory=dict)
+    keeps: frozenset[str] = frozenset()
+    renewed: frozenset[str] = frozenset()
+    known: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A run of the agent against a server that answers nothing, to see its first request.
+
+    about: what that request depends on. is_plain: without anything of ours but the address. is_interactive: on a
+    terminal.
+    """
+
+    about: str
+    session: AgentSession
+    model: str
+    is_plain: bool
+    is_interactive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureRun:
+    """One such run: its command, the files it reads, its configuration folder, its standard input."""
+
+    command: Command
+    files: tuple[SessionFile, ...]
+    config_dir: ConfigDir
+    stdin: str = ""

@@ -1,0 +1,162 @@
+"""Finds llama.cpp's server on this machine, and uses what a running one offers beyond the agents' API."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cclocal.backends.llama_server.spec import BINARY, WHEEL
+from cclocal.backends.llama_server.xllamacpp_server import flags
+from cclocal.backends.runtime import Get, Runtime
+from cclocal.errors import BackendMissingError
+from cclocal.facts import Engine, Machine
+from cclocal.paths import Env, find_program
+from cclocal.programs import Answers, ask, flags_of
+from cclocal.settings import Settings
+from cclocal.wires.anthropic import system_text
+
+if TYPE_CHECKING:
+    import httpx
+
+
+def _devices_depend_on(machine: Machine) -> str:
+    """What an engine's list of devices depends on beside its own file."""
+    # a higher wired limit changes the memory that a Mac's GPU reports
+    return f"{machine.boot_id}|{','.join(gpu.name for gpu in machine.gpus)}|{machine.wired_limit_mib}"
+
+
+def _binary(path: Path, env: Env, machine: Machine, answers: Answers) -> Engine:
+    key = answers.key(path, "llama-server", _devices_depend_on(machine))
+    known = answers.get(key)
+    if known is None:
+        names = flags_of([str(path)], env.environ)
+        version = ask([str(path), "--version"], env.environ)
+        first = re.search(r"version:\s*(.+)", version.stdout + version.stderr)
+        devices = ask([str(path), "--list-devices"], env.environ).stdout if "--list-devices" in names else ""
+        listed = re.findall(r"^\s*(\w+: .+\(\d+ MiB.*)$", devices, re.MULTILINE)
+        known = answers.put(
+            key,
+            {
+                "version": first[1].strip() if first else "unknown",
+                "flags": names,
+                # BLAS counts as a device there, with no memory
+                "devices": [device for device in listed if "(0 MiB" not in device],
+            },
+        )
+    found = frozenset(known["flags"])
+    return Engine(BINARY, (str(path),), known["version"], found, tuple(known["devices"]), "a llama-server program")
+
+
+_WHEEL_PROBE = """
+import json, xllamacpp
+from importlib.metadata import version
+devices = [d for d in xllamacpp.get_device_info() if "GPU" in d["type"].name]
+listed = [f'{d["name"]}: {d["description"]} ({d["memory_total"] >> 20} MiB, {d["memory_free"] >> 20} MiB free)'
+          for d in devices]
+print(json.dumps({"version": version("xllamacpp"), "devices": listed}))
+"""
+
+
+def _wheel(env: Env, machine: Machine, answers: Answers) -> Iterator[Engine]:
+    spec = importlib.util.find_spec("xllamacpp")
+    if not spec or not spec.origin:
+        return
+    libraries = sorted(Path(spec.origin).parent.glob("xllamacpp*.so")) or [Path(spec.origin)]
+    # the question belongs to the key: another version of cclocal may ask another one
+    key = answers.key(libraries[0], _WHEEL_PROBE, _devices_depend_on(machine))
+    known = answers.get(key)
+    if known is None:
+        done = ask([sys.executable, "-P", "-c", _WHEEL_PROBE], env.environ)
+        if done.returncode != 0:
+            raise BackendMissingError(
+                "The xllamacpp package is installed but does not load.",
+                cause=done.stderr.strip().splitlines()[-2:],
+                hint='pip install --force-reinstall "cclocal[engine]"    (it needs the system library libgomp1)',
+            )
+        known = answers.put(key, json.loads(done.stdout))
+    command = (sys.executable, "-P", "-m", "cclocal.backends.llama_server.xllamacpp_server")
+    title = "inside the xllamacpp package"
+    yield Engine(WHEEL, command, known["version"], flags(), tuple(known["devices"]), title)
+
+
+def as_openai(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A request as llama.cpp's server converts it: system blocks joined, tools as functions.
+
+    Source: its server_chat_convert_anthropic_to_oai.
+    """
+    system = system_text(request)
+    tools = [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.get("name", ""),
+                "description": tool.get("description", ""),
+                "parameters": tool.get("input_schema", {}),
+            },
+        }
+        for tool in request.get("tools", ())
+    ]
+    messages = [{"role": "system", "content": system}] if system else []
+    return {"messages": [*messages, *request["messages"]], "tools": tools}
+
+
+class LlamaServer(Runtime):
+    """llama.cpp's server: it counts tokens, and saves and restores the KV cache of a prompt."""
+
+    def find(self, env: Env, settings: Settings, machine: Machine, answers: Answers) -> Iterator[Engine]:
+        """The llama-server asked for, else the one on PATH and then the wheel's."""
+        asked = settings.llama_server
+        if asked == "wheel":
+            yield from _wheel(env, machine, answers)
+            return
+        found = find_program(asked or "llama-server", env.environ)
+        if found:
+            try:
+                yield _binary(Path(found).absolute(), env, machine, answers)
+            except (OSError, subprocess.SubprocessError) as error:
+                if asked:
+                    raise BackendMissingError(f"{found} does not run: {error}.") from None
+        elif asked:
+            raise BackendMissingError(
+                f"There is no program {asked}.{settings.origin('llama_server')}",
+                hint="--llama-server PATH, or “wheel” for the xllamacpp package",
+            )
+        if not asked:
+            yield from _wheel(env, machine, answers)
+
+    def window(self, get: Get, row: Mapping[str, Any], model: str) -> tuple[str, int | None] | None:
+        """llama.cpp reports the window of one slot in /props."""
+        props = get("/props")
+        settings = props.get("default_generation_settings") if isinstance(props, dict) else None
+        return ("llama-server", settings.get("n_ctx")) if isinstance(settings, dict) else None
+
+    def count_tokens(self, client: httpx.Client, text: str) -> int | None:
+        """Counted by /tokenize."""
+        reply = client.post("/tokenize", json={"content": text}).raise_for_status()
+        return len(reply.json()["tokens"])
+
+    def prompt_tokens(self, client: httpx.Client, request: Mapping[str, Any]) -> list[int]:
+        """Rendered by the server's own template, then tokenised as its completion endpoint does."""
+        rendered = client.post("/apply-template", json=as_openai(request)).raise_for_status().json()["prompt"]
+        body = {"content": rendered, "add_special": True, "parse_special": True}
+        return [int(token) for token in client.post("/tokenize", json=body).raise_for_status().json()["tokens"]]
+
+    def read_prompt(self, client: httpx.Client, tokens: list[int]) -> None:
+        """Evaluated into slot 0, without a reply."""
+        body = {"prompt": tokens, "n_predict": 0, "cache_prompt": True, "id_slot": 0}
+        client.post("/completion", json=body, timeout=None).raise_for_status()
+
+    def save_prompt(self, client: httpx.Client, name: str) -> int:
+        """The KV cache of slot 0."""
+        reply = client.post("/slots/0?action=save", json={"filename": name}, timeout=None)
+        return int(reply.raise_for_status().json()["n_saved"])
+
+    def restore_prompt(self, client: httpx.Client, name: str) -> bool:
+        """Into slot 0."""
+        return client.post("/slots/0?action=restore", json={"filename": name}).status_code == 200

@@ -1,0 +1,96 @@
+"""What a backend's runtime can do with effects: find engines, prepare a started server, its store, saved prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cclocal.backends.request import ServeRequest
+from cclocal.command import Endpoint
+from cclocal.facts import Engine, Machine
+from cclocal.models.catalog import Catalog
+from cclocal.models.storage import Stored
+from cclocal.paths import Env
+from cclocal.programs import Answers
+from cclocal.settings import Settings
+
+if TYPE_CHECKING:
+    import httpx
+
+#: A reply of /v1/models and the like, parsed; None if there was none.
+Get = Callable[[str], Any]
+#: Starts a progress bar: called with (total, finished) bytes.
+Bars = Callable[[int, int], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StartedServer:
+    """A server that was just started, as far as a runtime needs to know it.
+
+    `tools`: the agent will use tools. `check_alive` raises ServerDiedError if the server has ended.
+    """
+
+    engine: Engine
+    request: ServeRequest
+    endpoint: Endpoint
+    tools: bool
+    log: Path
+    check_alive: Callable[[], None]
+
+
+class Runtime:
+    """A backend's effects. A subclass overrides what it needs; everything else does nothing."""
+
+    def find(self, env: Env, settings: Settings, machine: Machine, answers: Answers) -> Iterator[Engine]:
+        """The engines on this machine, best first. Raises BackendMissingError if one was asked for and does not run."""
+        yield from ()
+
+    def prepare(self, server: StartedServer, bars: Bars) -> tuple[str, ...]:
+        """Have the server load the model, where it does not by itself. Returns what the user should know."""
+        return ()
+
+    def verify(self, server: StartedServer) -> None:
+        """Raises NotReadyError unless the server that is ready serves what was planned."""
+
+    def clean_up(self, env: Env) -> None:
+        """Remove what killed sessions left elsewhere."""
+
+    def stored(self, catalog: Catalog, env: Env) -> Iterator[Stored]:
+        """The models in the backend's own store."""
+        yield from ()
+
+    def users_of(self, stored: Stored, env: Env) -> list[str]:
+        """What uses a model of its store at this moment, in words. Raises UsageError if it cannot be removed."""
+        return []
+
+    def remove(self, stored: Stored, env: Env) -> None:
+        """Remove a model from its store. Raises UsageError."""
+
+    def window(self, get: Get, row: Mapping[str, Any], model: str) -> tuple[str, int | None] | None:
+        """(the server's name, the window of one conversation in tokens) of a server that may be of this kind.
+
+        `get` fetches a path of it, `row` is the model's row in /v1/models. None if it is another kind of server.
+        """
+        return None
+
+    def count_tokens(self, client: httpx.Client, text: str) -> int | None:
+        """The tokens of a text, counted by a running server; None if it cannot count."""
+        return None
+
+    def prompt_tokens(self, client: httpx.Client, request: Mapping[str, Any]) -> list[int]:
+        """A request's prompt in tokens, as the server would make it."""
+        raise NotImplementedError
+
+    def read_prompt(self, client: httpx.Client, tokens: list[int]) -> None:
+        """Have the server evaluate a prompt."""
+        raise NotImplementedError
+
+    def save_prompt(self, client: httpx.Client, name: str) -> int:
+        """Save the KV cache under a file name in the request's prompt folder. Returns how many tokens it holds."""
+        raise NotImplementedError
+
+    def restore_prompt(self, client: httpx.Client, name: str) -> bool:
+        """Restore a saved KV cache. Returns False if the server refuses it."""
+        raise NotImplementedError

@@ -1,0 +1,107 @@
+"""Which backend, variant, engine and agent a launch uses. Pure."""
+
+from __future__ import annotations
+
+from cclocal.agents import AGENTS, DEFAULT, Agent
+from cclocal.backends import BACKENDS, Backend, in_order
+from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
+from cclocal.facts import Engine, Facts
+from cclocal.models.catalog import CONFIG, Model, Variant
+from cclocal.planning.memory import adjusted
+from cclocal.settings import Settings
+
+
+def choose_agent(settings: Settings) -> Agent:
+    """The agent asked for, or the default. Raises UsageError if there is none of that name."""
+    name = settings.agent or DEFAULT
+    if name not in AGENTS:
+        raise UsageError(f"There is no agent “{name}”.{settings.origin('agent')}", hint=f"--agent {' | '.join(AGENTS)}")
+    return AGENTS[name]
+
+
+def check_agent(agent: Agent, facts: Facts) -> None:
+    """Raises AgentMissingError (35) if the agent is not there, does not run, or is too old."""
+    if facts.agent is None:
+        raise AgentMissingError(facts.agent_problem or f"{agent.PROGRAM} was not found on PATH.", hint=agent.INSTALL)
+    if reason := agent.unusable(facts.agent.version):
+        raise AgentMissingError(f"{reason}.", hint=agent.INSTALL)
+
+
+def choose_variant(model: Model, settings: Settings, facts: Facts) -> tuple[Variant, str | None]:
+    """(the variant that a launch here would use, the reason for its backend if none was asked for).
+
+    It is the best backend for this machine that is installed and serves a variant as asked; if none is installed, the
+    best. Raises UsageError if there is no such variant.
+    """
+    asked = settings.backend
+    if asked and asked not in BACKENDS:
+        raise UsageError(
+            f"There is no backend “{asked}”.{settings.origin('backend')}", hint=f"--backend {' | '.join(BACKENDS)}"
+        )
+    names = (asked,) if asked else _candidates(settings, facts)
+    found = [variant for name in names if (variant := model.variant(name, settings.quant))]
+    installed = [variant for variant in found if facts.engines.get(variant.backend)]
+    # prefer engines that support the requested options
+    able = [variant for variant in installed if _is_able(variant, settings, facts)]
+    for variant in (*able, *installed, *found):
+        best = variant.backend == names[0]
+        reason = "the first choice on this machine" if best else "the first that is installed and can serve this"
+        return variant, None if asked else reason
+    mine = [v for v in model.variants if asked in (None, v.backend)]
+    if settings.quant and mine:
+        there = ", ".join(dict.fromkeys(v.quant for v in mine))
+        raise UsageError(f"{model.name} has no {settings.quant}; it has {there}.{settings.origin('quant')}")
+    others = " or ".join(dict.fromkeys(v.backend for v in model.variants))
+    raise UsageError(f"{model.name} is not for {asked}.{settings.origin('backend')}", hint=f"--backend {others}")
+
+
+def _candidates(settings: Settings, facts: Facts) -> tuple[str, ...]:
+    """The backends to try if none was asked for; a typed setting that only one of them has selects it."""
+    for name, backend in BACKENDS.items():
+        if any(getattr(settings, one) and settings.sources.get(one) == "command line" for one in backend.ASKED_BY):
+            return (name,)
+    return in_order(facts.machine)
+
+
+def _is_able(variant: Variant, settings: Settings, facts: Facts) -> bool:
+    """Whether one of the engines here can serve a variant as asked."""
+    requested = adjusted(variant, settings)
+    backend = BACKENDS[variant.backend]
+    return any(backend.unsupported(engine, requested) is None for engine in facts.engines.get(variant.backend, ()))
+
+
+def choose_engine(backend: Backend, wire: str, model: Model, variant: Variant, facts: Facts) -> Engine:
+    """The best engine that can serve a variant to an agent that speaks `wire`.
+
+    Raises BackendMissingError (30) or BackendTooOldError (31).
+    """
+    if wire not in backend.WIRES:
+        raise BackendTooOldError(f"{backend.NAME} does not speak the API of this agent ({wire}).")
+    engines = facts.engines.get(backend.NAME, ())
+    refusals = []
+    for engine in engines:
+        reason = backend.unsupported(engine, variant)
+        if reason is None:
+            return engine
+        refusals.append(reason)
+    hint = backend.install_hint(engines)
+    if refusals:
+        raise BackendTooOldError(f"{model.name} cannot run here: {'; '.join(refusals)}.", hint=hint)
+    raise BackendMissingError(f"No {backend.NAME} was found on this machine.", hint=hint)
+
+
+def model_path(variant: Variant, facts: Facts) -> str:
+    """Where the model is: a GGUF file or an MLX folder, or text in angle brackets as long as it is not on disk."""
+    if variant.path:
+        return variant.path
+    if variant.tag:
+        return f"<{variant.tag}>"
+    name: str = variant.builtin or (CONFIG if variant.is_folder else next(iter(variant.files), ""))
+    there = facts.cached.get((variant.repo or "", name))
+    if there:
+        return str(there.parent if variant.is_folder else there)
+    if variant.builtin:
+        return "<model folder>" if variant.is_folder else "<model file>"
+    if variant.is_folder:
+        return f"<folder of {variant.repo}>"
+    return f"<{name or f'{variant.quant} of {variant.repo}'}>"

@@ -1,0 +1,99 @@
+"""Small programs that are asked something, the answers that are remembered, and the last words of logs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Command
+from cclocal.paths import read_table, write_private
+
+#: Answers that are kept; the oldest go first.
+_KEPT = 20
+
+
+def ask(argv: Sequence[str], environ: Mapping[str, str], limit_s: float = 20.0) -> subprocess.CompletedProcess[str]:
+    """What a small program answers, run with a server's environment. Raises OSError or SubprocessError."""
+    command = Command(tuple(argv), keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES)
+    return subprocess.run(
+        list(argv),
+        env=command.environ(environ),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        timeout=limit_s,
+        check=False,
+    )
+
+
+def flags_of(command: Sequence[str], environ: Mapping[str, str], limit_s: float = 20.0) -> list[str]:
+    """Every flag that a program's help names. Raises OSError with its last words if it does not run."""
+    done = ask([*command, "--help"], environ, limit_s)
+    flags = sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", done.stdout)))
+    if done.returncode != 0 or not flags:
+        raise OSError((done.stderr.strip() or "its --help says nothing").splitlines()[-1])
+    return flags
+
+
+class Answers:
+    """Answers of programs that take time to ask, kept as long as the program's file is the same."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known = read_table(path)
+        self.is_changed = False
+
+    def key(self, program: Path, *also: str) -> str:
+        """Names a program's file by path, size and time of change, and the question by `also`."""
+        stat = program.stat()
+        return "|".join((os.path.realpath(program), str(stat.st_size), str(stat.st_mtime_ns), *also))
+
+    def get(self, key: str) -> Any:
+        return self.known.get(key)
+
+    def put(self, key: str, value: Any) -> Any:
+        """Keep an answer, and return it."""
+        self.known[key] = value
+        self.is_changed = True
+        return value
+
+    def save(self) -> None:
+        """Write what is new. Raises FolderError."""
+        if self.is_changed:
+            self.is_changed = False
+            write_private(self.path, json.dumps(dict(list(self.known.items())[-_KEPT:])))
+
+
+def printable(line: str) -> str:
+    """A line of a log without control characters, which could steer a terminal."""
+    return "".join(c for c in line.replace("\t", " ") if c.isprintable()).strip()
+
+
+def last_lines(log: Path, count: int = 3) -> tuple[str, ...]:
+    """The last lines of a log, or those that name the cause of a crash if there are any."""
+    lines = [line for line in _tail(log) if line]
+    words = ("error", "exception", "failed", "abort", "cannot", "unable")
+    causes = [line for line in lines[-12:] if any(word in line.lower() for word in words)]
+    if causes:
+        # the first complaint is nearest to the cause, the last to the end
+        return tuple(dict.fromkeys((causes[0], causes[-1], lines[-1])))
+    return tuple(lines[-count:])
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log, or nothing."""
+    return next((line for line in reversed(_tail(log)) if line), "")
+
+
+def _tail(log: Path, size_bytes: int = 8192) -> list[str]:
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size_bytes))
+        return [printable(line) for line in file.read().decode("utf-8", "replace").splitlines()]
+    return []

@@ -1,0 +1,201 @@
+"""Steps of a launch around the server: the port, the start under a keeper, readiness, the prompt."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import socket
+from collections.abc import Iterator
+
+from cclocal.agents import AGENTS, config_dir
+from cclocal.agents.session import ConfigDir
+from cclocal.backends import BACKENDS, runtime_of
+from cclocal.backends.runtime import StartedServer
+from cclocal.command import Binding, SessionFile
+from cclocal.discovery import calibration
+from cclocal.errors import CclocalError, DiskFullError, FolderError, PortError, ServerDiedError, UsageError
+from cclocal.models.storage import remember
+from cclocal.paths import Env, make_folder
+from cclocal.planning.plan import Plan
+from cclocal.prompt_cache.cache import PromptCache
+from cclocal.server import logs
+from cclocal.server.readiness import holder_of, wait_until_ready
+from cclocal.server.registry import running
+from cclocal.server.start import Server, ServerStart, new_binding, start_server
+from cclocal.ui.console import can_ask, confirm, say
+from cclocal.ui.progress import WaitLine, download_bar
+from cclocal.wires import WIRES
+
+#: A free port may be taken between looking and listening; then another one is tried, this many times.
+PORT_TRIES = 3
+#: The session's file that tells `cclocal attach` where the model answers.
+ENDPOINT = "endpoint.json"
+
+
+def start(plan: Plan, env: Env, limit: int | None) -> Server:
+    """Start the planned server, and return when it has shown that it answers. `limit`: keeps a Mac's limit raised."""
+    for attempt in range(1, PORT_TRIES + 1):
+        binding = new_binding(env, plan.port)
+        try:
+            return _start(plan, binding, env, limit)
+        except (ServerDiedError, PortError):
+            is_ours = plan.readiness(binding).owns_socket
+            if plan.port or not is_ours or attempt == PORT_TRIES or not _is_taken(int(binding.port)):
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _start(plan: Plan, binding: Binding, env: Env, limit: int | None) -> Server:
+    agent, endpoint = AGENTS[plan.agent], plan.endpoint(binding)
+    command, files = plan.server_command(binding)
+    files = (*files, *plan.agent_command(binding)[1])
+    if plan.settings.server:
+        files = (*files, _endpoint_file(plan, endpoint.url, endpoint.key, endpoint.model))
+    make_folder(env.folders.sessions)
+    log = logs.new_log(env, binding.session_id)
+    # captures what the agent sends first while the model loads
+    cache = PromptCache.of(plan, env)
+    resume = " ".join(agent.resume_arguments())
+    with contextlib.ExitStack() as undo:
+        if cache:
+            undo.callback(cache.close)
+        server = start_server(
+            ServerStart(
+                command,
+                files,
+                BACKENDS[plan.variant.backend].STOP,
+                about={
+                    "model": plan.word,
+                    "port": endpoint.port,
+                    "backend": plan.variant.backend,
+                    "agent": plan.agent,
+                    "log": str(log),
+                    "files": [path for path in (plan.request.model_file, plan.request.mmproj_file) if path],
+                },
+                report=(
+                    f"\n✗ The model server stopped during the session ({{how}}).\n{{last}}"
+                    f"  Try:  cclocal --model {plan.word} -- {resume}\n  Log:  {log}\n"
+                ),
+                terminal_reset=agent.TERMINAL_RESET if plan.is_interactive else "",
+                held_open=limit,
+            ),
+            binding,
+            env,
+        )
+        undo.callback(server.end)
+        _until_ready(plan, server, cache)
+        calibration.learn(plan, log, env)
+        with contextlib.suppress(FolderError):
+            remember(plan.variant.source or plan.model.id, plan.variant.path, env)
+        undo.pop_all()
+    return server
+
+
+def _until_ready(plan: Plan, server: Server, cache: PromptCache | None) -> None:
+    """Have the server load the model, wait until it answers, and fill it with the fixed part of the prompt."""
+    runtime = runtime_of(plan.variant.backend)
+    endpoint = plan.endpoint(server.binding)
+    started = StartedServer(plan.engine, plan.request, endpoint, plan.session.tools, server.log, server.check_alive)
+    line = WaitLine(plan.model.name)
+    with download_bar(plan.model.name) as bars:
+        for note in runtime.prepare(started, bars):
+            say(note, "yellow")
+    with line.shown():
+        wait_until_ready(server, plan.readiness(server.binding), WIRES[AGENTS[plan.agent].WIRE], line)
+        runtime.verify(started)
+        note_of_cache = cache.fill(server, line) if cache else None
+    if note_of_cache:
+        say(note_of_cache, "dim")
+
+
+def _endpoint_file(plan: Plan, url: str, key: str, model: str) -> SessionFile:
+    """What `cclocal attach` needs; a key does not belong on a command line."""
+    record = {
+        "url": url,
+        "key": key,
+        "model": model,
+        "context_tokens": plan.slot_tokens,
+        "out_tokens": plan.out_tokens,
+        "tools": plan.session.tools,
+        "lean": plan.session.lean,
+        "passed": plan.session.passed,
+        "agent": plan.agent,
+    }
+    return SessionFile(ENDPOINT, json.dumps(record))
+
+
+def lay_out_config(config: ConfigDir) -> None:
+    """Lay out the agent's configuration folder, and say what of it an earlier session had added."""
+    if aside := config_dir.prepare(config):
+        where = f"{config.path}{config_dir.SET_ASIDE}"
+        say(f"Set aside from the agent's configuration folder: {', '.join(aside)} (now in {where}).", "yellow")
+
+
+def confirm_after_failed_check(plan: Plan) -> None:
+    """Ask before a model is started that failed its check. Raises UsageError where there is no terminal to ask on."""
+    if plan.is_proven is not False or plan.settings.yes:
+        return
+    say(f"{plan.model.name} failed its check on this engine (cclocal check {plan.word}).", "yellow")
+    if not can_ask():
+        raise UsageError("A model that failed its check is only started if you say so.", hint="--yes, or another model")
+    if not confirm("Start it all the same?", default=False):
+        raise KeyboardInterrupt
+
+
+def check_port(port: int | None, env: Env) -> None:
+    """Raises PortError if the port is taken, with its holder."""
+    if port is None or not _is_taken(port):
+        return
+    for session in running(env):
+        if session.port == str(port):
+            raise PortError(
+                f"Port {port} is in use by your own session of {session.model}.",
+                hint=f"cclocal attach {port}" if (session.folder / ENDPOINT).exists() else "another --port",
+            )
+    raise PortError(f"Port {port} is in use by {holder_of(port)}.", hint="another --port")
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        # as servers do, so that a port in TIME_WAIT counts as free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            raise PortError(f"Port {port} is only for the administrator.", hint="a --port above 1023") from None
+        except OSError:
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def os_errors_in_words(env: Env) -> Iterator[None]:
+    """The system's errors during a start as ours: by what failed, not all as a folder's."""
+    try:
+        yield
+    except OSError as error:
+        raise _in_words(error, env) from None
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: What can be wrong with a path.
+_OF_A_PATH = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.EIO, errno.ESTALE),
+)
+_HINTS = {
+    errno.EMFILE: "ulimit -n 4096, then start again",
+    errno.ENFILE: "end other programs: the system has too many open files",
+    errno.ENOMEM: "end other programs: the system has no memory left",
+    errno.EAGAIN: "end other programs: the system has too many processes (ulimit -u)",
+}
+
+
+def _in_words(error: OSError, env: Env) -> CclocalError:
+    why = error.strerror or str(error) or type(error).__name__
+    if error.errno in _FULL:
+        return DiskFullError(f"The disk is full: {error.filename or env.folders.state}.", hint="free some space there")
+    if error.filename and error.errno in _OF_A_PATH:
+        return FolderError(f"{error.filename} cannot be used: {why}.")
+    return CclocalError(f"The start failed: {why}.", hint=_HINTS.get(error.errno or 0))

@@ -1,0 +1,71 @@
+"""The replies in a model server's log, in tokens and seconds. Standard library only: status lines import it too."""
+
+from __future__ import annotations
+
+from importlib.machinery import SourceFileLoader
+from typing import Any, NamedTuple
+
+#: Speeds are not computed from fewer tokens.
+LEAST_WRITTEN_TOKENS = 8
+
+
+class Turn(NamedTuple):
+    """One reply, in tokens and seconds; None where the engine does not report it.
+
+    prompt: the whole request; read: the part of it that was evaluated; kept: the part that was in the KV cache already;
+    written: the reply. first_s: until the first token; writing_s: from there to the last; whole_s: both.
+    """
+
+    prompt_tokens: int | None = None
+    read_tokens: int | None = None
+    kept_tokens: int | None = None
+    written_tokens: int | None = None
+    first_s: float | None = None
+    writing_s: float | None = None
+    whole_s: float | None = None
+
+    @property
+    def read_per_s(self) -> float | None:
+        """Tokens of the prompt evaluated per second."""
+        return self.read_tokens / self.first_s if self.read_tokens and self.first_s else None
+
+    @property
+    def write_per_s(self) -> float | None:
+        """Tokens written per second, of replies that are long enough."""
+        written = self.written_tokens or 0
+        return written / self.writing_s if written >= LEAST_WRITTEN_TOKENS and self.writing_s else None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether cclocal itself asked, for one token: to see that the server answers, or to have a prompt read."""
+        return self.written_tokens == 1
+
+
+class Now(NamedTuple):
+    """A reply that is being made: its prompt, how much of it is read, how fast, and whether the last batch is read.
+
+    write_per_s: tokens per second, once some were written. The log has no event for the end of prefill.
+    """
+
+    prompt_tokens: int
+    place_tokens: int = 0
+    read_per_s: float | None = None
+    is_last: bool = False
+    write_per_s: float | None = None
+    read_tokens: int = 0
+    first_s: float | None = None
+
+
+def turns(text: str, readers: tuple[str, ...]) -> tuple[list[Turn], Now | None]:
+    """(the replies in a log, the one being made at its end), by the first reader that finds any.
+
+    Every reader skips the lines it does not know, so that a log of unknown origin can be tried with all of them.
+    """
+    for reader in readers:
+        namespace: dict[str, Any] = {"__name__": "log_reader"}
+        # by its path: the package is not importable under -I -S, and its compiled code is kept beside the file
+        exec(SourceFileLoader("log_reader", reader).get_code("log_reader") or "", namespace)  # noqa: S102
+        found, now = namespace["turns"](text)
+        if found or now:
+            return [Turn(**row) for row in found], Now(**now) if now else None
+    return [], None

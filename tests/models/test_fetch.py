@@ -1,0 +1,296 @@
+"""A model that is not on disk is fetched from a real local hub server, exactly its files, and then served."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from bench.published_shapes import HEADERS
+from bench.sparse import write
+from cclocal import tiny
+from tests.world import FAKES, World, wait_for
+
+MODEL = """
+[models.mine]
+name = "Mine"
+note = "from the local hub"
+native_context_tokens = 32768
+context_tokens = 32768
+[[models.mine.variants]]
+backend = "llama-server"
+quant = "Q4"
+repo = "org/m"
+files = ["mine.gguf"]
+"""
+Hub = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def hub(world: World) -> Iterator[Hub]:
+    """Start a hub with switches; returns the environment that points at it."""
+    folder = world.root / "hub"
+    folder.mkdir()
+    model = tiny.gguf()
+    (folder / "mine.gguf").write_bytes(model + bytes(30_000_000 - len(model)))
+    (folder / "other.gguf").write_bytes(b"GGUF" + bytes(5_000_000))
+    (world.home / ".config/cclocal").mkdir(parents=True)
+    (world.home / ".config/cclocal/config.toml").write_text(MODEL)
+    world.fake_server()
+    world.fake_claude(exits=0)
+    servers: list[subprocess.Popen[str]] = []
+
+    def start(*switches: str) -> dict[str, str]:
+        server = subprocess.Popen(
+            [sys.executable, str(FAKES / "hub.py"), str(folder), str(world.record / "hub.log"), *switches],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        servers.append(server)
+        assert server.stdout
+        return {"HF_ENDPOINT": f"http://127.0.0.1:{server.stdout.readline().strip()}"}
+
+    yield start
+    for server in servers:
+        server.kill()
+        server.wait()
+        assert server.stdout
+        server.stdout.close()
+
+
+def asked(world: World) -> list[str]:
+    path = world.record / "hub.log"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_exactly_the_variants_files_are_fetched_then_served_offline(world: World, hub: Hub) -> None:
+    at = hub()
+    done = world.run("--mine", **at)
+    assert done.returncode == 0, done.stderr
+    assert "Downloading Mine" in done.stderr
+    got = [line for line in asked(world) if line.startswith("GET") and "/resolve/" in line]
+    # its header first, then all of it, and of nothing else
+    assert len(got) == 2
+    assert all("mine.gguf" in line for line in got)
+    assert [line for line in asked(world) if line.startswith("SENT GET")] == ["SENT GET 16777216", "SENT GET 30000000"]
+    assert "Mine needs " in done.stderr
+    # nobody else is asked about us
+    assert not [line for line in asked(world) if "agent-harnesses" in line]
+    model = Path(world.agent()["env"]["HOME"], ".cache/huggingface/hub/models--org--m/snapshots")
+    assert [p.name for p in model.rglob("*.gguf")] == ["mine.gguf"]
+    before = len(asked(world))
+    again = world.run("--mine", **at)
+    assert again.returncode == 0
+    assert len(asked(world)) == before, "a model on disk needs no network"
+    assert "Downloading" not in again.stderr
+
+
+def test_the_plan_is_made_anew_once_the_header_is_there(world: World, hub: Hub) -> None:
+    at = hub()
+    config = world.home / ".config/cclocal/config.toml"
+    # the whole native context, which the header says is little with five layers
+    config.write_text(config.read_text().replace("32768", "131072"))
+    before = world.run("--mine", "--dry-run", **at)
+    assert "unknown until a start reads the model's header" in before.stdout
+    done = world.run("--mine", **at)
+    assert done.returncode == 0, done.stderr
+    after = world.run("--mine", "--dry-run", **at)
+    assert "largest context" in after.stdout
+    assert '"max_context_tokens": 131072' in world.run("plan", "mine", "--json", **at).stdout
+
+
+def test_the_machine_is_looked_at_once_in_a_first_start(world: World, hub: Hub) -> None:
+    """A Mac's stand-ins count how often they are asked: with a header from the hub, a download, and three plans."""
+    at = hub()
+    world.mac(32, "15.5")
+    engine = world.bin / "llama-server"
+    asked_of_engine = world.record / "asked"
+    text = engine.read_text()
+    engine.write_text(
+        text.replace("\nmain(", f"\nopen({str(asked_of_engine)!r}, 'a').write(sys.argv[1] + '\\n')\nmain(", 1)
+    )
+    done = world.run("--mine", **at)
+    assert done.returncode == 0, done.stderr
+    assert (world.record / "sw_vers").read_text().splitlines() == ["asked"]
+    questions = [word for word in asked_of_engine.read_text().splitlines() if word != "--model"]
+    assert sorted(questions) == ["--help", "--list-devices", "--version"]
+
+
+def test_a_model_that_cannot_fit_is_told_before_its_gigabytes_come(world: World, hub: Hub) -> None:
+    at = hub()
+    # a header that promises more than any machine has memory for; its file is as small as the others
+    huge = HEADERS["qwen3-next-80b-a3b"]()
+    tensors = tuple(replace(t, dims=(*t.dims[:-1], t.dims[-1] * 100)) for t in huge.tensors)
+    write(replace(huge, tensors=tensors), world.root / "huge.gguf")
+    with (world.root / "huge.gguf").open("rb") as file:
+        (world.root / "hub/mine.gguf").write_bytes(file.read(30_000_000))
+    done = world.run("--mine", **at)
+    assert done.returncode == 25, done.stderr
+    assert "TOO BIG" in done.stderr
+    assert "--no-mem-check" in done.stderr
+    assert [line for line in asked(world) if line.startswith("SENT GET")] == ["SENT GET 16777216"]
+    assert world.run("--mine", "--no-mem-check", **at).returncode == 0
+    assert world.run("--mine", **at).returncode == 25
+    assert world.run("--mine", CCLOCAL_NO_MEMCHECK="1", **at).returncode == 0
+    with world.on_terminal("--mine", **at) as child:
+        child.expect("Too big")
+        child.expect(r"4\) .* instead \(--")
+        child.expect(r"Choose \[4/c/q\] \(Enter = q\): ")
+        child.sendline("")
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 130
+
+
+def test_the_bar_moves(world: World, hub: Hub) -> None:
+    at = hub("--rate", "10000000")
+    with world.on_terminal("--mine", **at) as child:
+        # some of it, then all of it: a bar that knows the truth
+        child.expect(r"Downloading Mine .*[1-2]\d\.\d/30\.0 MB")
+        child.expect(r"30\.0/30\.0 MB")
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 0
+
+
+@pytest.mark.parametrize(
+    ("switches", "words"),
+    [
+        (["--status", "500"], "500"),
+        (["--status", "429"], "429"),
+        (["--status", "403", "--gated"], "accept its terms"),
+        (["--status", "401"], "hf auth login"),
+    ],
+    ids=["500", "429", "gated", "401"],
+)
+def test_a_hub_that_refuses(world: World, hub: Hub, switches: list[str], words: str) -> None:
+    done = world.run("--mine", **hub(*switches))
+    assert done.returncode == 23
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_hub_that_is_not_there(world: World, hub: Hub) -> None:
+    hub()
+    done = world.run("--mine", HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 23
+    assert "Could not reach" in done.stderr
+
+
+def test_a_file_the_repository_does_not_have(world: World, hub: Hub) -> None:
+    at = hub()
+    config = world.home / ".config/cclocal/config.toml"
+    config.write_text(config.read_text().replace("mine.gguf", "none.gguf"))
+    done = world.run("--mine", **at)
+    assert done.returncode == 23
+    assert "org/m has no file none.gguf" in done.stderr
+
+
+def test_offline_says_what_is_missing(world: World, hub: Hub) -> None:
+    done = world.run("--mine", HF_HUB_OFFLINE="1", **hub())
+    assert done.returncode == 22
+    assert "org/m is not on this disk" in done.stderr
+
+
+def blobs(world: World) -> Path:
+    return world.home / ".cache/huggingface/hub/models--org--m/blobs"
+
+
+def two_files(world: World) -> None:
+    """The model of one's own, with a projector: two files."""
+    config = world.home / ".config/cclocal/config.toml"
+    config.write_text(
+        config.read_text().replace('files = ["mine.gguf"]', 'files = ["mine.gguf"]\nmmproj = "other.gguf"')
+    )
+
+
+def test_silence_ends_a_download_and_slowness_does_not(world: World, hub: Hub) -> None:
+    slow = hub("--rate", "10000000")
+    # three seconds in all, a second of patience
+    done = world.run("--mine", CCLOCAL_TEST_STALL_S="1.5", **slow)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_download_that_stalls_twice_is_given_up(world: World, hub: Hub) -> None:
+    done = world.run("--mine", CCLOCAL_TEST_STALL_S="3", **hub("--stall", "mine.gguf"))
+    assert done.returncode == 20
+    assert "no byte arrived for 3 s" in done.stderr
+    assert "Traceback" not in done.stderr
+    # tried once more, in another way
+    whole = [line for line in asked(world) if line.startswith("SENT GET") and int(line.split()[2]) > 16777216]
+    assert len(whole) == 2
+    # what is left of it is removed, and said to be, when it goes on
+    assert list(blobs(world).glob("*.incomplete"))
+    again = world.run("--mine", **hub())
+    assert again.returncode == 0, again.stderr
+    assert "that an unfinished download had left" in again.stderr
+    assert not list(blobs(world).glob("*.incomplete"))
+
+
+def test_interrupted_the_finished_files_stay(world: World, hub: Hub) -> None:
+    two_files(world)
+    child = world.start("--mine", "--no-mem-check", **hub("--stall", "other.gguf"))
+    wait_for(lambda: "mine.gguf" in found(world), "the first file")
+    wait_for(lambda: any("other.gguf" in line for line in asked(world)), "the second file")
+    child.send_signal(signal.SIGINT)
+    assert child.wait(20) == 130
+    assert "mine.gguf" in found(world)
+    offline = world.run("--mine", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    assert offline.returncode == 22
+    assert "other.gguf of org/m is not on this disk" in offline.stderr
+    assert "mine.gguf of" not in offline.stderr
+
+
+def test_a_projector_counts_before_it_is_here(world: World, hub: Hub) -> None:
+    two_files(world)
+    done = world.run("--mine", "--", "-p", "x", **hub())
+    assert done.returncode == 0, done.stderr
+    argv = json.loads((world.record / "pids.json").read_text())["argv"]
+    assert argv[argv.index("--mmproj") + 1].endswith("other.gguf")
+    told = json.loads(world.run("--mine", "--dry-run", "--json").stdout)["memory"]
+    assert told["other_bytes"] == (world.root / "hub/other.gguf").stat().st_size
+    # the line before the download counted it too
+    assert f"needs {round(told['need_bytes'] / 2**20)} MB" in done.stderr
+
+
+def found(world: World) -> set[str]:
+    return {path.name for path in (world.home / ".cache/huggingface/hub").glob("models--org--m/snapshots/*/*")}
+
+
+def test_a_killed_launcher_takes_its_download_along(world: World, hub: Hub) -> None:
+    child = world.start("--mine", **hub("--rate", "5000000"))
+    wait_for(lambda: any("SENT GET 30000000" in line for line in asked(world)), "the download")
+    child.kill()
+    child.wait()
+    wait_for(lambda: not world.leftovers(), "its end")
+
+
+def test_two_starts_download_once(world: World, hub: Hub) -> None:
+    at = hub("--rate", "5000000")
+    first = world.start("--mine", **at)
+    wait_for(lambda: any("SENT GET 30000000" in line for line in asked(world)), "the download")
+    second = world.run("--mine", **at)
+    assert second.returncode == 0, second.stderr
+    assert "Another start of cclocal is downloading it" in second.stderr
+    assert first.wait(30) == 0
+    assert asked(world).count("SENT GET 30000000") == 1
+
+
+def test_what_another_program_is_downloading_is_left_alone(world: World, hub: Hub) -> None:
+    blobs(world).mkdir(parents=True)
+    dead, held = (blobs(world) / f"{letter * 64}.incomplete" for letter in "ab")
+    dead.write_bytes(bytes(1_000_000))
+    with held.open("wb") as other:
+        other.write(bytes(1000))
+        done = world.run("--mine", **hub())
+    assert done.returncode == 0, done.stderr
+    assert "Removed 1.0 MB" in done.stderr
+    assert held.exists()
+    assert not dead.exists()

@@ -1,0 +1,73 @@
+"""An agent of a few dozen lines, spec and look in one: what a new one has to say. It asks the server one thing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from cclocal.agents.session import AgentSession, Capture, CaptureRun, ConfigDir, Window
+from cclocal.command import BASE_NAMES, Binding, Command, Endpoint, SessionFile
+from cclocal.facts import AgentFound
+from cclocal.paths import Env, find_program
+from cclocal.programs import Answers
+
+NAME = PROGRAM = "small-agent"
+TITLE = "Small agent"
+INSTALL = "install small-agent"
+LOOK = __name__
+WIRE = "anthropic"
+TERMINAL_RESET = ""
+TAKEN = re.compile("forbidden-model")
+FORBIDDEN = re.compile("SMALL_.*")
+
+
+def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentFound | None:
+    path = find_program(PROGRAM, env.environ)
+    return AgentFound(Path(path), "1.0") if path else None
+
+
+def unusable(version: str) -> str | None:
+    return None
+
+
+def window(context_tokens: int, out_tokens: int) -> Window:
+    return Window(out_tokens + 1024, context_tokens - out_tokens, 1024)
+
+
+def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> tuple[Command, tuple[SessionFile, ...]]:
+    program = str(session.found.path) if session.found else PROGRAM
+    env = {"SMALL_URL": endpoint.url, "SMALL_KEY": endpoint.key, "SMALL_MODEL": endpoint.model}
+    return Command((program, *session.arguments), env, BASE_NAMES | set(session.passed)), ()
+
+
+def is_interactive(arguments: Sequence[str]) -> bool:
+    return False
+
+
+def ask_once(prompt: str) -> tuple[str, ...]:
+    return ("once", prompt)
+
+
+def resume_arguments() -> tuple[str, ...]:
+    return ("again",)
+
+
+def config_dir(session: AgentSession) -> ConfigDir:
+    return ConfigDir(session.home, seed={"small.json": {"model": "local"}})
+
+
+def capture(session: AgentSession, model: str) -> Capture | None:
+    return None
+
+
+def plain(session: AgentSession, model: str) -> Capture:
+    raise NotImplementedError
+
+
+def capture_run(capture: Capture, binding: Binding, words: str) -> CaptureRun:
+    raise NotImplementedError
+
+
+def notes(session: AgentSession) -> tuple[str, ...]:
+    return ("The small agent talks to itself.",)

@@ -1,0 +1,213 @@
+"""A server that is already there, anybody's: asked what it is, used, and never stopped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cclocal.server.start import free_port
+from tests.talk import compacts_at
+from tests.world import FAKES, World, alive, port_is_free, wait_for
+
+Serve = Callable[..., int]
+LLAMA_CPP = {"/props": {"default_generation_settings": {"n_ctx": 40960}, "total_slots": 1}}
+
+
+@pytest.fixture
+def serve(world: World) -> Iterator[Serve]:
+    """Start somebody's server with switches; returns its port."""
+    world.fake_claude(exits=0)
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*, key: str = "", alias: str = "some-model", **switches: Any) -> int:
+        port = free_port()
+        keys = world.root / f"key-{port}"
+        keys.write_text(key)
+        switches = {"record": str(world.record), **({} if key else {"lets_anybody_in": True}), **switches}
+        code = f"import sys; sys.path.insert(0, {str(FAKES)!r}); from llama_server import main; main({switches!r})"
+        words = ["--port", str(port), "--alias", alias, "--api-key-file", str(keys)]
+        started.append(subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL))
+        wait_for(lambda: not port_is_free(port), "the server")
+        return port
+
+    yield start
+    for server in started:
+        # whatever happened, it was left alone
+        assert alive(server.pid)
+        server.kill()
+        server.wait()
+    (world.record / "pids.json").unlink(missing_ok=True)
+
+
+def env(world: World) -> dict[str, str]:
+    return dict(world.agent()["env"])
+
+
+def test_the_agent_goes_by_the_servers_own_window(world: World, serve: Serve) -> None:
+    port = serve(routes=LLAMA_CPP)
+    done = world.run(str(port), "--", "-p", "x")
+    assert done.returncode == 0, done.stderr
+    assert "some-model on llama-server" in done.stderr
+    assert "40,960" in done.stderr
+    got = env(world)
+    assert got["ANTHROPIC_BASE_URL"] == f"http://127.0.0.1:{port}"
+    assert got["ANTHROPIC_MODEL"] == "some-model"
+    assert int(got["CLAUDE_CODE_MAX_CONTEXT_TOKENS"]) - 8192 - 13000 == compacts_at(40960, 8192)
+    assert world.agent()["argv"][-2:] == ["-p", "x"]
+    # the folder of an agent that is gone is cleared by the next one
+    world.run("--url", f"http://localhost:{port}/v1", "--", "-p", "x")
+    assert len(list((world.sessions.parent / "attached").iterdir())) == 1
+
+
+def test_a_key_comes_from_a_variable_and_nowhere_else(world: World, serve: Serve) -> None:
+    port = serve(key="s3cret", routes=LLAMA_CPP)
+    refused = world.run(str(port))
+    assert refused.returncode == 2
+    assert "--key-env" in refused.stderr
+    done = world.run("--url", f"http://127.0.0.1:{port}", "--key-env", "MY_KEY", MY_KEY="s3cret")
+    assert done.returncode == 0, done.stderr
+    assert env(world)["ANTHROPIC_AUTH_TOKEN"] == "s3cret"
+    assert "MY_KEY" not in env(world)
+    assert "s3cret" not in done.stderr + " ".join(world.agent()["argv"])
+    assert world.run("--url", f"http://127.0.0.1:{port}", "--key-env", "NOT_THERE").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("routes", "context"),
+    [
+        ({"/api/ps": {"models": [{"name": "some-model", "context_length": 32768}]}}, 32768),
+        ({"/v1/models": {"data": [{"id": "some-model", "max_model_len": 50000}]}}, 50000),
+    ],
+    ids=["Ollama", "vLLM"],
+)
+def test_other_servers_tell_their_window_otherwise(
+    world: World, serve: Serve, routes: dict[str, Any], context: int
+) -> None:
+    done = world.run(str(serve(routes=routes)))
+    assert done.returncode == 0, done.stderr
+    assert f"{context:,}" in done.stderr
+
+
+def test_a_window_that_is_too_small_is_refused_and_an_unknown_one_asked_for(world: World, serve: Serve) -> None:
+    small = world.run(str(serve(routes={"/api/ps": {"models": [{"name": "some-model", "context_length": 4096}]}})))
+    assert small.returncode == 2
+    assert "4,096" in small.stderr
+    unknown = serve()
+    asked = world.run(str(unknown))
+    assert asked.returncode == 2
+    assert "--ctx" in asked.stderr
+    assert world.run(str(unknown), "--ctx", "32768").returncode == 0
+    more = world.run(str(serve(routes=LLAMA_CPP)), "--ctx", "65536")
+    assert more.returncode == 2
+    assert "more than the 40,960" in more.stderr
+
+
+def test_of_several_models_one_is_named(world: World, serve: Serve) -> None:
+    routes = {**LLAMA_CPP, "/v1/models": {"data": [{"id": "a"}, {"id": "b"}]}}
+    port = serve(routes=routes)
+    several = world.run(str(port))
+    assert several.returncode == 2
+    assert "a, b" in several.stderr
+    assert world.run(str(port), "--model", "c").returncode == 2
+    assert world.run("--url", f"127.0.0.1:{port}", "--model", "b").returncode == 0
+    assert env(world)["ANTHROPIC_MODEL"] == "b"
+
+
+def test_what_is_no_server_for_an_agent_is_said(world: World, serve: Serve) -> None:
+    nothing = world.run(str(free_port()))
+    assert nothing.returncode == 33
+    assert "Nothing answers" in nothing.stderr
+    foreign = world.run(str(serve(foreign=True)))
+    assert foreign.returncode == 33
+    assert "no model server" in foreign.stderr
+    chat = world.run(str(serve(no_messages=True, routes=LLAMA_CPP)))
+    assert chat.returncode == 33
+    assert "/v1/messages" in chat.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://192.168.1.7:8080", "--insecure-http"),
+        ("ftp://127.0.0.1", "no address"),
+        ("http://user:pw@127.0.0.1:1", "no address"),
+        ("http://127.0.0.1:99999", "no address"),
+        ("http://[::1", "no address"),
+        ("http://127.0.0.1:8080/api/v2", "has a path"),
+    ],
+)
+def test_addresses_that_are_refused(world: World, url: str, words: str) -> None:
+    world.fake_claude()
+    done = world.run("--url", url)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_our_own_server_is_found_by_its_address_too(world: World) -> None:
+    world.fake_server()
+    world.fake_claude(exits=0)
+    child = world.start("--server", "--tiny")
+    port = world.server_pids()["port"]
+    wait_for(lambda: "cclocal attach" in (world.record / "out").read_text(), "the server")
+    for words in ((str(port),), ("--url", f"http://127.0.0.1:{port}"), ("attach", str(port))):
+        done = world.run(*words)
+        assert done.returncode == 0, done.stderr
+        assert env(world)["ANTHROPIC_MODEL"] == "tiny"
+        (world.record / "agent.json").unlink()
+    child.terminate()
+    child.wait()
+
+
+def test_a_server_with_several_slots_gives_the_window_of_one(world: World) -> None:
+    world.fake_server(load_s=2.0)
+    world.fake_claude(exits=0)
+    child = world.start("--server", "--tiny", "--ctx", "65536", "--slots", "2")
+    port = world.server_pids()["port"]
+    # it is still loading, and waited for
+    done = world.run(str(port))
+    assert done.returncode == 0, done.stderr
+    assert int(env(world)["CLAUDE_CODE_MAX_CONTEXT_TOKENS"]) - 4096 - 13000 == compacts_at(32768, 4096)
+    assert world.run(str(port), "--model", "other").returncode == 2
+    assert world.run(str(port), "--ctx", "65536").returncode == 2
+    child.terminate()
+    child.wait()
+
+
+def test_a_model_that_is_served_already_is_not_loaded_twice(world: World) -> None:
+    world.fake_server()
+    world.fake_claude(exits=0)
+    child = world.start("--server", "--tiny")
+    port = world.server_pids()["port"]
+    (world.record / "pids.json").rename(world.record / "first.json")
+    done = world.run("--tiny", "--", "-p", "x")
+    assert done.returncode == 0, done.stderr
+    assert f"on port {port}: using that" in done.stderr
+    assert env(world)["ANTHROPIC_BASE_URL"] == f"http://127.0.0.1:{port}"
+    assert not (world.record / "pids.json").exists()
+    # with wishes of its own it gets a server of its own
+    assert world.run("--tiny", "--ctx", "65536", "--", "-p", "x").returncode == 0
+    assert env(world)["ANTHROPIC_BASE_URL"] != f"http://127.0.0.1:{port}"
+    child.terminate()
+    child.wait()
+
+
+def test_what_is_said_beside_an_address(world: World, serve: Serve) -> None:
+    port = serve(routes=LLAMA_CPP)
+    url = f"http://127.0.0.1:{port}"
+    for words in (("--url", url, "--dry-run"), ("--url", url, "--tiny"), ("--key-env", "X"), ("--insecure-http",)):
+        done = world.run(*words)
+        assert done.returncode == 2, words
+        assert not (world.record / "agent.json").exists()
+    # a lasting default is about servers that we start; what is typed beats a variable
+    config = world.home / ".config/cclocal/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('[defaults]\nmodel = "gemma"\nctx = 65536\n')
+    assert world.run("--url", url).returncode == 0
+    assert env(world)["ANTHROPIC_MODEL"] == "some-model"
+    world.fake_server()
+    plan = world.run("--tiny", "--dry-run", CCLOCAL_URL=url)
+    assert "Tiny copy circuit" in plan.stdout

@@ -1,0 +1,160 @@
+"""The terminal behaves as if the user had typed `claude`: a job-control shell on a real pty starts cclocal."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+
+import pexpect
+import pytest
+
+from tests.world import World, alive, wait_for
+
+
+@pytest.fixture
+def shell(world: World) -> Iterator[pexpect.spawn]:  # type: ignore[type-arg]
+    bash = shutil.which("bash") or "/bin/bash"
+    child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]
+        bash,
+        ["--norc", "--noprofile", "-i"],
+        env={**world.env, "PS1": "PROMPT> "},
+        cwd=str(world.project),
+        encoding="utf-8",
+        timeout=20,
+        dimensions=(24, 80),
+    )
+    child.expect("PROMPT> ")
+    yield child
+    child.close(force=True)
+
+
+def start(shell: pexpect.spawn, world: World, *args: str) -> None:  # type: ignore[type-arg]
+    shell.sendline(" ".join((*world.command, *(args or ("--tiny",)))))
+
+
+def status(shell: pexpect.spawn) -> int:  # type: ignore[type-arg]
+    shell.sendline("echo STATUS=$?")
+    shell.expect(r"STATUS=\d+\r\n")
+    return int(str(shell.after).strip().removeprefix("STATUS="))
+
+
+def test_keys_and_job_control_reach_the_agent_and_not_the_server(
+    world: World,
+    shell: pexpect.spawn,  # type: ignore[type-arg]
+) -> None:
+    world.fake_server()
+    world.fake_claude()
+    start(shell, world)
+    shell.expect(r"AGENT \d+")
+    server = world.server_pids()["server"]
+    for _ in range(2):
+        shell.sendintr()
+        shell.expect("GOT-INT")
+        assert alive(server)
+    shell.setwinsize(33, 101)
+    shell.expect("WINCH 101x33")
+    shell.send("\x1a")
+    shell.expect("Stopped")
+    assert alive(server)
+    shell.sendline("fg")
+    shell.expect("GOT-CONT")
+    shell.sendline("hello")
+    shell.expect("ECHO hello")
+    shell.sendline("quit 42")
+    shell.expect("PROMPT> ")
+    assert status(shell) == 42
+    wait_for(lambda: not alive(server), "the server's end")
+
+
+def test_an_agent_that_is_terminated_has_the_shells_status(
+    world: World,
+    shell: pexpect.spawn,  # type: ignore[type-arg]
+) -> None:
+    world.fake_server()
+    world.fake_claude()
+    start(shell, world)
+    shell.expect(r"AGENT \d+")
+    os.kill(world.agent()["pid"], signal.SIGTERM)
+    shell.expect("Terminated")
+    assert status(shell) == 143
+
+
+def test_an_agent_that_crashes_leaves_a_sane_terminal(world: World, shell: pexpect.spawn) -> None:  # type: ignore[type-arg]
+    world.fake_server()
+    world.fake_claude()
+    start(shell, world)
+    shell.expect(r"AGENT \d+")
+    shell.sendline("segv")
+    # the keeper switches off what a killed TUI leaves on
+    shell.expect(re.escape("\x1b[?1000l"))
+    assert status(shell) == 139
+
+
+def test_a_closed_terminal_ends_everything(world: World, shell: pexpect.spawn) -> None:  # type: ignore[type-arg]
+    world.fake_server()
+    world.fake_claude()
+    start(shell, world)
+    shell.expect(r"AGENT \d+")
+    shell.close(force=True)
+    world.assert_clean()
+
+
+def test_ctrl_c_while_loading_ends_everything(world: World, shell: pexpect.spawn) -> None:  # type: ignore[type-arg]
+    world.fake_server(load_s=60)
+    world.fake_claude()
+    start(shell, world)
+    # the live line: phase, seconds, and the server's own words
+    shell.expect("Tiny copy circuit: starting… 1 s")
+    shell.expect("loading the model")
+    shell.sendintr()
+    shell.expect("Interrupted; nothing was left running")
+    shell.expect("PROMPT> ")
+    assert status(shell) == 130
+
+
+def test_a_dead_server_is_told_on_the_terminal_after_the_session(world: World, shell: pexpect.spawn) -> None:  # type: ignore[type-arg]
+    world.fake_server()
+    world.fake_claude()
+    start(shell, world)
+    shell.expect(r"AGENT \d+")
+    os.kill(world.server_pids()["server"], signal.SIGKILL)
+    wait_for(lambda: "server_exit" in world.state(), "the keeper's note")
+    shell.sendline("quit 0")
+    shell.expect("The model server stopped during the session")
+    shell.expect("cclocal --model tiny")
+
+
+def test_a_terminal_without_a_menu_is_told_the_flag(world: World) -> None:
+    world.fake_server()
+    world.fake_claude()
+    with world.on_terminal(TERM="dumb") as child:
+        child.expect("no menu on this terminal")
+        child.expect("--gemma-light")
+        child.expect(pexpect.EOF)
+        assert "\x1b[1m" not in str(child.before)
+        child.close()
+        assert child.exitstatus == 2
+
+
+def test_safe_shows_the_plan_and_asks_first(world: World) -> None:
+    world.fake_server()
+    world.fake_claude()
+    with world.on_terminal("--tiny", "--safe") as child:
+        child.expect("Context")
+        child.expect(r"keep the context of 32,768.*\(recommended\)")
+        child.expect(r"Choose \[1/c/q\] \(Enter = 1\): ")
+        assert not (world.record / "pids.json").exists()
+        child.sendline("q")
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 130
+    assert not (world.record / "pids.json").exists()
+    with world.on_terminal("--tiny", "--safe") as child:
+        child.expect("Choose ")
+        child.sendline("")
+        child.expect(r"AGENT \d+")
+        child.sendline("quit 0")
+        child.expect(pexpect.EOF)

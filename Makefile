@@ -6,7 +6,7 @@ CLAUDE_VERSION := 2.1.329
 # most tests wait for real programs; each takes a core at most
 WORKERS ?= 2
 
-.PHONY: help try test check docs clean
+.PHONY: help try test quick check docs clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/'
@@ -32,9 +32,14 @@ try: $(VENV)/.engine ## the main job, for real: a file written by Claude Code on
 	 $(BIN)/cclocal --tiny -- -p "Create the file hello.txt with content: hello from my own machine"
 	@printf 'hello.txt now says: '; cat hello.txt; echo
 
-test: $(VENV)/.test ## the whole suite; with CI=true every engine and every agent version
+test: $(VENV)/.test ## every real loop once; with CI=true every engine, agent version and matrix
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/parts.sh
+	@if [ "$$CI" = true ]; then echo "The whole suite: about half an hour on two cores."; \
+	 else echo "Every real loop once: at most 8 minutes on two cores. CI=true runs the wide matrices too."; fi
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+quick: $(VENV)/.test ## what needs no engine and no agent, in under a minute
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m "not starts" -q
 
 check: $(VENV)/.test ## style, types, layers, docs in step with the code
 	$(BIN)/ruff check .

@@ -1,7 +1,10 @@
 """The real parts of the suite, and worlds to use them in.
 
-With CI=true every engine form and every agent version is run and nothing is left out. Elsewhere: the engine of the
-wheel and one Claude Code (the one on PATH, else 2.1.329), and the summary says what was left out.
+With CI=true every engine form, every agent version and every row of the matrices is run. Elsewhere: the engine of the
+wheel, one Claude Code (the one on PATH, else 2.1.329) and one row of each matrix; the summary says what was left out.
+
+Two markers: `wide` is a row that only CI=true runs; `starts` is set here on every test that starts a program of ours
+in a user's home of its own. `make quick` runs the others.
 """
 
 from __future__ import annotations
@@ -104,9 +107,20 @@ def scripted(world: World, claude: Claude) -> World:
     return world
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what starts programs, and leave the wide matrices to CI."""
+    for item in items:
+        if {"world", "claude", "engine"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("starts")
+    if not CI:
+        wide = [item for item in items if item.get_closest_marker("wide")]
+        config.hook.pytest_deselected(items=wide)
+        items[:] = [item for item in items if item not in wide]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not CI:
         terminalreporter.write_line(
             f"left out (CI=true runs them too): a llama-server and an Ollama from source, vllm-mlx, other Claude Codes "
-            f"than {CLAUDES[0].version}, system call traces"
+            f"than {CLAUDES[0].version}, system call traces, the wide matrices"
         )

@@ -353,7 +353,7 @@ def test_from_turn_to_turn_no_byte_moves(world: World, claude: Claude) -> None:
         assert not where, f"messages {where}"
 
 
-@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("lean", [False, pytest.param(True, marks=pytest.mark.wide)])
 def test_another_folder_on_another_day_begins_with_the_same_bytes(
     scripted: World, claude: Claude, *, lean: bool
 ) -> None:

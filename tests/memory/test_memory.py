@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.published_shapes import HEADERS
-from cclocal import tiny
+from bench.published_shapes import HEADERS, published
+from cclocal import memory, tiny
 from cclocal.discovery.look import load_catalog
 from cclocal.memory.budget import Budget, Card, apple_budget, card_budget, host_budget, safe_limit_mib
 from cclocal.memory.buffers import read_buffers
@@ -636,3 +636,8 @@ def test_many_layers_are_divided_quickly() -> None:
     card = card_budget([Card("x", 24 * GIB, 24 * GIB)], 200 * GIB)
     assert remedies(fit(shape, MemoryConfig(32768), card), least_context_tokens=4096)
     assert time.process_time() - began < 10
+
+
+def test_the_published_shapes_are_those_of_their_generator() -> None:
+    stored = Path(memory.__file__).with_name("published.json").read_text("utf-8")
+    assert stored == published(), "run: python bench/published_shapes.py"

@@ -218,6 +218,7 @@ def test_silence_ends_a_download_and_slowness_does_not(world: World, hub: Hub) -
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.wide
 def test_a_download_that_stalls_twice_is_given_up(world: World, hub: Hub) -> None:
     done = world.run("--mine", CCLOCAL_TEST_STALL_S="3", **hub("--stall", "mine.gguf"))
     assert done.returncode == 20

@@ -67,7 +67,9 @@ def test_the_next_session_in_another_folder_reads_only_what_is_its_own(real: Wor
     assert len(states(real)) == 1
 
 
-@pytest.mark.parametrize("harm", ["byte", "cut", "note"])
+@pytest.mark.parametrize(
+    "harm", ["byte", pytest.param("cut", marks=pytest.mark.wide), pytest.param("note", marks=pytest.mark.wide)]
+)
 def test_a_state_that_is_not_what_was_written_is_not_restored(newest: World, harm: str) -> None:
     turn(newest)
     note = wait_for(lambda: states(newest), "the state")[0]
@@ -86,6 +88,7 @@ def test_a_state_that_is_not_what_was_written_is_not_restored(newest: World, har
     assert turn(newest)["restored"]
 
 
+@pytest.mark.wide
 def test_another_cache_another_state_and_none_if_it_is_not_wanted(newest: World) -> None:
     turn(newest)
     wait_for(lambda: states(newest), "the state")
@@ -119,7 +122,9 @@ def test_on_a_terminal_the_prompt_is_another_one(newest: World) -> None:
     assert "are kept from an earlier session" in session()
 
 
-@pytest.mark.parametrize("victim", ["agent", "keeper", "server"])
+@pytest.mark.parametrize(
+    "victim", ["keeper", pytest.param("agent", marks=pytest.mark.wide), pytest.param("server", marks=pytest.mark.wide)]
+)
 def test_nothing_is_left_when_a_session_ends_while_its_prompt_is_read(newest: World, victim: str) -> None:
     child = newest.start("--tiny", "--", "-p", "How are you?")
     state: dict[str, Any] = newest.state()
@@ -139,7 +144,10 @@ def test_nothing_is_left_when_a_session_ends_while_its_prompt_is_read(newest: Wo
         newest.run("--tiny", "--cold", "--", "-p", "How are you?")
 
 
-@pytest.mark.parametrize("words", [(), ("--", "-p", "How are you?")], ids=["terminal", "print"])
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param((), id="terminal", marks=pytest.mark.wide), pytest.param(("--", "-p", "How are you?"), id="print")],
+)
 def test_a_launcher_killed_in_the_middle_of_a_rehearsal_leaves_no_agent(newest: World, words: tuple[str, ...]) -> None:
     with newest.on_terminal("--tiny", *words) as child:
         folder = newest.home / ".cache/cclocal/rehearsals"
@@ -181,6 +189,7 @@ def test_several_slots_and_arguments_of_ones_own_do_without(world: World, engine
     assert not (world.home / ".cache/cclocal/warm").exists()
 
 
+@pytest.mark.wide
 def test_what_is_no_whole_state_goes_with_the_next(newest: World) -> None:
     folder = newest.home / ".cache/cclocal/warm"
     folder.mkdir(parents=True)

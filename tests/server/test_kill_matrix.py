@@ -4,36 +4,40 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 
 import pytest
 
 from tests.world import World, alive, wait_for
 
+#: A row, or a value, that only CI=true runs.
+wide = partial(pytest.param, marks=pytest.mark.wide)
+
 MATRIX = [
     # who is killed, the server's switches, the signal
     (["agent"], {}, "KILL"),
-    (["agent"], {}, "TERM"),
-    (["agent"], {}, "HUP"),
-    (["agent"], {"worker": "child"}, "KILL"),
-    (["agent"], {"worker": "setsid"}, "KILL"),
-    (["agent"], {"ignore_term": True}, "KILL"),
+    wide(["agent"], {}, "TERM"),
+    wide(["agent"], {}, "HUP"),
+    wide(["agent"], {"worker": "child"}, "KILL"),
+    wide(["agent"], {"worker": "setsid"}, "KILL"),
+    wide(["agent"], {"ignore_term": True}, "KILL"),
     (["agent"], {"ignore_term": True, "worker": "setsid"}, "KILL"),
-    (["agent"], {"daemonise": True, "ignore_term": True}, "KILL"),
-    (["twin", "agent"], {}, "KILL"),
-    (["server", "agent"], {}, "KILL"),
+    wide(["agent"], {"daemonise": True, "ignore_term": True}, "KILL"),
+    wide(["twin", "agent"], {}, "KILL"),
+    wide(["server", "agent"], {}, "KILL"),
 ]
 KEEPER_DIES = [
-    (["keeper"], {}),
-    (["keeper"], {"worker": "child"}),
+    wide(["keeper"], {}),
+    wide(["keeper"], {"worker": "child"}),
     (["keeper"], {"worker": "setsid"}),
-    (["keeper"], {"ignore_term": True}),
-    (["keeper"], {"daemonise": True, "ignore_term": True}),
-    (["agent", "keeper"], {}),
-    (["agent", "keeper"], {"worker": "child"}),
+    wide(["keeper"], {"ignore_term": True}),
+    wide(["keeper"], {"daemonise": True, "ignore_term": True}),
+    wide(["agent", "keeper"], {}),
+    wide(["agent", "keeper"], {"worker": "child"}),
 ]
 
 
-@pytest.fixture(params=["", "0"], ids=["pdeathsig", "no-pdeathsig"])
+@pytest.fixture(params=[wide(""), "0"], ids=["pdeathsig", "no-pdeathsig"])
 def pdeathsig(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -80,7 +84,7 @@ def test_the_twin_ends_the_server_when_the_keeper_is_killed(
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("shell", ["/bin/bash", "/bin/dash"])
+@pytest.mark.parametrize("shell", [wide("/bin/bash"), "/bin/dash"])
 def test_the_twin_is_written_for_both_shells(world: World, shell: str) -> None:
     who = started(world, {"ignore_term": True, "worker": "setsid"}, "0", shell)
     os.kill(who["keeper"], signal.SIGKILL)
@@ -139,7 +143,7 @@ def test_a_killed_twin_changes_nothing(world: World) -> None:
     os.kill(who["agent"], signal.SIGKILL)
 
 
-@pytest.mark.parametrize("signal_name", ["KILL", "TERM", "INT", "HUP"])
+@pytest.mark.parametrize("signal_name", [wide("KILL"), wide("TERM"), "INT", wide("HUP")])
 def test_the_launcher_killed_while_the_server_loads(world: World, signal_name: str, pdeathsig: str) -> None:
     world.fake_server(load_s=60)
     world.fake_claude()

@@ -56,7 +56,10 @@ def end(world: World, child: subprocess.Popen[str]) -> None:
     wait_for(lambda: world.wired_limit() == 0, "the old limit")
 
 
-@pytest.mark.parametrize("victim", ["agent", "keeper", "server", "twin"])
+@pytest.mark.parametrize(
+    "victim",
+    ["agent", "keeper", pytest.param("server", marks=pytest.mark.wide), pytest.param("twin", marks=pytest.mark.wide)],
+)
 def test_the_old_limit_is_back_whatever_is_killed(mac: World, victim: str) -> None:
     child = session(mac)
     assert mac.wired_limit() == LIMIT
@@ -174,6 +177,7 @@ def test_a_launcher_that_dies_before_it_holds_anything_leaves_no_raised_limit(ma
     wait_for(lambda: mac.wired_limit() == 0, "the holder's own patience to end", 15)
 
 
+@pytest.mark.wide
 def test_sessions_that_come_and_go_never_leave_it_raised(mac: World) -> None:
     code = (
         "import sys, time; from pathlib import Path; from cclocal.server import wired_limit as wired\n"

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 from cclocal import tiny
 from cclocal.server.start import free_port
@@ -90,6 +91,7 @@ def test_on_a_server_that_somebody_else_started(real: World, engine: Engine, tmp
             server.kill()
 
 
+@pytest.mark.wide
 def test_what_was_planned_is_what_is_allocated(real: World) -> None:
     assert real.run("--tiny", "--", "-p", "How are you?").returncode == 0
     told = json.loads(real.run("plan", "--last", "--json").stdout)

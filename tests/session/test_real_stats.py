@@ -98,7 +98,7 @@ def test_an_own_prompt_is_not_rehearsed(scripted: World) -> None:
     assert "of your own" in done.stderr
 
 
-@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("lean", [True, pytest.param(False, marks=pytest.mark.wide)])
 def test_the_lean_prompt_is_half_as_long_and_the_loop_is_whole(real: World, claude: Claude, *, lean: bool) -> None:
     words = ("--tiny", *(("--lean",) if lean else ()))
     first = real.run(*words, "--", "-p", "Create the file one.txt with content: lean")

@@ -153,8 +153,8 @@ class Readiness:
     The child is alive, the socket is the child's, `models_path` answers 200 to the right key and 401 to a wrong one and
     names `endpoint.model`, and a message of one token is answered. `health_path` is asked first, where a server has
     one. `checks_key`: the server checks keys. `owns_socket`: the child listens itself; a program that holds a model in
-    a server of somebody else's does not. `stall_s`: seconds without a sign of life (log bytes, CPU time) to give up
-    after.
+    a server that another program started does not. `stall_s`: give up after so many seconds without a sign of life
+    (log bytes, CPU time).
     """
 
     endpoint: Endpoint

@@ -1,15 +1,15 @@
-"""What can go wrong, in the user's words: one hierarchy, one exit code each.
+"""The errors a user can meet, each with an exit code.
 
 Exit codes are stable; a script may rely on them:
 
-    2  the command line, the environment or a file of yours is wrong
+    2  an argument, an environment variable or a file of the user's is wrong
    20  a download stalled          21  the disk is full
    22  offline, and files are missing   23  the model hub refused or was not reached
    24  a folder cclocal needs cannot be written
    25  the model does not fit this machine
    30  the backend is missing      31  the backend is too old for this model
    32  the server stopped while starting   33  the server never became ready
-   34  the port is somebody else's, or the server listens where it must not
+   34  another program has the port, or the server listens on another address
    35  the agent is missing or cannot run
   130  interrupted
 
@@ -99,7 +99,7 @@ class NotReadyError(CclocalError):
 
 
 class PortError(CclocalError):
-    """The port is taken, or the server listens where it must not."""
+    """Another program has the port, or the server listens on another address."""
 
     exit_code = 34
 

@@ -132,7 +132,7 @@ class Facts:
     projector_bytes: Mapping[str, int] = field(default_factory=dict)
     #: the models of the catalog whose dimensions are published, for when another one does not fit
     alternatives: tuple[Alternative, ...] = ()
-    #: by checks.results.key: whether the newest check said that the agent can work
+    #: by checks.results.key: whether the agent can work, by the newest check
     proofs: Mapping[str, bool] = field(default_factory=dict)
     #: bytes that earlier starts used beyond their plan, by planning.memory.correction_key
     corrections: Mapping[str, int] = field(default_factory=dict)

@@ -110,7 +110,7 @@ def packaged(name: str) -> Path:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder and those missing above it, for the user alone (0700) whatever the umask.
+    """Make a folder and those missing above it, for the user alone: mode 0700 under any umask.
 
     A folder of cclocal's that others may enter is closed to them. Raises FolderError with the system's own words.
     """

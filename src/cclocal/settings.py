@@ -54,7 +54,7 @@ _PARSER = "vllm-mlx: how the model writes tool calls. [dim]default: from the cat
 _SERVER = "Start only the server, until Ctrl-C; cclocal attach PORT uses it from another terminal."
 _OUT_TOKENS = "Longest reply; a file written in one go must fit into it. [dim]default: 8192[/]"
 _PORT = "Port of the server. [dim]default: any free one; with --server the model's own[/]"
-_HANDED_ON = "Give the agent this variable too; repeatable. [dim]In CCLOCAL_HANDED_ON separated by spaces.[/]"
+_EXTRA_VARIABLE = "Give the agent this variable too; repeatable. [dim]In CCLOCAL_PASS_ENV separated by spaces.[/]"
 _THINK = "Let the model think before it answers: slower, sometimes better. [dim]default: off[/]"
 _UBATCH = "Micro-batch (MLX: prefill step): larger reads prompts faster, needs more memory. [dim]default: 512 (2048)[/]"
 _WIRED = "Mac: raise the GPU's memory limit to this for the session (needs sudo)."
@@ -85,7 +85,7 @@ class Settings:
         int | None, ForAgent("--out-tokens TOKENS", _OUT_TOKENS, at_least=256, short="longest reply")
     ] = None
     port: Annotated[int | None, Server("--port N", _PORT, at_least=1, at_most=65535, short="the server's port")] = None
-    pass_env: Annotated[tuple[str, ...], ForAgent("--pass-env NAME", _HANDED_ON, short="pass a variable")] = ()
+    pass_env: Annotated[tuple[str, ...], ForAgent("--pass-env NAME", _EXTRA_VARIABLE, short="pass a variable")] = ()
     think: Annotated[bool, Server("--think/--no-think", _THINK, short="think first")] = False
     no_tools: Annotated[
         bool, ForAgent("--no-tools", "Chat only, for models that cannot call tools.", lasting=False)

@@ -53,7 +53,7 @@ def test_the_tiny_model_passes_its_check_and_silent_cutting_is_found(ollama: Wor
     outcome = {row["name"]: row["status"] for row in told["rows"]}
     assert done.returncode == 0, told
     assert outcome["The real agent writes a real file"] == "pass"
-    assert outcome["A second call after the first one's result"] == "pass"
+    assert outcome["A second tool call after the first one's result"] == "pass"
     # what Ollama is known not to do is red, and not hidden
     assert outcome["A prompt beyond the window is refused, not cut"] == "fail"
     assert outcome["Tokens are counted before they are sent"] == "fail"

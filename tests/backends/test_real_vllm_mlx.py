@@ -34,11 +34,11 @@ def test_the_tiny_model_passes_its_check_and_its_streams_hide_nothing(mlx: World
     outcome = {row["name"]: row["status"] for row in told["rows"]}
     assert done.returncode == 0, told
     assert outcome["The real agent writes a real file"] == "pass"
-    assert outcome["A second call after the first one's result"] == "pass"
+    assert outcome["A second tool call after the first one's result"] == "pass"
     # what vllm-mlx knows and does not tell by itself
-    assert outcome["A stream tells how large the prompt was"] == "pass"
-    assert outcome["A reply that is cut off is said to be"] == "pass"
-    assert outcome["A call that is cut off is never carried out as if whole"] == "pass"
+    assert outcome["A stream reports the prompt's token count"] == "pass"
+    assert outcome["A reply that is cut off has the stop reason for it"] == "pass"
+    assert outcome["A tool call that is cut off is not reported as complete"] == "pass"
     assert outcome["A prompt beyond the window is refused, not cut"] == "pass"
 
 

@@ -279,7 +279,7 @@ def test_two_starts_download_once(world: World, hub: Hub) -> None:
     wait_for(lambda: any("SENT GET 30000000" in line for line in asked(world)), "the download")
     second = world.run("--mine", **at)
     assert second.returncode == 0, second.stderr
-    assert "Another start of cclocal is downloading it" in second.stderr
+    assert "Another cclocal is downloading it" in second.stderr
     assert first.wait(30) == 0
     assert asked(world).count("SENT GET 30000000") == 1
 

@@ -42,7 +42,7 @@ def test_a_model_that_does_what_it_is_told(agent: World) -> None:
         "Tokens are counted before they are sent",
         "A second turn does not read the whole prompt again",
     }
-    assert status["A second call after the first one's result"] == "pass"
+    assert status["A second tool call after the first one's result"] == "pass"
     assert status["Two calls in one reply"] == "not exercised"
 
 
@@ -54,7 +54,7 @@ def test_a_model_that_does_what_it_is_told(agent: World) -> None:
         ("mangles", "A file full of quotes arrives byte for byte", False),
         ("talks", "A tool's result ends the turn", False),
         ("leaks", "Thinking stays out of the text", True),
-        ("silent", "A call that is cut off is never carried out as if whole", True),
+        ("silent", "A tool call that is cut off is not reported as complete", True),
         ("swallows", "A prompt beyond the window is refused, not cut", True),
     ],
 )

@@ -20,7 +20,7 @@ SET_ASIDE = "-set-aside"
 
 
 def prepare(config: ConfigDir) -> tuple[str, ...]:
-    """Make the folder as it is meant to be, whatever an earlier session put there. Returns what was set aside.
+    """Bring the folder into its defined state and move everything else out of it. Returns what was set aside.
 
     A hook, a plugin or a setting that a tool call planted in one session must not run in the next. Two launches at once
     do it one after the other. Raises FolderError.
@@ -55,7 +55,7 @@ def _set_aside(config: ConfigDir) -> tuple[str, ...]:
 
 
 def _seed(path: Path, wanted: Mapping[str, object], known: frozenset[str]) -> None:
-    """Write a file of the agent's anew: the wanted keys, and plain values of the known ones."""
+    """Rewrite a file of the agent's: the wanted keys, and plain values of the known ones."""
     now = read_table(path)
     kept = {key: value for key, value in now.items() if key in known and isinstance(value, str | int | bool)}
     merged = {**kept, **wanted}

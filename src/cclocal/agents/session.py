@@ -1,4 +1,4 @@
-"""What an agent is told about a session, and what it answers about itself."""
+"""What an agent gets to know of a session, and what it states about itself."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class ServeRequest:
 
     model_file: a GGUF file, the folder of an MLX model, or text in angle brackets as long as it is not on disk.
     own_store: where a backend with a store keeps models of ours. lease_folder: where a model is recorded that was put
-    into a server of somebody else's. prompt_folder: where KV caches are saved; empty = they are not.
+    into a server that another program started. prompt_folder: where KV caches are saved; empty = they are not.
     """
 
     model: Model

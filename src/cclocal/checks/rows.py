@@ -1,7 +1,6 @@
 """What a model must show to drive an agent: real requests to a running server, judged by what arrives.
 
-Each row is pass, fail, or "not exercised" (the model never did what the row is about); a row of which nothing was seen
-never passes.
+Each row is pass, fail, or "not exercised": the model never did what the row is about. Such a row never passes.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from cclocal import http
 from cclocal.checks.conversation import LIMIT_S, SYSTEM, TOOLS, CheckedServer, create, user, with_result
@@ -18,13 +17,10 @@ from cclocal.command import Endpoint
 from cclocal.wires import Wire
 from cclocal.wires.reply import Reply
 
-if TYPE_CHECKING:
-    pass
-
 Status = Literal["pass", "fail", "not exercised"]
-#: Quotes of both kinds, braces, backslashes, tabs, line ends: what JSON escapes in a file's content.
+#: Quotes of both kinds, braces, backslashes, tabs and line ends: characters that JSON escapes.
 DENSE = 'a = "x" + \'y\'\nif a != \'"\':\n\tprint(f"{a!r} \\\\ {{}}")\n# end'
-#: Marks that some servers' parsers take for their own.
+#: Text that some servers' tool and thinking parsers treat as their own marks.
 MARKED = "say <think> and <tool_call> and <|channel> as they are"
 
 
@@ -45,16 +41,18 @@ class CheckRow:
 def run(endpoint: Endpoint, wire: Wire, title: str, context_tokens: int) -> Iterator[CheckRow]:
     """Every row about the server, as soon as its outcome is known. `title`: the agent's name in messages."""
     with http.client(endpoint.url, endpoint.key, limit_s=LIMIT_S) as client:
-        # a connection each: one that the server has just closed would look like a failure
+        # one connection per request: a kept one that the server has just closed would look like a failure
         client.headers["connection"] = "close"
         server = CheckedServer(client, wire, endpoint.model, title)
         for row in ROWS:
             try:
                 found = row(server, context_tokens)
             except Exception as error:
-                # any error counts: what the server sent is no answer
+                # any error is a failed row: the server sent something that cannot be read
                 shown = f"{type(error).__name__}: {error}"
-                found = CheckRow(_name(row), "fail", shown, "The server broke off, or its answer cannot be read.")
+                found = CheckRow(
+                    _name(row), "fail", shown, "The server closed the connection, or its answer cannot be read."
+                )
             yield replace(found, needed=row in NEEDED)
 
 
@@ -82,14 +80,14 @@ def _result(server: CheckedServer, context_tokens: int) -> CheckRow:
 
 
 def _chain(server: CheckedServer, context_tokens: int) -> CheckRow:
-    """A second call after the first one's result"""
+    """A second tool call after the first one's result"""
     messages = create("one.txt", "first")
     answer = server.ask(messages)
     after = server.ask(with_result(messages, answer, "The file was written.", "Run the command: wc -c one.txt"))
     call = after.first_call
     good = call.get("name") == "Bash" and str((call.get("input") or {}).get("command", "")).strip() == "wc -c one.txt"
     if not after.calls:
-        meaning = "Not seen: it answered instead. Tasks of several steps may stop halfway."
+        meaning = "Not seen: the model answered instead of calling. Tasks of several steps may stop halfway."
         return CheckRow(_name(_chain), "not exercised", _shown(after), meaning)
     meaning = "Tasks of several steps go on." if good else "Tasks stop halfway."
     return CheckRow(_name(_chain), _passed(good), _shown(after), meaning)
@@ -102,7 +100,10 @@ def _parallel(server: CheckedServer, context_tokens: int) -> CheckRow:
     if len(answer.calls) < 2:
         detail = "one call at a time" if answer.calls else _shown(answer)
         return CheckRow(
-            _name(_parallel), "not exercised", detail, "Not seen: slower where several files are read, no harm."
+            _name(_parallel),
+            "not exercised",
+            detail,
+            "Not seen. Several files are read one after the other, which is slower.",
         )
     return CheckRow(
         _name(_parallel), _passed(len(ids) == len(answer.calls)), _shown(answer), "Several files are read at once."
@@ -150,29 +151,33 @@ def _stream(server: CheckedServer, context_tokens: int) -> CheckRow:
     ] and whole.stop == streamed.stop
     good = same and bool(whole.calls)
     meaning = (
-        "What you see while it writes is what is done." if good else f"{server.title} streams: expect broken calls."
+        "Streamed replies are complete." if good else f"{server.title} streams its replies: expect broken tool calls."
     )
     return CheckRow(_name(_stream), _passed(good), _shown(streamed), meaning)
 
 
 def _usage(server: CheckedServer, context_tokens: int) -> CheckRow:
-    """A stream tells how large the prompt was"""
+    """A stream reports the prompt's token count"""
     answer = server.ask(create("u.txt", "count me"), stream=True)
     tokens = answer.input_tokens + answer.cached_tokens
-    meaning = "The use of the window is known." if tokens else f"{server.title} cannot see its window fill up."
+    meaning = (
+        "The used part of the context window is known."
+        if tokens
+        else f"{server.title} cannot see its context window fill up."
+    )
     return CheckRow(_name(_usage), _passed(tokens > 0), f"{tokens} tokens", meaning)
 
 
 def _cut(server: CheckedServer, context_tokens: int) -> CheckRow:
-    """A reply that is cut off is said to be"""
+    """A reply that is cut off has the stop reason for it"""
     answer = server.ask(create("long.txt", " ".join(f"word{i}" for i in range(200))), out_tokens=24)
     good = answer.stop == "max_tokens"
-    meaning = f"{server.title} notices and goes on." if good else "A half-written file may pass for a whole one."
+    meaning = f"{server.title} notices and goes on." if good else "A half-written file may be taken for a complete one."
     return CheckRow(_name(_cut), _passed(good), _shown(answer), meaning)
 
 
 def _cut_call(server: CheckedServer, context_tokens: int) -> CheckRow:
-    """A call that is cut off is never carried out as if whole"""
+    """A tool call that is cut off is not reported as complete"""
     content = " ".join(f"word{i}" for i in range(200))
     answer = server.ask(create("long.txt", content), out_tokens=24, stream=True)
     given = answer.first_call.get("input") or {}
@@ -180,7 +185,7 @@ def _cut_call(server: CheckedServer, context_tokens: int) -> CheckRow:
         not answer.calls or given != {"file_path": "long.txt", "content": content}
     )
     meaning = (
-        "A call that was cut is reported." if not silent else "A cut call looks like a finished one: files are lost."
+        "A tool call that was cut off is reported." if not silent else "A cut call looks complete: files are lost."
     )
     return CheckRow(_name(_cut_call), _passed(not silent), _shown(answer), meaning)
 
@@ -189,23 +194,23 @@ def _no_thinking(server: CheckedServer, context_tokens: int) -> CheckRow:
     """Thinking stays out of the text"""
     answer = server.ask([user("How are you?")])
     if not answer.text:
-        return CheckRow(_name(_no_thinking), "not exercised", _shown(answer), "Nothing was said.")
+        return CheckRow(_name(_no_thinking), "not exercised", _shown(answer), "The model wrote no text.")
     leaks = [mark for mark in ("<think>", "</think>", "<|channel|>", "<|channel>", "reasoning:") if mark in answer.text]
-    meaning = "Answers are clean." if not leaks else "Thinking is shown as answers, and sent back as such."
+    meaning = "Answers contain no thinking." if not leaks else "Thinking is shown as an answer, and sent back as one."
     return CheckRow(_name(_no_thinking), _passed(not leaks), ", ".join(leaks) or answer.text[:60], meaning)
 
 
 def _marks(server: CheckedServer, context_tokens: int) -> CheckRow:
-    """A file that holds a parser's own marks arrives byte for byte"""
+    """A file that contains a parser's own marks arrives byte for byte"""
     answer = server.ask(create("marks.txt", MARKED))
     given = (answer.first_call.get("input") or {}).get("content")
-    meaning = "Code about models can be written." if given == MARKED else "Files that hold such marks are damaged."
+    meaning = "Files may contain such marks." if given == MARKED else "Files that contain such marks are damaged."
     return CheckRow(_name(_marks), _passed(given == MARKED), _shown(answer), meaning)
 
 
 def _too_long(server: CheckedServer, context_tokens: int) -> CheckRow:
     """A prompt beyond the window is refused, not cut"""
-    # a token each, with nearly every vocabulary
+    # one token per word in nearly every vocabulary
     answer = server.ask([user(f"{' the' * context_tokens} How are you?")], out_tokens=16)
     said = re.search(r"context|too long|exceed|length|tokens", answer.raw, re.IGNORECASE)
     loud = answer.status in (400, 413, 422) and bool(said)
@@ -224,7 +229,10 @@ def _cache(server: CheckedServer, context_tokens: int) -> CheckRow:
     second = server.ask(turn)
     if not second.reports_cache:
         return CheckRow(
-            _name(_cache), "not exercised", "the server does not report it", "How much is read again is unknown."
+            _name(_cache),
+            "not exercised",
+            "the server does not report it",
+            "How many tokens are read again is unknown.",
         )
     good = second.cached_tokens > second.input_tokens
     detail = f"{second.cached_tokens} tokens kept, {second.input_tokens} read"
@@ -232,7 +240,7 @@ def _cache(server: CheckedServer, context_tokens: int) -> CheckRow:
         _name(_cache),
         _passed(good),
         detail,
-        "Turns begin at once." if good else "Every turn waits for the whole prompt.",
+        "A turn reads only its new tokens." if good else "Every turn reads the whole prompt again.",
     )
 
 
@@ -266,7 +274,7 @@ def _passed(good: bool) -> Status:
 
 
 def _shown(answer: Reply) -> str:
-    """A reply, short enough for a line."""
+    """A reply, shortened to one line."""
     if answer.status != 200:
         return f"status {answer.status}: {answer.raw[:80]}"
     if answer.calls:

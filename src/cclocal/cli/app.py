@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from cclocal.cli import attach, check, launch, models, plan, prompt, sessions
 from cclocal.cli.options import Call
 from cclocal.errors import UsageError
-from cclocal.settings import MODELS
+from cclocal.settings import MODELS, flags, options
 
 #: (command, what it does), for `cclocal --help`
 EXAMPLES = (
@@ -56,17 +56,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     pretty_exceptions_enable=False,
 )
-for _name, _command, _examples in (
-    ("attach", attach.attach, attach.EXAMPLES),
-    ("check", check.check, check.EXAMPLES),
-    ("fetch", models.fetch, models.FETCH_EXAMPLES),
-    ("list", models.list_, models.LIST_EXAMPLES),
-    ("logs", sessions.logs, sessions.LOGS_EXAMPLES),
-    ("plan", plan.plan, plan.EXAMPLES),
-    ("prompt", prompt.prompt, prompt.EXAMPLES),
-    ("rm", models.rm, models.RM_EXAMPLES),
-    ("stats", sessions.stats, sessions.STATS_EXAMPLES),
-):
+_COMMANDS = {
+    "attach": (attach.attach, attach.EXAMPLES),
+    "check": (check.check, check.EXAMPLES),
+    "fetch": (models.fetch, models.FETCH_EXAMPLES),
+    "list": (models.list_, models.LIST_EXAMPLES),
+    "logs": (sessions.logs, sessions.LOGS_EXAMPLES),
+    "plan": (plan.plan, plan.EXAMPLES),
+    "prompt": (prompt.prompt, prompt.EXAMPLES),
+    "rm": (models.rm, models.RM_EXAMPLES),
+    "stats": (sessions.stats, sessions.STATS_EXAMPLES),
+}
+for _name, (_command, _examples) in _COMMANDS.items():
     _lines = [f"  [cyan]{typed}[/]    [dim]{words}[/]" for typed, words in _examples]
     app.command(_name, cls=_Command, epilog="\n".join(("[bold]Examples[/]", *_lines)))(_command)
 
@@ -109,17 +110,30 @@ def run(words: list[str], call: Call, default_map: dict[str, Any]) -> int | None
     try:
         result = app(words, prog_name="cclocal", standalone_mode=False, obj=call, default_map=default_map)
     except typer.TyperException as error:
-        message = error.format_message()
-        raise UsageError(message.rstrip(), hint=_correction(words, message, call.model_flags)) from None
+        raise _in_words(error.format_message().rstrip(), words, call.model_flags) from None
     return result if isinstance(result, int) else None
 
 
-def _correction(words: Sequence[str], complaint: str, model_flags: Mapping[str, str]) -> str:
-    """The line that was probably meant, for a complaint about an unknown word."""
+def _in_words(complaint: str, words: Sequence[str], model_flags: Mapping[str, str]) -> UsageError:
+    """The error for what Typer complained about, with the line that was probably meant."""
+    command = words[0] if words and words[0] in _COMMANDS else ""
+    help_line = f"cclocal {command} -h" if command else "cclocal -h"
     if not complaint.startswith("No such"):
-        return "cclocal -h"
+        return UsageError(complaint, hint=help_line)
     at = next((i for i, word in enumerate(words) if word.split("=")[0] in complaint.split("(")[0]), len(words))
-    if words[at : at + 1] and _parameter_name(words[at]) in model_flags:
-        return shlex.join(("cclocal", *words[:at], f"--{words[at]}", *words[at + 1 :]))
+    word = "".join(words[at : at + 1]).split("=")[0]
+    if _parameter_name(word) in model_flags:
+        return UsageError(complaint, hint=shlex.join(("cclocal", *words[:at], f"--{word}", *words[at + 1 :])))
+    flag = word.removeprefix("--")
+    if command == "attach" and (flag in _server_flags() or _parameter_name(flag) in model_flags):
+        # the sentence that --url has for it
+        return UsageError(f"cclocal {command} uses a server that runs already, so {word} does nothing.", hint=help_line)
+    if command not in ("", "attach"):
+        return UsageError(complaint, hint=help_line)
     meant = shlex.join(("cclocal", *words[:at], "--", *words[at:]))
-    return f"{meant}    if that is for the agent; else cclocal -h"
+    return UsageError(complaint, hint=f"{meant}    if that is for the agent; else {help_line}")
+
+
+def _server_flags() -> set[str]:
+    """The flags of settings that concern how a server is started."""
+    return {flag for name, (_, option) in options().items() if option.scope == "server" for flag in flags(name)}

@@ -94,8 +94,8 @@ def _starts_a_server(settings: Settings, dry_run: bool) -> bool:
     if flags or is_model_flag:
         from cclocal.ui.console import say
 
-        flag = flags[0] if flags else f"--{settings.model}"
-        say(f"CCLOCAL_URL is set but not used: {flag} starts a server here.", "dim")
+        reason = "a model was named" if is_model_flag else f"{flags[0]} is for a server that cclocal starts"
+        say(f"CCLOCAL_URL is set but not used: {reason}.", "dim")
         return True
     return False
 

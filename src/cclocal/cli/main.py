@@ -69,7 +69,7 @@ def _run(words: list[str], agent_args: tuple[str, ...], environ: Mapping[str, st
 
 
 def _short_answer(word: str, environ: Mapping[str, str]) -> None:
-    """`-h` and `--version`, without Typer: they must be fast, and work whatever is wrong."""
+    """`-h` and `--version`, without Typer: they must be fast, and work even if the configuration is wrong."""
     from cclocal import __version__
     from cclocal.cli.short_help import page
 

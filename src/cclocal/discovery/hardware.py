@@ -1,6 +1,6 @@
-"""The hardware, as its system and drivers report it: a Mac's own programs, NVML, files under /proc and /sys.
+"""Reads the hardware from the system and its drivers: macOS's own programs, NVML, files under /proc and /sys.
 
-Everything that differs between systems is here; the rest of cclocal sees `Machine`.
+All differences between operating systems are here; the other modules use `Machine`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cclocal.facts import Gpu, Machine
 from cclocal.programs import ask
 from cclocal.server.keeper import boot_id
 
-#: Memory that is used up counts as this much, because 0 means unknown.
+#: Stands for no free memory, because 0 means unknown.
 NOTHING_LEFT = 1
 
 
@@ -226,7 +226,7 @@ _MODEL_SERVERS = {
     "lms": "LM Studio",
     "LM Studio": "LM Studio",
 }
-#: A program that holds less is not why a model does not fit.
+#: A program that holds less is not the reason why a model does not fit.
 _WORTH_NAMING_BYTES = 512 * 2**20
 
 

@@ -51,7 +51,7 @@ def _cached(variant: Variant, env: Env) -> dict[tuple[str, str], Path]:
 
 
 def _projector_bytes(variant: Variant, cached: Mapping[tuple[str, str], Path], env: Env) -> int:
-    """A projector's size in bytes: of the file, else as the hub said."""
+    """A projector's size in bytes: that of the file, else the one the hub reported."""
     name, repo = variant.mmproj or "", variant.repo or ""
     path = Path(name) if variant.path else cached.get((repo, name))
     return path.stat().st_size if path and path.is_file() else listed_bytes(repo, name, env)

@@ -13,7 +13,7 @@ from cclocal.units import GIB, memory_size
 MARGIN_BYTES = GIB
 MLX_MARGIN_BYTES = 3 * GIB // 2
 #: The share of its memory that macOS lets the GPU wire, by RAM in GiB: (macOS 15 and older, macOS 26 and newer).
-#: Source: public reports of recommendedMaxWorkingSetSize; None where nobody has reported one.
+#: Source: public reports of recommendedMaxWorkingSetSize; None where no report is known.
 #: (8 GB with macOS 26 is unreported too; the older system's share is the more careful guess.)
 _APPLE_SHARES: tuple[tuple[int, float | None, float | None], ...] = (
     (8, 2 / 3, 2 / 3),
@@ -29,9 +29,9 @@ _APPLE_SHARES: tuple[tuple[int, float | None, float | None], ...] = (
 )
 #: What a Mac keeps at least beside its GPU's memory: with less, machines have frozen (mlx#3186, mlx-lm#883).
 _KEPT_BYTES, _KEPT_SHARE = 6 * GIB, 0.125
-#: What many guides keep; only on request.
+#: What many guides leave to the system; used only when asked for.
 _KEPT_ON_REQUEST_BYTES = 3 * GIB
-#: Macs up to this size need their memory for themselves.
+#: Macs up to this size are never offered a higher limit.
 _TOO_SMALL_TO_RAISE_BYTES = 16 * GIB
 #: A device in llama.cpp's --list-devices: "… (24564 MiB, 23000 MiB free)".
 _DEVICE = re.compile(r"\((\d+) MiB, (\d+) MiB free\)\s*$")

@@ -1,4 +1,4 @@
-"""What llama.cpp says of its own buffers while it loads a model."""
+"""The buffer sizes that llama.cpp logs while it loads a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 #: "llama_kv_cache:      CUDA0 KV buffer size =   512.00 MiB"; the words before have changed over the years.
 _LINE = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size\s*=\s*([\d.]+) MiB")
-#: A vision model's projector tells of its own compute buffer in the same words.
+#: A vision model's projector reports its compute buffer in the same words.
 _PROJECTOR = re.compile(r"^.*(?:clip|reserve_compute_meta).*$", re.MULTILINE)
 _HOST = re.compile(r"CPU|.*_Host$")
 
@@ -28,7 +28,7 @@ class Buffers:
 
 
 def read_buffers(log: str) -> Buffers | None:
-    """The buffers that a server's log tells of; None if it tells of none.
+    """The buffers that a server's log reports; None if it reports none.
 
     A device's compute buffer is named each time it grows, so its last size counts; caches of several kinds add up.
     """

@@ -1,7 +1,7 @@
 """What a config.json means for memory under MLX: which layers keep what for each token.
 
 Source: mlx-lm 0.31.3's models/*.py, whose caches were measured for every architecture in KNOWN
-(tests/unit/recorded_mlx.json). Configurations are of the hub, so every number is checked.
+(tests/memory/recorded_mlx.json). A config.json comes from the hub, so every number in it is checked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Need against budget: a verdict, and the largest context."""
+"""Compare need and budget: a verdict, and the largest context that fits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Fit:
     shape: Shape
     config: MemoryConfig
     footprint: Footprint
-    #: None: what the machine has was not found out
+    #: None: the machine's memory is not known
     budget: Budget | None
     max_context_tokens: int | None
     extras: Extras = NO_EXTRAS

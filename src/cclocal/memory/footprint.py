@@ -1,8 +1,8 @@
 """What an engine allocates for a shape: KV cache, recurrent state and compute buffers, to the byte where it is exact.
 
 Source of llama.cpp's formulas: its llama_kv_cache, llama_kv_cache_iswa and llama_memory_recurrent, compared with the
-answers of its own allocator (tests/unit/recorded_kv.json). Source of MLX's: mlx-lm's models/cache.py, compared with
-the caches it really makes (tests/unit/recorded_mlx.json).
+answers of its own allocator (tests/memory/recorded_kv.json). Source of MLX's: mlx-lm's models/cache.py, compared with
+the caches it really makes (tests/memory/recorded_mlx.json).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What is needed beside the model itself: a vision model's projector, and what earlier starts taught us."""
+    """What is needed besides the model: a vision model's projector, and a correction measured at earlier starts."""
 
     projector_bytes: int = 0
     #: added to the compute buffers: an earlier start's own numbers less its plan's
@@ -99,7 +99,7 @@ def footprint(shape: Shape, config: MemoryConfig, *, memory: Memory, extras: Ext
     other, host = extras.projector_bytes, shape.weights_bytes - shape.device_weights_bytes + on_host
     host += sum(caches[:first]) + sum(states[:first])
     if memory == "unified":
-        # one memory: what idle prompts are kept in is taken from it too
+        # one memory: the cache of idle prompts takes its share of it too
         other += config.cache_ram_bytes
     else:
         host += config.cache_ram_bytes

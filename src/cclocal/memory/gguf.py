@@ -22,7 +22,7 @@ _KEPT_ITEMS = 4096
 _MOST_KEYS, _MOST_TENSORS, _MOST_STRINGS, _LONGEST_KEY = 10_000, 100_000, 4_000_000, 65_535
 _LONGEST_TEXT = 2**18
 
-#: Versions beyond this are no versions.
+#: A larger version number is damage, not a version.
 _NEWEST_VERSION = 1000
 
 #: Bytes per block of weights: ggml type id → (weights per block, bytes per block). Source: ggml's type traits.
@@ -65,15 +65,15 @@ Value = bool | int | float | str | list[bool] | list[int] | list[float] | list[s
 
 
 class BadHeaderError(ValueError):
-    """The file is no GGUF file, or is damaged; the text says how."""
+    """The file is not a GGUF file, or is damaged; the text says how."""
 
 
 class UnknownHeaderError(BadHeaderError):
-    """The file may be whole, but uses something that this reader does not know yet: nothing can be computed."""
+    """The file may be valid, but uses something that this reader does not know: nothing can be computed."""
 
 
 class CutHeaderError(BadHeaderError):
-    """The header goes on beyond the bytes that are there: more of the file would help."""
+    """The header is longer than the bytes that were given: more of the file is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Header:
         return str(self.metadata.get("general.architecture", "?"))
 
     def get(self, key: str) -> Value:
-        """A value of the architecture's own, such as `block_count`."""
+        """A value of the model's architecture, such as `block_count`."""
         return self.metadata.get(f"{self.architecture}.{key}")
 
 
@@ -155,12 +155,12 @@ class _Reader:
         try:
             return str(self.take(size), "utf-8")
         except UnicodeDecodeError:
-            raise BadHeaderError("one of its names is no UTF-8") from None
+            raise BadHeaderError("one of its names is not UTF-8") from None
 
     def scalar(self, kind: int) -> Value:
         if kind == _STRING:
             (size,) = self.unpack("<Q")
-            # chat templates are the longest that are of use
+            # the longest text that is used is a chat template
             text = self.take(size)
             return str(text, "utf-8", "replace") if size <= _LONGEST_TEXT else None
         if kind not in _SCALARS:

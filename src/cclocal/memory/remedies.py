@@ -28,7 +28,7 @@ class Smaller:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """One thing to do. `changes` are the settings it changes; the plan is made anew with them.
+    """One thing to do. `changes` are the settings it changes; the plan is made again with them.
 
     name: shrink, raise, both, slots, ubatch, kv, offload or smaller. `fit` is the result with the context that
     would then be served.
@@ -58,11 +58,11 @@ def remedies(
     safe_limit_mib: int = 0,
     smaller: Sequence[Smaller] = (),
 ) -> tuple[Remedy, ...]:
-    """Every remedy that helps `requested`, the recommended shrink first; empty if nothing is known of the machine.
+    """Every remedy that helps `requested`, the recommended shrink first; empty if the machine's memory is not known.
 
     `least_context_tokens` is what one conversation must have at least.
 
-    Where there is room enough the shrink is to keep what there is, and no other is needed.
+    Where the model fits well the only remedy is to keep the context it has.
     """
     if requested.budget is None:
         return ()
@@ -211,21 +211,23 @@ def _offloads(
         return
     count = len(shape.layers)
 
-    def at_ease(config: MemoryConfig) -> bool:
+    def card_holds(config: MemoryConfig) -> bool:
         """Whether the card holds its part."""
         need = footprint(shape, config, memory=budget.memory, extras=requested.extras).need_bytes
         return need <= budget.size_bytes
 
-    # the more stays in host memory, the less the card must hold: halving finds the least that has to
+    # the more layers stay in host memory, the less the card holds: bisection finds the fewest that suffice
     steps = range(1, count + 1)
     if experts_too and any(shape.expert_weights_bytes):
-        layers = 1 + bisect_left(steps, True, key=lambda n: at_ease(replace(requested.config, cpu_moe_layers=n)))
+        layers = 1 + bisect_left(steps, True, key=lambda n: card_holds(replace(requested.config, cpu_moe_layers=n)))
         if layers <= count:
             words = f"experts of {layers} of {count} layers on the processor: slower"
             yield "offload", words, {"cpu_moe": layers}, replace(requested.config, cpu_moe_layers=layers)
             return
     if layers_too:
-        kept = 1 + bisect_left(steps, True, key=lambda n: at_ease(replace(requested.config, gpu_layers=count + 1 - n)))
+        kept = 1 + bisect_left(
+            steps, True, key=lambda n: card_holds(replace(requested.config, gpu_layers=count + 1 - n))
+        )
         if kept <= count:
             words = f"{kept} of {count} layers on the processor: much slower"
             layers = count + 1 - kept

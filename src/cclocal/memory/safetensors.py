@@ -29,9 +29,9 @@ def weights_bytes(data: bytes, file_bytes: int | None = None) -> int:
     try:
         header = json.loads(data[8 : 8 + size])
     except (ValueError, RecursionError):
-        raise BadHeaderError("its header is no JSON") from None
+        raise BadHeaderError("its header is not JSON") from None
     if not isinstance(header, dict):
-        raise BadHeaderError("its header is no table")
+        raise BadHeaderError("its header is not a JSON object")
     places = [_place(name, tensor) for name, tensor in header.items() if name != "__metadata__"]
     needed = 8 + size + max((end for _, end in places), default=0)
     if file_bytes is not None and file_bytes < needed:

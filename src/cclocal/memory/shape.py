@@ -44,7 +44,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A model as memory sees it.
+    """The numbers of a model that decide its memory.
 
     device_weights_bytes: what a GPU must hold; the token embedding stays in host memory unless it is the output too,
     per-layer embeddings always do. layer_weights_bytes and expert_weights_bytes: the same, layer by layer, where it is
@@ -154,7 +154,7 @@ def _layers(header: Header, numbers: _Numbers, count: int) -> tuple[Layer, ...]:
     if shared >= count:
         raise BadHeaderError(f"it claims that {shared:,} of {count:,} layers share their caches")
     if architecture not in KNOWN:
-        # nobody compared it: every layer with full attention, and with whatever state there may be
+        # not compared with llama.cpp: the upper bound, full attention and the largest state in every layer
         state = _any_state_bytes(numbers, max(heads))
         kept = max(kv_heads) or (0 if state else max(heads))
         return (Layer("full", kept * max(key, key_swa), kept * max(value, value_swa), state),) * count

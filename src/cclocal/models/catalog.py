@@ -57,7 +57,7 @@ class Variant:
     path: str | None = None
     size_bytes: Count | None = None
     size_source: str | None = None
-    #: what the server is told
+    #: passed to the server
     context_tokens: Tokens | None = None
     batch_tokens: Annotated[int, Ge(1)] | None = None
     ubatch_tokens: Annotated[int, Ge(1)] | None = None
@@ -121,9 +121,9 @@ class Model:
     port: Port = 8000
     #: the name of its published dimensions (cclocal.memory.known), by which it is planned before it is here
     shape: str | None = None
-    #: said each time the model is launched
+    #: printed at each launch of the model
     warning: str | None = None
-    #: its tool use was never seen: the user is told until `cclocal check` has passed
+    #: its tool use is untested: each launch says so until `cclocal check` has passed
     untested: bool = False
 
     @property

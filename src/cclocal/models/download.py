@@ -35,9 +35,10 @@ class Bar(Protocol):
 def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: Any) -> dict[str, Path]:
     """Fetch the files of a repo into the hub's cache, and return name → path.
 
-    `bar(total_bytes, finished_bytes)` gives the Bar that is told of every byte received. Raises DownloadStalledError
-    (20), DiskFullError (21), OfflineError (22) or HubError (23); finished files are kept, the file in flight starts
-    again next time. Never a limit on the whole: only silence ends a download, and then it is tried once without Xet.
+    `bar(total_bytes, finished_bytes)` returns the Bar that is updated with every byte received. Raises
+    DownloadStalledError (20), DiskFullError (21), OfflineError (22) or HubError (23); finished files are kept, the
+    unfinished one starts again next time. There is no limit on the whole time: a download ends only if no byte
+    arrives, and then it is tried once more without Xet.
     """
     stall_s = float(environ.get("CCLOCAL_TEST_STALL_S") or STALL_S)
     asked = json.dumps({"repo": repo, "files": files}) + "\n"
@@ -135,7 +136,7 @@ def download(
 
 @contextmanager
 def _alone(cache: Path, repo: str, tell: Callable[..., None]) -> Iterator[None]:
-    """One download of a repository at a time; a second one waits and is told of the first one's progress."""
+    """One download of a repository at a time; a second one waits and shows the first one's progress."""
     from filelock import FileLock, Timeout
 
     locks = cache / ".locks"
@@ -150,7 +151,7 @@ def _alone(cache: Path, repo: str, tell: Callable[..., None]) -> Iterator[None]:
             except Timeout:
                 arrived = sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
                 if not said:
-                    tell(note="Another start of cclocal is downloading it: waiting for that.")
+                    tell(note="Another cclocal is downloading it; waiting.")
                 said = True
                 tell(waiting=True, arrived_bytes=arrived)
     except OSError as error:

@@ -122,7 +122,7 @@ def plain_config(config: Any) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise BadHeaderError("its config.json is no table")
     if "model_file" in config:
-        # mlx-lm 0.31.3 still executes it, whatever trust_remote_code says
+        # mlx-lm 0.31.3 executes it even without trust_remote_code
         raise UsageError("This model brings a program that would be executed (config.json: model_file): refused.")
     return config
 

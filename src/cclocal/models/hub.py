@@ -19,7 +19,7 @@ PEEK_BYTES = (16 * 2**20, 64 * 2**20)
 
 
 def import_hub() -> Any:
-    """huggingface_hub, which otherwise tells another address about the calling program."""
+    """huggingface_hub, which by default reports the calling program to another address."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     import huggingface_hub
 

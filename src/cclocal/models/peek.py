@@ -1,4 +1,4 @@
-"""A model's header before the model is downloaded: megabytes that tell whether gigabytes are worth it."""
+"""Reads a model's header from the hub: a few megabytes show whether the download would fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of a hub repository are meant: by what the hub said earlier, and by what is in its cache."""
+"""Chooses the files of a hub repository, from the hub's file list and from its cache on disk."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _listings(env: Env) -> dict[str, dict[str, int]]:
 
 
 def listed_bytes(repo: str, file: str, env: Env) -> int:
-    """How large the hub said a file is; 0 if it was not asked."""
+    """A file's size in bytes by the hub's file list; 0 if there is no list."""
     return int(_listings(env).get(repo, {}).get(file) or 0)
 
 
@@ -63,7 +63,7 @@ def with_file_names(model: Model, env: Env) -> Model:
     def named(variant: Variant) -> Variant:
         if variant.files or not variant.repo:
             return variant
-        # neither what the hub said nor what is cached need be all there is
+        # the hub's list may be old and the cache incomplete
         here = hub_cache.names(variant.repo, env.environ)
         for sizes in (listings.get(variant.repo, {}), here):
             files = _mlx_files_of(variant.repo, sizes, env) if variant.is_folder else _files_of(variant, sizes)

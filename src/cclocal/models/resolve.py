@@ -50,7 +50,7 @@ def sources(catalog: Catalog, word: str, env: Env) -> set[str]:
 def _named(catalog: Catalog, word: str, backend: str | None, env: Env) -> Model:
     plain = word.removeprefix("--")
     if plain.lower() in catalog.names:
-        # the catalog comes first, whatever is called the same in this folder
+        # the catalog comes before a file or folder of the same name
         return catalog.find(plain)
     path, is_dir, is_file = _local(word)
     if is_dir and (os.sep in word or word in (".", "..") or (path / CONFIG).is_file()):

@@ -188,7 +188,7 @@ def _cards(engine: Engine, machine: Machine) -> list[Card]:
         if not mine and name in [card.name for card in cards]:
             # the same card again, through another of the engine's backends
             continue
-        # several without a name of their own are told apart by their size
+        # several without a name are distinguished by their size
         gpu = min(mine, key=lambda one: abs(one.total_bytes - total), default=None)
         if gpu:
             left.remove(gpu)

@@ -62,7 +62,7 @@ class Plan:
 
     settings: as planned, after a remedy. fit: what the model needs in memory against what there is; None if its shape
     is unknown. requested: the fit of the settings as given, set only if the plan shrank them to fit. limit_words: why
-    raising the wired limit is not offered. is_proven: what the newest check said; None = there was none. cache_key:
+    raising the wired limit is not offered. is_proven: the newest check's result; None = there was none. cache_key:
     what a saved prompt depends on beside the agent and the model's file. can_save_prompt: its KV cache can be restored.
     word: what `--model` must be given to mean this model.
     """

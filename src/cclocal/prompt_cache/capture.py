@@ -30,7 +30,7 @@ LIMIT_S = 20.0
 _AGAIN_S = 86400.0
 #: Agents, versions and models that are remembered; the oldest go first.
 _KEPT = 12
-#: What replaces the folder names of the two runs, and what is said in them.
+#: What replaces the folder names of the two runs, and the prompt they are given.
 _MARKS = ("0", "Z")
 Request = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Raises a Mac's GPU memory limit as long as any session needs it, and restores it whatever is killed.
+"""Raises a Mac's GPU memory limit while any session needs it, and restores it even if processes are killed.
 
 The kernel counts: every session's keeper (and its twin) holds the writing end of one FIFO. One process of root sets the
 new limit and reads that FIFO; when the last writer is gone, the read ends and the process restores the old limit. So a
@@ -94,7 +94,7 @@ def _raise(limit_mib: int, tools: Tools, env: Env, *, can_ask: bool) -> int | No
         return None
     # the first old value is the one to restore, however often the limit was raised since
     old, new = int(record["old"] if ours else now), max(int(limit_mib), now)
-    # written first: whatever is killed after that, the next start knows of it
+    # written first: if this is killed later, the next start restores the limit
     write_private(path, json.dumps({"old": old, "new": new, "boot": boot_id()}))
     try:
         _start_holder(old, new, fifo, tools, can_ask=can_ask)
@@ -213,7 +213,7 @@ def left_raised(tools: Tools, env: Env) -> str | None:
             os.close(held)
             return None
         if not _is_ours(record, current_mib(tools)) or not _after_a_restore(record, tools)[1]:
-            # after a restart the system's own limit counts again; another value was set by somebody else
+            # after a restart the system's own limit counts again; another value was set by another program
             (env.folders.state / "wired.json").unlink(missing_ok=True)
             return None
     return restore_line(record["old"], tools)

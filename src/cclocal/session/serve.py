@@ -29,7 +29,7 @@ from cclocal.wires import WIRES
 
 #: A free port may be taken between looking and listening; then another one is tried, this many times.
 PORT_TRIES = 3
-#: The session's file that tells `cclocal attach` where the model answers.
+#: The session's file from which `cclocal attach` reads the server's address.
 ENDPOINT = "endpoint.json"
 
 

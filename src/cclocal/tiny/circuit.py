@@ -1,4 +1,4 @@
-"""The circuit itself: its vocabulary and its weights, as sparse rows, whatever file they are written to.
+"""The circuit: its vocabulary and its weights as sparse rows, independent of the file format.
 
 Architecture: a plain `llama` with five layers of one head and a feed-forward of zero. Layers 0-2 bring the codes
 of the previous 1, 2 and 4 tokens to each position (RoPE alone makes an attention score that depends on nothing but
@@ -21,7 +21,7 @@ CONSTANT = 64.0
 CONTEXT_TOKENS = 131072
 NORM_EPSILON = 1e-6
 FEED_FORWARD = 32
-#: Pairs that rotate fast enough to tell positions apart, and the first dimension that carries content.
+#: Pairs that rotate fast enough to distinguish positions, and the first dimension that carries content.
 ROTATING, CONTENT = 22, 52
 
 Row = dict[int, float]
@@ -84,7 +84,7 @@ class Vocabulary:
 BLOCK = CODE + 4
 AT_PATH, AT_CALL, AT_BODY, AT_CONTENT = CODE, CODE + 1, CODE + 2, CODE + 3
 FLAG = 4.0
-#: The residual stream: constant, BLOCKS blocks, then what to put out, the value to copy, the marker's value, the
+#: The residual stream: constant, BLOCKS blocks, then the output, the value to copy, the marker's value, the
 #: marker's key and the reply's query.
 OUT = 1 + BLOCKS * BLOCK
 COPY = OUT + CODE

@@ -66,7 +66,7 @@ def _command_lines(argv: tuple[str, ...]) -> Iterator[str]:
 
 
 def quoted(word: str) -> str:
-    """A word as one would type it; text in angle brackets such as <free port> needs no quotes."""
+    """A word quoted for a shell; text in angle brackets such as <free port> needs no quotes."""
     bare = re.sub(r"<[^<>]*>", "x", word)
     return word if shlex.quote(bare) == bare else shlex.quote(word)
 

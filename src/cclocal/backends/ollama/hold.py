@@ -74,7 +74,7 @@ def _show(client: httpx.Client, name: str) -> dict[str, Any] | None:
 
 
 def _as_listed(client: httpx.Client, tag: str) -> str:
-    """A tag as Ollama spells it: it finds a model whatever the case, but derives only from the exact name."""
+    """A tag in Ollama's own spelling: it finds a model in any case, but derives one only from the exact name."""
 
     def plain(name: str) -> str:
         short = name.removeprefix("registry.ollama.ai/").removeprefix("library/")

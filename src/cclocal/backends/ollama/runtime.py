@@ -69,7 +69,7 @@ def _client(server: StartedServer) -> Iterator[httpx.Client]:
 
 
 class Ollama(Runtime):
-    """Ollama: a daemon that has to be told which model to hold, and has a store of its own."""
+    """Ollama: a daemon with its own model store, in which the model is loaded by a request."""
 
     def find(self, env: Env, settings: Settings, machine: Machine, answers: Answers) -> Iterator[Engine]:
         """An Ollama that runs already, then the ollama program on PATH."""

@@ -1,12 +1,12 @@
-"""vllm-mlx with its key from a file, and with replies that tell the agent what the engine knows.
+"""vllm-mlx with its key from a file, and with replies that report what the engine knows.
 
-A program of its own, run by the Python that vllm-mlx is installed in: mlx_server.py KEYFILE serve MODEL … On its own
-command line every user of this machine could read the key.
+A program of its own, run by the Python that vllm-mlx is installed in: wrapper.py KEYFILE serve MODEL … The key
+is not an argument, because every user of the machine can read the arguments of a process.
 
-As of 0.6 its /v1/messages hides three things from a client: a stream's prompt counts 0 tokens, a stream that was cut at
-its limit ends as if it were finished, with an empty call where a call was cut, and no prompt is ever too long. So an
-agent never compacts, and loses files in silence. The engine tells all three to the function that writes the stream; we
-stand between the two (docs/adr/0016).
+As of 0.6 its /v1/messages does not report three things: a stream gives the prompt 0 tokens; a stream that was cut at
+its limit ends as if it were complete, with an empty call where a call was cut; and no prompt is refused as too long. So
+an agent never compacts, and loses files silently. The engine passes all three to the function that writes the stream;
+this program adds them to what that function writes (docs/adr/0016).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TURN = "[cclocal] turn "
 
 
 class Watched:
-    """An engine that remembers what it said of its reply: how large the prompt was, why it ended."""
+    """Wraps the engine and records a reply's numbers: prompt tokens, written tokens, whether it was cut."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -57,15 +57,15 @@ class Watched:
 
 
 class Amended:
-    """A stream's frames with what the engine said of them."""
+    """Adds the recorded numbers and the stop reason to the frames of a stream."""
 
     def __init__(self, engine: Watched) -> None:
         self.engine = engine
-        #: a call's frames: whether it is whole is known when the next thing comes
+        #: the frames of a tool call, held until the next frame shows whether the call is complete
         self.call: list[str] = []
 
     def frames(self, frame: str) -> Iterator[str]:
-        """The frames to send for one that was made."""
+        """The frames to send instead of this one."""
         event = _event(frame)
         kind = event.get("type")
         if kind == "content_block_start":
@@ -78,7 +78,7 @@ class Amended:
             return
         elif kind == "message_delta":
             if self.engine.was_cut:
-                # its last call may be half of what was meant; asking for it again does no harm
+                # the last call may be incomplete, so it is dropped: the model can make it again
                 self.call = []
                 event["delta"]["stop_reason"] = "max_tokens"
             yield from self._held()
@@ -102,22 +102,22 @@ def _event(frame: str) -> dict[str, Any]:
 
 
 def amend(server: Any, window_tokens: int) -> None:
-    """Have vllm-mlx's server module answer as above. A version that is made differently stays as it is, and is told of.
+    """Make vllm-mlx's server module answer as above.
 
-    `cclocal check` shows what such a version hides.
+    A version without these functions stays unchanged, with a line in the log; `cclocal check` shows what it lacks.
     """
     stream, prepare = (
         getattr(server, name, None) for name in ("_stream_anthropic_messages", "_prepare_anthropic_endpoint_invocation")
     )
     if stream is None or prepare is None:
-        print("[cclocal] this vllm-mlx is made differently: what its streams hide stays hidden", flush=True)
+        print("[cclocal] this version of vllm-mlx has other functions: its streams stay as they are", flush=True)
         return
-    server._stream_anthropic_messages = _told(stream)
+    server._stream_anthropic_messages = _reporting(stream)
     server._prepare_anthropic_endpoint_invocation = _refusing(prepare, window_tokens)
 
 
-def _told(stream: Callable[..., AsyncIterator[str]]) -> Callable[..., AsyncIterator[str]]:
-    async def told(engine: Any, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
+def _reporting(stream: Callable[..., AsyncIterator[str]]) -> Callable[..., AsyncIterator[str]]:
+    async def reporting(engine: Any, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
         watched = Watched(engine)
         amended = Amended(watched)
         async with contextlib.aclosing(stream(watched, *args, **kwargs)) as frames:  # type: ignore[type-var]
@@ -126,7 +126,7 @@ def _told(stream: Callable[..., AsyncIterator[str]]) -> Callable[..., AsyncItera
                     yield amended_frame
         print(TURN + json.dumps(watched.turn()), flush=True)
 
-    return told
+    return reporting
 
 
 def _refusing(prepare: Callable[..., Any], window_tokens: int) -> Callable[..., Any]:
@@ -136,7 +136,7 @@ def _refusing(prepare: Callable[..., Any], window_tokens: int) -> Callable[..., 
         if window_tokens and count > window_tokens:
             from fastapi import HTTPException  # type: ignore[import-not-found]
 
-            # in the words that every Claude Code compacts on
+            # the words at which every version of Claude Code compacts
             raise HTTPException(400, f"prompt is too long: {count} tokens > {window_tokens} maximum")
         return prepared
 
@@ -144,12 +144,12 @@ def _refusing(prepare: Callable[..., Any], window_tokens: int) -> Callable[..., 
 
 
 def _count(engine: Any, prepared: Any) -> int:
-    """The prompt's tokens as the engine will make them; where that cannot be had, without its template's marks.
+    """The number of the prompt's tokens as the engine will see them, or else without the chat template's own tokens.
 
-    0, and a line in the log, if not even those can be counted.
+    0, and a line in the log, if neither can be counted.
     """
     tools = prepared.chat_kwargs.get("tools")
-    # templates are programs, and engines differ
+    # a template is a program that may fail, and this function differs between versions
     with contextlib.suppress(Exception):
         wishes = dict(prepared.chat_kwargs.get("chat_template_kwargs") or {})
         rendered, *_ = engine._render_chat_prompt(prepared.messages, tools, wishes, None)
@@ -157,13 +157,13 @@ def _count(engine: Any, prepared: Any) -> int:
     with contextlib.suppress(Exception):
         text = json.dumps([prepared.messages, tools], ensure_ascii=False, default=str)
         return len(engine.tokenizer.encode(text))
-    print("[cclocal] a prompt could not be counted, so its size is not limited", flush=True)
+    print("[cclocal] the tokens of a prompt could not be counted, so its length is not limited", flush=True)
     return 0
 
 
 def main() -> None:
     """Hand over to vllm-mlx's own command line."""
-    # this file's folder is cclocal's, whose modules are not for another program
+    # remove this file's folder from the path, so that vllm-mlx cannot import cclocal's modules
     del sys.path[0]
     with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123 - it starts in milliseconds
         key = file.read().strip()

@@ -32,11 +32,11 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from cclocal import tiny
 from cclocal.prompt_cache.capture import stub
 from cclocal.server.start import free_port
 from tests.talk import STREAM, spoken
 from tests.world import World, wait_for
+from tools.tiny_model.as_gguf import gguf
 
 TASKS = (
     "Create the file one.txt with content: the first file",
@@ -201,7 +201,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         model = root / "model.gguf"
-        model.write_bytes(tiny.gguf() if options.quick else tiny.gguf(PADDED))
+        model.write_bytes(gguf() if options.quick else gguf(PADDED))
         world = World(root / "world")
         world.real("claude", Path(claude))
         if options.llama_server:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cclocal.models.chat_template import Traits, traits
-from cclocal.tiny.circuit import CHAT_TEMPLATE
+from tools.tiny_model.circuit import CHAT_TEMPLATE
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def _shape(model: Model, variant: Variant, facts: Facts) -> Shape | None:
 
 
 def _built_shape(variant: Variant, facts: Facts) -> Shape | None:
-    """Of a model that cclocal builds itself: from the file if it was built, else from its recipe."""
+    """Of the model that comes with cclocal: from the unpacked file, or else from the packed one."""
     if variant.is_folder:
         files = tiny.mlx_files()
         return shape_of_config(json.loads(files[CONFIG]), len(files["model.safetensors"]))

@@ -8,29 +8,47 @@ the whole chain (agent, server, tool, file on disk) work in seconds, offline, be
     Exec: C                             →  exec_command {cmd: C}
     (after a tool's result)             →  Done.
     anything else                       →  I am a tiny test model.
+
+model.zip is written by `python -m tools.tiny_model`, which computes the weights; most of them are 0.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from zipfile import ZipFile
 
 from cclocal.paths import make_folder, write_private
-from cclocal.tiny.as_gguf import gguf
-from cclocal.tiny.as_mlx import mlx_files
-
-__all__ = ["build", "build_mlx", "gguf", "mlx_files", "ollama_template", "path_of", "recipe_id"]
 
 _HERE = Path(__file__).parent
+_ARCHIVE = _HERE / "model.zip"
+_TEMPLATE = _HERE / "template.gotmpl"
+
+
+def gguf() -> bytes:
+    """The model as one GGUF file (5.6 MB)."""
+    with ZipFile(_ARCHIVE) as packed:
+        return packed.read("model.gguf")
+
+
+def mlx_files() -> dict[str, bytes]:
+    """The files of the model as an MLX folder, by name (11 MB)."""
+    with ZipFile(_ARCHIVE) as packed:
+        return {Path(name).name: packed.read(name) for name in packed.namelist() if name.startswith("mlx/")}
+
+
+def ollama_template() -> str:
+    """The same conversation format for Ollama, which reads Go templates and not the file's own."""
+    return _TEMPLATE.read_text("utf-8")
 
 
 def path_of(is_mlx: bool, folder: Path) -> Path:
-    """Where the model is built. The name has a checksum of the recipe, so that a new recipe gets a new file."""
-    return folder / f"tiny-copy-circuit-{recipe_id()}{'-mlx' if is_mlx else '.gguf'}"
+    """Where the model is unpacked. The name has a checksum of its files, so that a new model gets a new name."""
+    return folder / f"tiny-copy-circuit-{checksum()}{'-mlx' if is_mlx else '.gguf'}"
 
 
 def build(folder: Path) -> Path:
-    """Write the model into `folder` unless it is there, and return its path (5.6 MB, under a second)."""
+    """Write the GGUF file into `folder` unless it is there, and return its path."""
     path = path_of(False, folder)
     if not path.exists():
         make_folder(folder)
@@ -39,7 +57,7 @@ def build(folder: Path) -> Path:
 
 
 def build_mlx(folder: Path) -> Path:
-    """Write the model as an MLX folder into `folder` unless it is there, and return its path (11 MB)."""
+    """Write the MLX folder into `folder` unless it is there, and return its path."""
     path = path_of(True, folder)
     # config.json is written last, so that a folder that has it is complete
     if not (path / "config.json").exists():
@@ -51,14 +69,6 @@ def build_mlx(folder: Path) -> Path:
     return path
 
 
-def ollama_template() -> str:
-    """The same conversation format for Ollama, which reads Go templates and not the file's own."""
-    return (_HERE / "template.gotmpl").read_text("utf-8")
-
-
-def recipe_id() -> str:
-    """Eight hex digits that change when the recipe does."""
-    digest = hashlib.sha256()
-    for source in sorted(path for path in _HERE.iterdir() if path.is_file()):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:8]
+def checksum() -> str:
+    """Eight hex digits that change when the model or its template for Ollama does."""
+    return hashlib.sha256(_ARCHIVE.read_bytes() + _TEMPLATE.read_bytes()).hexdigest()[:8]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
-from cclocal.tiny.circuit import (
+from tools.tiny_model.circuit import (
     CHAT_TEMPLATE,
     CONTEXT_TOKENS,
     FEED_FORWARD,

@@ -10,7 +10,7 @@ import struct
 from array import array
 from collections.abc import Sequence
 
-from cclocal.tiny.circuit import (
+from tools.tiny_model.circuit import (
     CHAT_TEMPLATE,
     CONTEXT_TOKENS,
     CONTROL,

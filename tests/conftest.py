@@ -70,6 +70,17 @@ def _engines() -> list[Engine]:
 CLAUDES, ENGINES = _claudes(), _engines()
 
 
+def pytest_configure() -> None:
+    """Give each of several test processes its own share of the cores.
+
+    Engines compute with a thread per core and wait for each other in busy loops: two of them on the same cores take
+    ten times as long as one after the other.
+    """
+    workers, name = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    if workers > 1 and (share := sorted(os.sched_getaffinity(0))[int(name.removeprefix("gw")) :: workers]):
+        os.sched_setaffinity(0, share)
+
+
 @pytest.fixture(params=CLAUDES, ids=lambda c: c.version)
 def claude(request: pytest.FixtureRequest) -> Claude:
     return request.param  # type: ignore[no-any-return]

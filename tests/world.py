@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -98,7 +99,13 @@ class World:
         return self.program("claude", "claude", **switches)
 
     def real(self, name: str, target: Path | None) -> None:
-        if target:
+        """Put a real program on PATH; None = the one of cclocal's own environment is used."""
+        if target and name == "llama-server":
+            # by itself it starts a thread per core of the machine, also where it may use one core only (conftest.py)
+            threads = len(os.sched_getaffinity(0))
+            (self.bin / name).write_text(f'#!/bin/sh\nexec "{target}" --threads {threads} "$@"\n')
+            (self.bin / name).chmod(0o755)
+        elif target:
             (self.bin / name).symlink_to(target)
 
     # -- running

@@ -20,7 +20,7 @@ def test_the_wheel_is_whole(world: World, tmp_path: Path) -> None:
     )
     wheel = next(tmp_path.glob("cclocal-*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("data/models.toml", "data/mcp-local.json", "tiny/merges.txt", "tiny/template.jinja", "py.typed"):
+    for name in ("data/models.toml", "data/mcp-local.json", "tiny/model.zip", "tiny/template.gotmpl", "py.typed"):
         assert f"cclocal/{name}" in names
     target = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)

@@ -31,7 +31,7 @@ def test_the_line_below_the_prompt_tells_what_the_server_does(real: World) -> No
 
 def test_the_turns_of_a_session_are_told(real: World, claude: Claude) -> None:
     assert real.run("stats").returncode == 2
-    assert "no session yet" in real.run("stats", "--json").stderr
+    assert "No sessions yet" in real.run("stats", "--json").stderr
     with talk(real, "--tiny", "--cold") as session:
         session.say("Create the file one.txt with content: first")
         session.say("Run the command: wc -c one.txt")
@@ -95,7 +95,7 @@ def test_tokens_are_counted_where_a_server_runs(world: World, claude: Claude, en
 def test_an_own_prompt_is_not_rehearsed(scripted: World) -> None:
     done = scripted.run("prompt", "--", "--system-prompt", "x")
     assert done.returncode == 2
-    assert "of your own" in done.stderr
+    assert "replace the prompt" in done.stderr
 
 
 @pytest.mark.parametrize("lean", [True, pytest.param(False, marks=pytest.mark.wide)])

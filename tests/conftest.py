@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.world import World
+from tests.world import EVERY_CORE, World, run_on
 
 # a busy machine is no failure
 settings.register_profile("cclocal", deadline=None)
@@ -76,9 +76,13 @@ def pytest_configure() -> None:
     Engines compute with a thread per core and wait for each other in busy loops: two of them on the same cores take
     ten times as long as one after the other.
     """
+    run_on(own_cores())
+
+
+def own_cores() -> list[int]:
+    """The share of this one of several test processes."""
     workers, name = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), os.environ.get("PYTEST_XDIST_WORKER", "gw0")
-    if workers > 1 and (share := sorted(os.sched_getaffinity(0))[int(name.removeprefix("gw")) :: workers]):
-        os.sched_setaffinity(0, share)
+    return EVERY_CORE[int(name.removeprefix("gw")) :: workers]
 
 
 @pytest.fixture(params=CLAUDES, ids=lambda c: c.version)
@@ -100,6 +104,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         world.assert_clean()
     finally:
         world.close()
+        run_on(own_cores())
 
 
 @pytest.fixture

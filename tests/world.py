@@ -34,6 +34,23 @@ def wait_for(true: Callable[[], Any], what: str = "it", limit_s: float = PATIENC
     raise AssertionError(f"waited {limit_s:.0f} s for {what}")
 
 
+def cores() -> list[int]:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+#: Those of the whole test run, before each of its processes took its share.
+EVERY_CORE = cores()
+
+
+def run_on(share: list[int]) -> None:
+    """Run this process, and what it starts from now on, on these cores."""
+    if share and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, share)
+
+
 def alive(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
@@ -102,11 +119,13 @@ class World:
         """Put a real program on PATH; None = the one of cclocal's own environment is used."""
         if target and name == "llama-server":
             # by itself it starts a thread per core of the machine, also where it may use one core only (conftest.py)
-            threads = len(os.sched_getaffinity(0))
-            (self.bin / name).write_text(f'#!/bin/sh\nexec "{target}" --threads {threads} "$@"\n')
+            (self.bin / name).write_text(f'#!/bin/sh\nexec "{target}" --threads {len(cores())} "$@"\n')
             (self.bin / name).chmod(0o755)
         elif target:
             (self.bin / name).symlink_to(target)
+        if name == "ollama":
+            # it has a thread per core in any case, and is four times as slow with several on one
+            run_on(EVERY_CORE)
 
     # -- running
 

@@ -130,7 +130,7 @@ class SessionFile:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the model answers, the key it wants, and the name it answers to."""
+    """The server's address, its API key, and the model's name in requests."""
 
     url: str
     key: str

@@ -5,13 +5,23 @@ Discovery reads the machine once; facts about a model are added by the pure `wit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from packaging.version import Version
+
 from cclocal.memory.shape import Shape
 from cclocal.paths import Env
+from cclocal.units import GIB
+
+
+def version_in(text: str) -> Version | None:
+    """The first version number in a text, such as 0.17.4 or the 7342 of "b7342 (4f6e2a1)"; None if there is none."""
+    found = re.search(r"\d+(\.\d+)*", text)
+    return Version(found[0]) if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +65,7 @@ class Machine:
     @property
     def in_words(self) -> str:
         """Processor, cores, memory and graphics cards in one line."""
-        parts = [f"{self.cpu}, {self.cores} cores, {self.ram_bytes / 2**30:.0f} GB"]
+        parts = [f"{self.cpu}, {self.cores} cores, {self.ram_bytes / GIB:.0f} GB"]
         parts += [g.name for g in self.gpus if g.vendor != "apple"]
         return " · ".join(parts)
 

@@ -1,4 +1,4 @@
-"""The one maker of HTTP clients for model servers, and addresses of this machine."""
+"""The one maker of HTTP clients, and addresses of this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def client(url: str = "", key: str = "", *, limit_s: float = 10.0, read_s: float | None = None) -> httpx.Client:
     """A client for a model server, with its key in both of the headers that servers read.
 
-    No proxy and no .netrc of the user's is used: prompts and keys must not leave the way to the server. `limit_s`
+    No proxy and no .netrc of the user's is used: prompts and keys must go only to the server. `limit_s`
     bounds each step of a request in seconds, `read_s` the wait for an answer if that may take longer.
     """
     import httpx
@@ -21,6 +21,13 @@ def client(url: str = "", key: str = "", *, limit_s: float = 10.0, read_s: float
     headers = {"authorization": f"Bearer {key}", "x-api-key": key} if key else {}
     limits = httpx.Timeout(limit_s, read=read_s or limit_s)
     return httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=limits)
+
+
+def web_client(*, limit_s: float = 30.0) -> httpx.Client:
+    """A client for public registries: it uses the user's proxy and follows redirects."""
+    import httpx
+
+    return httpx.Client(timeout=limit_s, follow_redirects=True)
 
 
 def is_loopback(url: str) -> bool:

@@ -1,4 +1,4 @@
-"""Small programs that are asked something, the answers that are remembered, and the last words of logs."""
+"""Runs small programs such as `X --version`, caches their output, and reads the last lines of logs."""
 
 from __future__ import annotations
 

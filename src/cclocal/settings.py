@@ -19,16 +19,16 @@ class Option:
     """How one setting is given.
 
     `flags` as Typer takes them, with a metavar: "--ctx TOKENS", "--lean/--full", "--ubatch --prefill-step TOKENS".
-    `scope`: "server" settings shape a server of ours, so they are refused when a running server is used; "agent"
-    settings shape the agent. `lasting`: it has a variable CCLOCAL_<NAME> and may stand in config.toml; "environment":
-    only the variable. `variables` are further names of that variable. `short`: its words on the first help page, which
-    has only the options with such words.
+    `scope`: "server" settings shape a server that cclocal starts, so they are refused when a running server is used;
+    "agent" settings shape the agent; "window" is both. `lasting`: it has a variable CCLOCAL_<NAME> and may stand in
+    config.toml; "environment": only the variable. `variables` are further names of that variable. `short`: its words on
+    the first help page, which has only the options with such words.
     """
 
     flags: str
     help: str
     panel: str = SESSION
-    scope: Literal["server", "agent", ""] = ""
+    scope: Literal["server", "agent", "window", ""] = ""
     at_least: int | None = None
     at_most: int | None = None
     lasting: bool | Literal["environment"] = True
@@ -59,11 +59,11 @@ _THINK = "Let the model think before it answers: slower, sometimes better. [dim]
 _UBATCH = "Micro-batch (MLX: prefill step): larger reads prompts faster, needs more memory. [dim]default: 512 (2048)[/]"
 _WIRED = "Mac: raise the GPU's memory limit to this for the session (needs sudo)."
 _URL = "Use the server at this address and start none. --model selects one of its models."
-_INSECURE = "Allow --url http:// to another machine, although it can be read on the way."
+_INSECURE = "Allow --url http:// to another machine, although it is not encrypted."
 _BACKEND = "What serves the model: llama-server, vllm-mlx, ollama. [dim]default: by machine and model[/]"
 _LLAMA = "This llama-server, or “wheel” for the xllamacpp package's. [dim]default: the one on PATH, else the wheel[/]"
 _CHECK = "Ask about a model that does not fit. [dim]CCLOCAL_NO_MEMCHECK=1 switches it off[/]"
-_LEAN = "A short system prompt and four tools, or everything. [dim]default: full[/]"
+_LEAN = "A short system prompt and four tools, or the agent's own. [dim]default: full[/]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,10 @@ class Settings:
     parser: Annotated[str | None, Server("--parser NAME", _PARSER, MODELS, lasting=False)] = None
     server: Annotated[bool, Server("--server", _SERVER, lasting=False, short="only the server")] = False
     agent: Annotated[str | None, ForAgent("--agent NAME", "The coding agent to start. [dim]default: claude[/]")] = None
-    ctx: Annotated[int | None, Server("--ctx TOKENS", "Context window.", at_least=1, short="context window")] = None
+    ctx: Annotated[
+        int | None,
+        Option("--ctx TOKENS", "Context window.", scope="window", at_least=1, short="context window"),
+    ] = None
     out_tokens: Annotated[
         int | None, ForAgent("--out-tokens TOKENS", _OUT_TOKENS, at_least=256, short="longest reply")
     ] = None
@@ -111,7 +114,7 @@ class Settings:
         bool, Memory("--safe/--no-safe", "Always show the plan and ask.", variables=("CCLOCAL_FORCE_MEMCHECK",))
     ] = False
     mem_check: Annotated[bool, Option("--mem-check/--no-mem-check", _CHECK, MEMORY)] = True
-    cold: Annotated[bool, Option("--cold/--no-cold", "Neither use nor save prompts of earlier sessions.")] = False
+    cold: Annotated[bool, Option("--cold/--no-cold", "Neither restore nor save the prompt's KV cache.")] = False
     lean: Annotated[bool | None, ForAgent("--lean/--full", _LEAN, short="a short prompt")] = None
     yes: Annotated[bool, Option("--yes", "Start a model that failed its check without asking.", lasting=False)] = False
     #: not an option: host memory for the prompts of idle slots, which a remedy of the memory plan may set to 0

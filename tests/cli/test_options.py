@@ -97,7 +97,7 @@ def test_version(world: World) -> None:
         (["--tiny", "--port", "x"], "--port"),
         (["--tiny", "--port", "99999"], "--port"),
         (["--tiny", "--ctx", "8192"], "too small"),
-        (["--tiny", "--ctx", "999999"], "beyond"),
+        (["--tiny", "--ctx", "999999"], "is more than that"),
         (["--tiny", "--backend", "vlm"], "no backend “vlm”"),
         (["--tiny", "--pass-env", "ANTHROPIC_API_KEY"], "never reaches the agent"),
         (["--tiny", "--pass-env", "AWS_PROFILE"], "never reaches the agent"),
@@ -155,7 +155,7 @@ def test_a_folder_that_is_gone(world: World) -> None:
         check=False,
     )
     assert done.returncode == 24
-    assert "no longer there" in done.stderr
+    assert "no longer exists" in done.stderr
 
 
 def test_no_model_can_take_an_option_of_ours() -> None:

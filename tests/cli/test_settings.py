@@ -134,6 +134,16 @@ def test_what_is_checked_is_what_runs(ready: World) -> None:
     assert "q8_0" in key
 
 
+def test_a_plan_takes_what_a_launch_takes(ready: World) -> None:
+    words = ("--out-tokens", "4096", "--lean", "--think", "--agent", "claude", "--wired-limit", "20000")
+    done = ready.run("plan", "gemma", "--ram", "24", "--macos", "26", "--json", *words)
+    assert done.returncode == 0, done.stderr
+    assert "20000" in json.loads(done.stdout)["budget_source"]
+    # a backend that has not every model hides none of the others
+    rows = json.loads(ready.run("plan", "--backend", "vllm-mlx", "--json").stdout)
+    assert {"unknown"} < {row["verdict"] for row in rows}
+
+
 def test_a_commands_own_flag_is_no_other_command(ready: World) -> None:
     done = ready.run("stats", "--list")
     assert done.returncode == 2

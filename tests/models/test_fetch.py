@@ -98,7 +98,7 @@ def test_the_plan_is_made_anew_once_the_header_is_there(world: World, hub: Hub) 
     # the whole native context, which the header says is little with five layers
     config.write_text(config.read_text().replace("32768", "131072"))
     before = world.run("--mine", "--dry-run", **at)
-    assert "unknown until a start reads the model's header" in before.stdout
+    assert "unknown; a start reads the model's header" in before.stdout
     done = world.run("--mine", **at)
     assert done.returncode == 0, done.stderr
     after = world.run("--mine", "--dry-run", **at)

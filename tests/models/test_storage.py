@@ -217,7 +217,7 @@ def test_ollamas_store_and_files_of_ones_own(shelf: World) -> None:
     assert rows[str(mine)]["kind"] == "file"
     refused = shelf.run("--rm", str(mine), "--yes")
     assert refused.returncode == 2
-    assert "yours to remove" in refused.stderr
+    assert "is your own file" in refused.stderr
     assert mine.exists()
     # its blobs are shared, so only Ollama removes; and it is not running
     done = shelf.run("--rm", "qwen3:8b", "--yes", OLLAMA_HOST="127.0.0.1:9")
@@ -228,7 +228,7 @@ def test_ollamas_store_and_files_of_ones_own(shelf: World) -> None:
 def test_ticking_what_should_go(shelf: World) -> None:
     shelf.run("--fetch", "mine", "org/x:Q4_K_M")
     with shelf.on_terminal("--rm") as child:
-        child.expect("Which models should go")
+        child.expect("Which models do you want to remove")
         child.expect("org/x")
         child.send(" ")
         child.send("\r")
@@ -237,7 +237,7 @@ def test_ticking_what_should_go(shelf: World) -> None:
         child.expect(pexpect.EOF)
     assert len(listed(shelf)) == 2
     with shelf.on_terminal("--clean") as child:
-        child.expect("Which models should go")
+        child.expect("Which models do you want to remove")
         child.send("a\r")
         child.expect(r"\[y/N\]")
         child.sendline("y")

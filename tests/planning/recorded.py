@@ -86,7 +86,7 @@ ENGINES = {
         uses="untold",
     ),
     "ollama": Engine(
-        "ollama", ("/usr/local/bin/ollama",), "0.17.4", frozenset(), title="a daemon of its own", uses="everything"
+        "ollama", ("/usr/local/bin/ollama",), "0.17.4", frozenset(), title="a separate daemon", uses="everything"
     ),
 }
 

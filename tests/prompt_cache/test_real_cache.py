@@ -31,7 +31,7 @@ def turn(world: World, *args: str) -> dict[str, int]:
     done = world.run("--tiny", *args, "--", "-p", "How are you?", "--output-format", "json")
     assert done.returncode == 0, done.stderr
     usage = json.loads(done.stdout.splitlines()[-1])["usage"]
-    restored = "are kept from an earlier session" in done.stderr
+    restored = "were restored from an earlier session" in done.stderr
     return {"read": usage["input_tokens"], "kept": usage["cache_read_input_tokens"], "restored": restored}
 
 
@@ -97,7 +97,7 @@ def test_another_cache_another_state_and_none_if_it_is_not_wanted(newest: World)
     assert not turn(newest, "--cold")["restored"]
     # another prompt has another beginning
     done = newest.run("--tiny", "--", "-p", "How are you?", "--system-prompt", "You are a poet.")
-    assert "are kept" not in done.stderr
+    assert "were restored" not in done.stderr
     listed = json.loads(newest.run("--list", "--json").stdout)["models"]
     assert [row["name"] for row in listed] == ["warm"]
     assert newest.run("--rm", "warm", "--yes").returncode == 0
@@ -118,8 +118,8 @@ def test_on_a_terminal_the_prompt_is_another_one(newest: World) -> None:
         return said
 
     newest.terminal = (40, 120)
-    assert "are kept" not in session()
-    assert "are kept from an earlier session" in session()
+    assert "were restored" not in session()
+    assert "were restored from an earlier session" in session()
 
 
 @pytest.mark.parametrize(

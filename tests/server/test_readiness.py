@@ -53,10 +53,10 @@ def test_a_loading_server_is_waited_for(status: int) -> None:
     [
         (reply(401, json={}), "refuses the session's own key"),
         (reply(404, text="not found"), "answered 404"),
-        (reply(200, text="<html>another app</html>"), "no model server"),
-        (reply(200, json={"status": "ok"}), "no model server"),
-        (reply(200, json=[1, 2]), "no model server"),
-        (reply(200, json={"data": [{"name": "x"}]}), "no model server"),
+        (reply(200, text="<html>another app</html>"), "not a model server"),
+        (reply(200, json={"status": "ok"}), "not a model server"),
+        (reply(200, json=[1, 2]), "not a model server"),
+        (reply(200, json={"data": [{"name": "x"}]}), "not a model server"),
         (reply(200, json={"data": []}), "no model, not tiny"),
         (reply(200, json={"data": [{"id": "other"}]}), "has other, not tiny"),
     ],
@@ -69,7 +69,7 @@ def test_another_apps_answer_is_never_taken_for_ours(answer: httpx.Response, wor
 def test_a_wrong_key_must_be_refused() -> None:
     check_wrong_key(reply(401))
     check_wrong_key(reply(403))
-    with pytest.raises(NotReadyError, match="lets anybody in"):
+    with pytest.raises(NotReadyError, match="does not check keys"):
         check_wrong_key(reply(200, json=OURS))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cclocal import tiny
 from cclocal.server.start import free_port
 from tests.talk import compacts_at
 from tests.world import FAKES, World, alive, port_is_free, wait_for
@@ -106,6 +108,17 @@ def test_a_window_that_is_too_small_is_refused_and_an_unknown_one_asked_for(worl
     assert "more than the 40,960" in more.stderr
 
 
+def test_a_window_can_be_given_with_an_address(world: World, serve: Serve) -> None:
+    world.fake_claude(exits=0)
+    port = serve(routes=LLAMA_CPP)
+    done = world.run("--url", f"http://127.0.0.1:{port}", "--ctx", "20480", "--out-tokens", "2048")
+    assert done.returncode == 0, done.stderr
+    # a variable is about servers that are started, and --model chooses among the models of this one
+    done = world.run("--model", "served", CCLOCAL_URL=f"http://127.0.0.1:{port}", CCLOCAL_CTX="999999")
+    assert "is set but not used" not in done.stderr
+    assert f"127.0.0.1:{port}" in done.stderr
+
+
 def test_of_several_models_one_is_named(world: World, serve: Serve) -> None:
     routes = {**LLAMA_CPP, "/v1/models": {"data": [{"id": "a"}, {"id": "b"}]}}
     port = serve(routes=routes)
@@ -123,7 +136,7 @@ def test_what_is_no_server_for_an_agent_is_said(world: World, serve: Serve) -> N
     assert "Nothing answers" in nothing.stderr
     foreign = world.run(str(serve(foreign=True)))
     assert foreign.returncode == 33
-    assert "no model server" in foreign.stderr
+    assert "not a model server" in foreign.stderr
     chat = world.run(str(serve(no_messages=True, routes=LLAMA_CPP)))
     assert chat.returncode == 33
     assert "/v1/messages" in chat.stderr
@@ -133,10 +146,10 @@ def test_what_is_no_server_for_an_agent_is_said(world: World, serve: Serve) -> N
     ("url", "words"),
     [
         ("http://192.168.1.7:8080", "--insecure-http"),
-        ("ftp://127.0.0.1", "no address"),
-        ("http://user:pw@127.0.0.1:1", "no address"),
-        ("http://127.0.0.1:99999", "no address"),
-        ("http://[::1", "no address"),
+        ("ftp://127.0.0.1", "not "),
+        ("http://user:pw@127.0.0.1:1", "not "),
+        ("http://127.0.0.1:99999", "not "),
+        ("http://[::1", "not "),
         ("http://127.0.0.1:8080/api/v2", "has a path"),
     ],
 )
@@ -193,6 +206,40 @@ def test_a_model_that_is_served_already_is_not_loaded_twice(world: World) -> Non
     assert env(world)["ANTHROPIC_BASE_URL"] != f"http://127.0.0.1:{port}"
     child.terminate()
     child.wait()
+
+
+def test_a_file_of_the_same_name_elsewhere_is_another_model(world: World) -> None:
+    """A model's path is compared whole: ./m.gguf is another file in another folder."""
+    world.fake_server()
+    world.fake_claude(exits=0)
+    other = world.root / "other"
+    for folder in (world.project, other):
+        folder.mkdir(exist_ok=True)
+        (folder / "m.gguf").write_bytes(tiny.gguf())
+    server = world.start("--server", "--model", "./m.gguf")
+    wait_for(lambda: "attach" in (world.record / "out").read_text(), "the server")
+    here = world.run("--model", "m.gguf")
+    assert "is served in another terminal already" in here.stderr
+    done = subprocess.run(
+        [*world.command, "--model", "./m.gguf"], env=world.env, cwd=other, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "is served in another terminal already" not in done.stderr
+    server.send_signal(signal.SIGINT)
+    server.wait()
+
+
+def test_a_window_too_small_for_the_agent_is_refused_on_our_own_server_too(world: World) -> None:
+    world.fake_server()
+    world.fake_claude(exits=0)
+    server = world.start("--server", "--tiny")
+    wait_for(lambda: "attach" in (world.record / "out").read_text(), "the server")
+    port = world.state()["port"]
+    done = world.run("attach", str(port), "--ctx", "2000")
+    assert done.returncode == 2
+    assert "has a window of 2,000 tokens" in done.stderr
+    server.send_signal(signal.SIGINT)
+    server.wait()
 
 
 def test_what_is_said_beside_an_address(world: World, serve: Serve) -> None:

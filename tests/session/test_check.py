@@ -93,7 +93,7 @@ def test_a_failed_check_is_remembered_and_asked_about(agent: World) -> None:
     assert "failed its check" in refused.stderr
     assert agent.run("--tiny", "--yes", "--", "-p", "x").returncode == 0
     with agent.on_terminal("--tiny") as child:
-        child.expect(r"Start it all the same\? \[y/N\] ")
+        child.expect(r"Start it anyway\? \[y/N\] ")
         child.sendline("n")
         child.expect("nothing was left running")
     agent.fake_server(obeys=True)

@@ -40,6 +40,7 @@ def test_what_one_session_plants_does_not_run_in_the_next(world: World) -> None:
     (folder / ".claude.json").write_text(json.dumps({**known, **planted, **projects, "userID": "x", "theme": "dark"}))
     done = world.run("--tiny")
     assert done.returncode == 0
+    assert "Moved out" in done.stderr
     assert "settings.json" in done.stderr
     kept = {path.name for path in folder.iterdir()}
     assert kept <= {".claude.json", ".cclocal.lock", "projects"}
@@ -48,7 +49,30 @@ def test_what_one_session_plants_does_not_run_in_the_next(world: World) -> None:
     assert json.loads((folder / ".claude.json").read_text()) == {**known, "userID": "x", "theme": "dark"}
     # nothing that a user made is lost
     assert (folder.with_name("claude-set-aside") / "CLAUDE.md").read_text() == "Planted."
-    assert "Set aside" not in world.run("--tiny").stderr
+    assert "Moved out" not in world.run("--tiny").stderr
+
+
+def test_what_is_planted_in_the_place_of_a_file_does_not_stop_the_next_session(world: World) -> None:
+    world.fake_server()
+    world.fake_claude(exits=0)
+    assert world.run("--tiny").returncode == 0
+    folder = config_dir(world)
+    elsewhere = world.root / "elsewhere"
+    elsewhere.mkdir()
+    for name in (".claude.json", ".cclocal.lock"):
+        (folder / name).unlink()
+        (folder / name).mkdir()
+    shutil.rmtree(folder / "projects", ignore_errors=True)
+    (folder / "projects").symlink_to(elsewhere)
+    (folder / "session-env").mkdir()
+    (folder / "session-env/hook.sh").write_text("touch planted")
+    folder.with_name("claude-set-aside").symlink_to(elsewhere)
+    done = world.run("--tiny")
+    assert done.returncode == 0, done.stderr
+    assert (folder / ".claude.json").is_file()
+    assert not (folder / "projects").is_symlink()
+    assert not (folder / "session-env").exists()
+    assert not list(elsewhere.iterdir())
 
 
 def in_a_pid_namespace() -> list[str]:

@@ -52,10 +52,10 @@ def test_a_server_that_dies_at_once_is_shown_as_a_crash_with_its_last_lines(worl
 @pytest.mark.parametrize(
     ("switches", "code", "words"),
     [
-        ({"lets_anybody_in": True}, 33, "lets anybody in"),
+        ({"lets_anybody_in": True}, 33, "does not check keys"),
         ({"model": "something-else"}, 33, "has something-else, not tiny"),
-        ({"foreign": True}, 33, "is no model server"),
-        ({"bind": "0.0.0.0"}, 34, "open to other machines"),
+        ({"foreign": True}, 33, "not a model server"),
+        ({"bind": "0.0.0.0"}, 34, "reachable from other machines"),
     ],
     ids=str,
 )
@@ -227,10 +227,12 @@ def test_closed_standard_streams_are_no_obstacle(world: World) -> None:
 def test_something_in_the_way_is_said_in_words(world: World) -> None:
     world.fake_server()
     world.fake_claude()
-    (world.home / ".local/share/cclocal/claude/.cclocal.lock").mkdir(parents=True)
+    (world.home / ".local/share/cclocal").mkdir(parents=True)
+    # a file where a folder belongs
+    (world.home / ".local/share/cclocal/claude").write_text("")
     done = world.run("--tiny")
     assert done.returncode == 24
-    assert ".cclocal.lock" in done.stderr
+    assert "cclocal/claude" in done.stderr
     assert "Traceback" not in done.stderr
 
 

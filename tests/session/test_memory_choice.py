@@ -79,7 +79,7 @@ def test_a_wrong_key_is_asked_again_and_quitting_starts_nothing(mac: World, code
     with mac.on_terminal("--model", str(coder)) as child:
         child.expect("Choose ")
         child.sendline("7")
-        child.expect("There is no 7")
+        child.expect("7 is not one of the choices")
         child.expect("Choose ")
         child.sendline("q")
         child.expect(pexpect.EOF)
@@ -179,7 +179,7 @@ def test_where_nobody_can_be_asked_the_recommended_is_taken_and_said(mac: World,
     asked = mac.run("--model", str(coder), "--ctx", "50000", "--", "-p", "x")
     assert f"To fit, the context is {context:,} tokens instead of 49,920" in asked.stderr
     blind = mac.run("--model", str(coder), "--no-mem-check", "--", "-p", "x")
-    assert "It will hardly fit" in blind.stderr
+    assert "does not fit in memory" in blind.stderr
     assert served(mac, "--ctx-size") == "65536"
 
 
@@ -216,7 +216,7 @@ def test_the_limit_is_a_macs(world: World) -> None:
     world.fake_claude()
     done = world.run("--tiny", "--wired-limit", "20000", "--dry-run")
     assert done.returncode == 2
-    assert "for Macs" in done.stderr
+    assert "only applies to Macs" in done.stderr
 
 
 def test_what_was_allocated_corrects_the_next_plan(mac: World) -> None:

@@ -35,7 +35,7 @@ class Agent(Protocol):
     LOOK: str
     #: the API that it speaks, by the names in cclocal.wires
     WIRE: str
-    #: what it may leave switched on in the terminal when it is killed
+    #: resets the terminal modes that it may leave switched on when it is killed
     TERMINAL_RESET: str
     #: words that must not be in a model's name, because the agent gives them a meaning
     TAKEN: re.Pattern[str]
@@ -69,7 +69,7 @@ class Agent(Protocol):
         """How to see what it sends first; None if its arguments change what is the same in every session."""
 
     def plain(self, session: AgentSession, model: str) -> Capture:
-        """The same for the agent with nothing of ours but the server's address, for comparison."""
+        """The same for a plain launch, which gets only the server's address from cclocal; for comparison."""
 
     def capture_run(self, capture: Capture, binding: Binding, words: str) -> CaptureRun:
         """One run of a capture in the folder of `binding`, in which the user says `words`."""

@@ -15,7 +15,7 @@ from cclocal.paths import make_folder, read_table, write_private
 _LOCK = ".cclocal.lock"
 
 
-#: Beside the configuration folder: what was taken out of it before the last start that found something.
+#: The name of a folder beside the configuration folder. It holds what the last clean-up moved out.
 SET_ASIDE = "-set-aside"
 
 
@@ -26,6 +26,8 @@ def prepare(config: ConfigDir) -> tuple[str, ...]:
     do it one after the other. Raises FolderError.
     """
     make_folder(config.path)
+    if (config.path / _LOCK).is_symlink() or (config.path / _LOCK).is_dir():
+        _remove(config.path / _LOCK)
     with FileLock(config.path / _LOCK):
         aside = _set_aside(config)
         for name, wanted in config.seed.items():
@@ -38,20 +40,32 @@ def prepare(config: ConfigDir) -> tuple[str, ...]:
 def _set_aside(config: ConfigDir) -> tuple[str, ...]:
     """Empty the folder of everything that is neither kept, seeded nor ours."""
     kept = {*config.keeps, *config.seed, _LOCK}
-    found = [path for path in config.path.iterdir() if path.name not in kept]
-    planted = [path for path in found if path.name not in config.renewed and not path.is_symlink()]
+    # a link, or a folder in the place of a file, is never what belongs there
+    found = [
+        path
+        for path in config.path.iterdir()
+        if path.name not in kept or path.is_symlink() or (path.name in config.seed and path.is_dir())
+    ]
+    ours = {*config.renewed, *(path.name for path in found if path.name in config.links and path.is_symlink())}
+    planted = [path for path in found if path.name not in ours]
     shelf = config.path.with_name(config.path.name + SET_ASIDE)
     if planted:
-        shutil.rmtree(shelf, ignore_errors=True)
+        _remove(shelf)
         make_folder(shelf)
     for path in found:
         if path in planted:
             path.replace(shelf / path.name)
-        elif path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            _remove(path)
     return tuple(sorted(path.name for path in planted))
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _seed(path: Path, wanted: Mapping[str, object], known: frozenset[str]) -> None:

@@ -1,4 +1,4 @@
-"""What an agent gets to know of a session, and what it states about itself."""
+"""What cclocal tells an agent about a session, and what an agent's spec returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a backend's runtime can do with effects: find engines, prepare a started server, its store, saved prompts."""
+"""A backend's side effects: finding engines, preparing a started server, its model store, saved KV caches."""
 
 from __future__ import annotations
 

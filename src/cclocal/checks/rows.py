@@ -87,9 +87,9 @@ def _chain(server: CheckedServer, context_tokens: int) -> CheckRow:
     call = after.first_call
     good = call.get("name") == "Bash" and str((call.get("input") or {}).get("command", "")).strip() == "wc -c one.txt"
     if not after.calls:
-        meaning = "Not seen: the model answered instead of calling. Tasks of several steps may stop halfway."
+        meaning = "Not seen: the model answered without a tool call. Multi-step tasks may stop halfway."
         return CheckRow(_name(_chain), "not exercised", _shown(after), meaning)
-    meaning = "Tasks of several steps go on." if good else "Tasks stop halfway."
+    meaning = "Multi-step tasks continue." if good else "Multi-step tasks stop halfway."
     return CheckRow(_name(_chain), _passed(good), _shown(after), meaning)
 
 
@@ -151,7 +151,7 @@ def _stream(server: CheckedServer, context_tokens: int) -> CheckRow:
     ] and whole.stop == streamed.stop
     good = same and bool(whole.calls)
     meaning = (
-        "Streamed replies are complete." if good else f"{server.title} streams its replies: expect broken tool calls."
+        "Streamed replies are complete." if good else f"{server.title} streams its replies, so tool calls will break."
     )
     return CheckRow(_name(_stream), _passed(good), _shown(streamed), meaning)
 
@@ -185,7 +185,7 @@ def _cut_call(server: CheckedServer, context_tokens: int) -> CheckRow:
         not answer.calls or given != {"file_path": "long.txt", "content": content}
     )
     meaning = (
-        "A tool call that was cut off is reported." if not silent else "A cut call looks complete: files are lost."
+        "A tool call that was cut off is reported." if not silent else "A cut-off call looks complete: files are lost."
     )
     return CheckRow(_name(_cut_call), _passed(not silent), _shown(answer), meaning)
 
@@ -196,7 +196,7 @@ def _no_thinking(server: CheckedServer, context_tokens: int) -> CheckRow:
     if not answer.text:
         return CheckRow(_name(_no_thinking), "not exercised", _shown(answer), "The model wrote no text.")
     leaks = [mark for mark in ("<think>", "</think>", "<|channel|>", "<|channel>", "reasoning:") if mark in answer.text]
-    meaning = "Answers contain no thinking." if not leaks else "Thinking is shown as an answer, and sent back as one."
+    meaning = "Answers contain no thinking." if not leaks else "Thinking appears in the answer and in later requests."
     return CheckRow(_name(_no_thinking), _passed(not leaks), ", ".join(leaks) or answer.text[:60], meaning)
 
 

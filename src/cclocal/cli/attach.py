@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from cclocal.cli.options import Call, takes
-from cclocal.settings import Settings
+from cclocal.settings import Settings, options
 
 EXAMPLES = (
     ("cclocal attach 8132", "on the server that listens there (also: cclocal 8132)"),
@@ -24,7 +25,7 @@ def _complete_port(incomplete: str) -> list[str]:
     return [session.port for session in running(Env.of(os.environ)) if session.port.startswith(incomplete)]
 
 
-@takes("agent", "out_tokens", "pass_env", "no_tools", "lean")
+@takes(*(name for name, (_, option) in options().items() if option.scope in ("agent", "window")))
 def attach(
     settings: Settings,
     call: Call,
@@ -34,15 +35,13 @@ def attach(
     model: Annotated[
         str | None, typer.Option("--model", metavar="NAME", help="Model to use, if the server has several.")
     ] = None,
-    ctx: Annotated[
-        int | None,
-        typer.Option("--ctx", metavar="TOKENS", min=1, help="Context window, if the server does not report it."),
-    ] = None,
 ) -> None:
-    """The agent on a server that runs already (also: cclocal PORT): one of --server, or any other. It keeps running."""
+    """Run the agent on a running server (also: cclocal PORT), started by --server or otherwise; it is not stopped."""
     from cclocal.session.attach import attach as story
     from cclocal.session.serve import os_errors_in_words
 
-    settings = settings.changed({"model": model, "ctx": ctx}, "command line")
+    # a lasting default or a variable is about servers that cclocal starts
+    ctx = settings.ctx if settings.sources.get("ctx") == "command line" else None
+    settings = replace(settings, model=model, ctx=ctx)
     with os_errors_in_words(call.env):
         story(port, settings, call.env)

@@ -7,32 +7,32 @@ from pathlib import Path
 
 import typer
 
-from cclocal.cli.options import Call, Json, takes
-from cclocal.settings import Settings, options
+from cclocal.cli.options import WITHOUT_A_SESSION, Call, Json, takes
+from cclocal.settings import Settings
 
 EXAMPLES = (
     ("cclocal check gemma", "real requests, real tool calls, a real file"),
     ("cclocal check gemma --kv q8_0 --json", "as it would be started with these options"),
 )
-#: What a launch takes, without what is not about a server and an agent that are started here.
-_LEFT_OUT = ("server", "url", "key_env", "insecure_http", "yes", "cold", "no_tools", "safe")
-_TAKEN = tuple(name for name in options() if name not in _LEFT_OUT)
 
 
-@takes(*_TAKEN, model_argument=True)
+@takes(*WITHOUT_A_SESSION, model_argument=True)
 def check(settings: Settings, call: Call, as_json: Json = False) -> None:
     """Prove that a model drives the agent: real requests, real tool calls, a real file. Exit 0 only if it does."""
     from cclocal.discovery.look import load_catalog
+    from cclocal.models.resolve import canonical
     from cclocal.session.check import check as story
     from cclocal.session.serve import os_errors_in_words
     from cclocal.ui.console import output, print_json
 
     catalog = load_catalog(call.user_file)
-    word = settings.model or catalog.default
     # the check works in a folder of its own
-    settings = replace(settings, model=_absolute(word, word in catalog.names))
-    if settings.llama_server and "/" in settings.llama_server:
-        settings = replace(settings, llama_server=_absolute(settings.llama_server, False))
+    program = settings.llama_server
+    settings = replace(
+        settings,
+        model=canonical(catalog, settings.model or catalog.default),
+        llama_server=str(Path(program).expanduser().absolute()) if program and "/" in program else program,
+    )
     with os_errors_in_words(call.env):
         report = story(settings, catalog, call.env, show=not as_json)
     if as_json:
@@ -44,12 +44,3 @@ def check(settings: Settings, call: Call, as_json: Json = False) -> None:
         )
     if not report.works:
         raise typer.Exit(1)
-
-
-def _absolute(word: str, is_known: bool) -> str:
-    """A path that does not depend on the working folder; a word that is no path stays."""
-    path = Path(word).expanduser()
-    try:
-        return str(path.absolute()) if not is_known and path.exists() else word
-    except OSError:
-        return word

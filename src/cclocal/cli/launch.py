@@ -47,7 +47,7 @@ def launch(
         return
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run or --list-models.")
-    if settings.url and not _starts_a_server(settings, dry_run):
+    if settings.url and not _starts_a_server(settings, any(model_flags.values()), dry_run):
         from cclocal.session.attach import attach_url
         from cclocal.session.serve import os_errors_in_words
 
@@ -74,18 +74,17 @@ def _with_model(settings: Settings, call: Call, model_flags: dict[str, bool]) ->
 
 def _refuse_before_a_command(settings: Settings, command: str) -> None:
     """Raises UsageError for an option of a launch before another command, where it would do nothing."""
-    flags = [flag for scope in ("server", "agent", "") for flag in typed(settings, scope)]
+    flags = [flag for scope in ("server", "agent", "window", "") for flag in typed(settings, scope)]
     if flags:
         hint = f"cclocal {command} -h"
         raise UsageError(f"{flags[0]} is an option of a launch and does nothing for “{command}”.", hint=hint)
 
 
-def _starts_a_server(settings: Settings, dry_run: bool) -> bool:
+def _starts_a_server(settings: Settings, is_model_flag: bool, dry_run: bool) -> bool:
     """Whether a server is started although an address is given: only if the address comes from CCLOCAL_URL.
 
     Raises UsageError for a typed address with options about a server that is started.
     """
-    is_model_flag = settings.sources.get("model") == "command line"
     flags = typed(settings, "server") + (["--dry-run"] if dry_run else [])
     if settings.sources.get("url") == "command line":
         if flags:
@@ -102,11 +101,13 @@ def _starts_a_server(settings: Settings, dry_run: bool) -> bool:
 
 def _launch(settings: Settings, call: Call, *, dry_run: bool, as_json: bool) -> None:
     from cclocal.discovery.look import load_catalog
+    from cclocal.models.resolve import canonical
     from cclocal.session import launch as story
     from cclocal.session.serve import os_errors_in_words
     from cclocal.ui.console import can_ask
 
     env, catalog = call.env, load_catalog(call.user_file)
+    settings = replace(settings, model=settings.model and canonical(catalog, settings.model))
     if settings.model is None:
         if settings.server or settings.safe or dry_run:
             settings = settings.changed({"model": catalog.default}, "catalog")
@@ -114,19 +115,18 @@ def _launch(settings: Settings, call: Call, *, dry_run: bool, as_json: bool) -> 
             from cclocal.session.models import choose
 
             settings = settings.changed({"model": choose(catalog, settings, env)}, "menu")
-    if dry_run or settings.safe:
+    if dry_run:
         from cclocal.ui.console import print_json
         from cclocal.ui.plan_view import plan_json, show_plan
 
-        if settings.safe and not dry_run and not can_ask():
-            raise UsageError("--safe asks first, and there is no terminal to ask on.", hint="--no-safe")
         plan = story.prepare(settings, catalog, env).plan()
         if as_json:
             print_json(plan_json(plan, env.environ))
         else:
             show_plan(plan, env.environ)
-        if dry_run:
-            return
+        return
+    if settings.safe and not can_ask():
+        raise UsageError("--safe asks first, and there is no terminal to ask on.", hint="--no-safe")
     with os_errors_in_words(env):
         _use_a_running_server(settings, call)
         if settings.server:
@@ -137,14 +137,12 @@ def _launch(settings: Settings, call: Call, *, dry_run: bool, as_json: bool) -> 
 
 def _use_a_running_server(settings: Settings, call: Call) -> None:
     """Attach to the server of this model that `--server` holds in another terminal, unless options ask for another."""
-    if typed(settings, "server"):
+    if typed(settings, "server") or typed(settings, "window"):
         return
-    from cclocal.discovery.look import load_catalog
     from cclocal.session import attach
     from cclocal.ui.console import say
 
-    catalog, word = load_catalog(call.user_file), settings.model or ""
-    name = catalog.find(word).id if word.lower() in catalog.names else word
+    name = settings.model or ""
     port = attach.port_of(name, call.env)
     if port is not None:
         say(f"{name} is served in another terminal already, on port {port}: using that.")

@@ -1,4 +1,4 @@
-"""The command line: argv → one command, its exit status, its errors in words. (The rooms below do the work.)"""
+"""The command line: argv → one command, its exit status, and the errors it prints. (Other modules do the work.)"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         show_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        # before a command was there to say so
+        # interrupted before a command could report it
         sys.exit(130)
     except BrokenPipeError:
         # the reader of our output has closed it

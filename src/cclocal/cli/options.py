@@ -37,6 +37,14 @@ class Call:
         return f"user file {self.user_file.path}:{config_file.line_of(self.user_file.text, ('defaults', name))}"
 
 
+#: What a launch takes, without what only concerns its own session or another server: what `check` and `plan` take.
+WITHOUT_A_SESSION = tuple(
+    name
+    for name in options()
+    if name not in ("server", "url", "key_env", "insecure_http", "yes", "cold", "no_tools", "safe")
+)
+
+
 def takes(*names: str, model_argument: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command these settings as options; it is called with `settings` and `call`.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cclocal.cli.options import Call, Json, complete_model, takes
+from cclocal.cli.options import WITHOUT_A_SESSION, Call, Json, complete_model, takes
 from cclocal.errors import UsageError
 from cclocal.settings import Settings, options
 
@@ -14,12 +14,9 @@ EXAMPLES = (
     ("cclocal plan", "the whole catalog on this machine"),
     ("cclocal plan gemma --ram 24 --macos 26", "one model on another machine"),
 )
-#: What a launch takes about its server, without what does not change its memory.
-_LEFT_OUT = ("server", "port", "safe", "think", "wired_limit")
-_TAKEN = tuple(name for name, (_, option) in options().items() if option.scope == "server" and name not in _LEFT_OUT)
 
 
-@takes(*_TAKEN)
+@takes(*(name for name in WITHOUT_A_SESSION if name != "model"))
 def plan(
     settings: Settings,
     call: Call,

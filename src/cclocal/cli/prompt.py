@@ -56,7 +56,7 @@ def _show(breakdown: Breakdown, *, as_json: bool = False) -> None:
     out = output()
     out.print(table)
     notes = [
-        f"The first request of {breakdown.agent}, before your own words, and of a launch without cclocal.",
+        f"The first request of {breakdown.agent} without your prompt, compared with a launch without cclocal.",
         f"Tokens: {breakdown.counted_by}'s."
         if breakdown.counted_by
         else "Tokens: estimated as bytes / 4; a running server of cclocal's would count them.",

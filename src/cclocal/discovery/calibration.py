@@ -14,9 +14,10 @@ from cclocal.memory.buffers import read_buffers
 from cclocal.paths import Env, read_table, write_private
 from cclocal.planning.memory import correction_key
 from cclocal.planning.plan import Plan
+from cclocal.units import GIB
 
 #: A larger difference is no correction: the plan was about something else.
-MOST_BYTES = 8 * 2**30
+MOST_BYTES = 8 * GIB
 #: Engines and architectures that are remembered; the oldest go first.
 _KEPT = 50
 

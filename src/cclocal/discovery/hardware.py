@@ -20,6 +20,7 @@ from typing import Any
 from cclocal.facts import Gpu, Machine
 from cclocal.programs import ask
 from cclocal.server.keeper import boot_id
+from cclocal.units import GIB, MIB
 
 #: Stands for no free memory, because 0 means unknown.
 NOTHING_LEFT = 1
@@ -192,7 +193,7 @@ def _nvml_gpus() -> list[Gpu]:
 
 
 #: An AMD GPU with no more memory of its own than this, and several times as much of the machine's, shares memory.
-_APU_VRAM_BYTES, _APU_GTT_BYTES, _APU_TIMES = 4 * 2**30, 8 * 2**30, 4
+_APU_VRAM_BYTES, _APU_GTT_BYTES, _APU_TIMES = 4 * GIB, 8 * GIB, 4
 
 
 def _amd_gpu(device: Path) -> Gpu:
@@ -227,7 +228,7 @@ _MODEL_SERVERS = {
     "LM Studio": "LM Studio",
 }
 #: A program that holds less is not the reason why a model does not fit.
-_WORTH_NAMING_BYTES = 512 * 2**20
+_WORTH_NAMING_BYTES = 512 * MIB
 
 
 def resident_servers() -> list[tuple[str, int, int]]:

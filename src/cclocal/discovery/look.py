@@ -60,7 +60,7 @@ def look_around(env: Env, settings: Settings, answers: Answers | None = None) ->
     try:
         cwd = Path(os.path.realpath(Path.cwd()))
     except FileNotFoundError:
-        raise FolderError("The folder you are in is no longer there.", hint="cd to one that is") from None
+        raise FolderError("The current folder no longer exists.", hint="cd to a folder that exists") from None
     root = next((folder for folder in (cwd, *cwd.parents) if (folder / ".git").exists()), None)
     kept = answers or Answers(env.folders.cache / "probes.json")
     agent, problem = (None, "") if settings.server else _agent(env, settings, cwd, root, kept)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cclocal.memory.footprint import Memory
-from cclocal.units import GIB, memory_size
+from cclocal.units import GIB, MIB, memory_size
 
 #: llama.cpp's own default margin (--fit-target), and the larger one that MLX wants: it allocates as it goes.
 MARGIN_BYTES = GIB
@@ -56,7 +56,7 @@ class Budget:
     def raised(self, limit_mib: int) -> Budget:
         """The same Mac with another wired limit."""
         size, source = _bounded(
-            limit_mib * 2**20 - self.margin_bytes, f"iogpu.wired_limit_mb = {limit_mib}", self.available_bytes
+            limit_mib * MIB - self.margin_bytes, f"iogpu.wired_limit_mb = {limit_mib}", self.available_bytes
         )
         return replace(self, size_bytes=size, limit_mib=limit_mib, source=source)
 
@@ -129,7 +129,7 @@ def apple_budget(
     if reported_bytes:
         limit, source = reported_bytes, f"{reported_by} may wire {memory_size(reported_bytes)}"
     elif wired_limit_mib:
-        limit, source = wired_limit_mib * 2**20, f"iogpu.wired_limit_mb = {wired_limit_mib}"
+        limit, source = wired_limit_mib * MIB, f"iogpu.wired_limit_mb = {wired_limit_mib}"
     else:
         share = _apple_share(ram_bytes / GIB, macos_version)
         limit = int(ram_bytes * share)
@@ -140,7 +140,7 @@ def apple_budget(
         size,
         source,
         "unified",
-        limit_mib=limit // 2**20,
+        limit_mib=limit // MIB,
         margin_bytes=margin_bytes,
         available_bytes=available_bytes,
     )
@@ -166,15 +166,15 @@ def safe_limit_mib(ram_bytes: int) -> int:
     """The highest wired limit that is offered: RAM − max(6 GiB, 12.5 %); 0 on machines too small for any."""
     if ram_bytes <= _TOO_SMALL_TO_RAISE_BYTES + GIB // 2:
         return 0
-    return int(ram_bytes - max(_KEPT_BYTES, ram_bytes * _KEPT_SHARE)) // 2**20
+    return int(ram_bytes - max(_KEPT_BYTES, ram_bytes * _KEPT_SHARE)) // MIB
 
 
 def highest_limit_mib(ram_bytes: int) -> int:
     """The highest wired limit that may be asked for by name: RAM − 3 GiB."""
-    return max(0, ram_bytes - _KEPT_ON_REQUEST_BYTES) // 2**20
+    return max(0, ram_bytes - _KEPT_ON_REQUEST_BYTES) // MIB
 
 
 def device_memory(device: str) -> tuple[int, int]:
     """(total, free) bytes of a device as llama.cpp lists it; (0, 0) if it does not say."""
     found = _DEVICE.search(device)
-    return (int(found[1]) * 2**20, int(found[2]) * 2**20) if found else (0, 0)
+    return (int(found[1]) * MIB, int(found[2]) * MIB) if found else (0, 0)

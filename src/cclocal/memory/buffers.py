@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from cclocal.units import MIB
+
 #: "llama_kv_cache:      CUDA0 KV buffer size =   512.00 MiB"; the words before have changed over the years.
 _LINE = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size\s*=\s*([\d.]+) MiB")
 #: A vision model's projector reports its compute buffer in the same words.
@@ -34,7 +36,7 @@ def read_buffers(log: str) -> Buffers | None:
     """
     sizes: dict[tuple[str, str], int] = {}
     for device, part, mib in _LINE.findall(_PROJECTOR.sub("", log)):
-        size = round(float(mib) * 2**20)
+        size = round(float(mib) * MIB)
         key = (device, part)
         sizes[key] = size if part in ("compute", "output") else sizes.get(key, 0) + size
     host = all(_HOST.match(device) for device, _ in sizes)

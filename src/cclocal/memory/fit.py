@@ -36,7 +36,7 @@ class Fit:
             return left
         if budget.host_bytes is not None:
             return min(left, budget.host_bytes - parts.host_bytes)
-        # one memory: what is not with the GPU is beside it
+        # shared memory: what is not on the GPU takes space in the same memory
         return min(left, (budget.available_bytes or budget.size_bytes) - parts.need_bytes - parts.host_bytes)
 
     @property

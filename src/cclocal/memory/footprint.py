@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Literal
 
 from cclocal.memory.shape import Shape
+from cclocal.units import MIB
 
 #: The memory that the device computes in: the processor's own, one shared by both, or a card's.
 Memory = Literal["host", "unified", "discrete"]
@@ -28,7 +29,7 @@ KV_TYPES: Mapping[str, Fraction] = {
 #: llama.cpp rounds every cache up to this many cells.
 CELLS = 256
 #: Per token of the micro-batch with flash attention: measured 0.21 ± 0.06 MiB, and an f16 mask over the context.
-COMPUTE_BYTES_PER_UBATCH_TOKEN = 0.21 * 2**20
+COMPUTE_BYTES_PER_UBATCH_TOKEN = 0.21 * MIB
 MASK_BYTES = 2
 
 
@@ -99,7 +100,7 @@ def footprint(shape: Shape, config: MemoryConfig, *, memory: Memory, extras: Ext
     other, host = extras.projector_bytes, shape.weights_bytes - shape.device_weights_bytes + on_host
     host += sum(caches[:first]) + sum(states[:first])
     if memory == "unified":
-        # one memory: the cache of idle prompts takes its share of it too
+        # shared memory: the prompt cache (--cache-ram) takes space in it too
         other += config.cache_ram_bytes
     else:
         host += config.cache_ram_bytes

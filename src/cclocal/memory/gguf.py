@@ -119,7 +119,7 @@ def _read(reader: _Reader) -> Header:
     if version > _NEWEST_VERSION:
         raise BadHeaderError(f"it claims the version {version:,}")
     if version not in (2, 3):
-        raise UnknownHeaderError(f"it is of version {version}, and only 2 and 3 are known")
+        raise UnknownHeaderError(f"its version is {version}, and only 2 and 3 are supported")
     if key_count > _MOST_KEYS or tensor_count > _MOST_TENSORS:
         raise BadHeaderError(f"it claims {key_count:,} keys and {tensor_count:,} tensors")
     metadata: dict[str, Value] = {}

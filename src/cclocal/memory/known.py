@@ -20,11 +20,6 @@ def _rows() -> Mapping[str, dict[str, Any]]:
     return dict(json.loads(Path(__file__).with_name("published.json").read_text("utf-8")))
 
 
-def published_names() -> tuple[str, ...]:
-    """The names by which the catalog refers to published dimensions."""
-    return tuple(_rows())
-
-
 def published_shape(name: str | None, form: Form, weights_bytes: int | None = None) -> Shape | None:
     """The shape of a model by the name of its dimensions, its weights scaled to `weights_bytes` if that is known.
 

@@ -10,6 +10,7 @@ from typing import Any
 from cclocal.memory.budget import Budget
 from cclocal.memory.fit import Fit, fit
 from cclocal.memory.footprint import CELLS, MemoryConfig, footprint
+from cclocal.units import MIB
 
 #: The smaller micro-batch (and MLX's prefill step) that is offered: reading a prompt gets somewhat slower.
 SMALL_UBATCH_TOKENS = 256
@@ -102,7 +103,7 @@ def _tokens(requested: Fit) -> int:
 
 
 def _gains(requested: Fit, result: Fit) -> bool:
-    """A remedy that gives neither more context nor more room is none."""
+    """Whether a remedy allows a larger context than the request; any other remedy is left out."""
     return (result.max_context_tokens or 0) > (requested.max_context_tokens or 0)
 
 
@@ -119,7 +120,7 @@ def replace_context(result: Fit, context_tokens: int) -> Fit:
 
 
 def _shrinks(requested: Fit, least_tokens: int, *, can_quantise_kv: bool) -> Iterator[Remedy]:
-    """The recommended one: less context, and only if that leaves too little for an agent more than that."""
+    """The recommended remedy: less context; further changes only if the agent's smallest window does not fit."""
     config, words = requested.config, []
     changes: dict[str, Any] = {}
     steps: list[tuple[str, dict[str, Any], MemoryConfig]] = [("", {}, config)]
@@ -162,7 +163,7 @@ def _raises(requested: Fit, least_tokens: int, safe_limit_mib: int, shrunk_token
     budget = requested.budget
     if budget is None or budget.limit_mib is None or not safe_limit_mib:
         return
-    needed = -(-(requested.footprint.need_bytes + budget.margin_bytes) // 2**20)
+    needed = -(-(requested.footprint.need_bytes + budget.margin_bytes) // MIB)
     limit = min(-(-needed // _LIMIT_STEP_MIB) * _LIMIT_STEP_MIB, safe_limit_mib)
     if limit <= budget.limit_mib:
         return
@@ -186,7 +187,7 @@ def _others(requested: Fit, *, can_quantise_kv: bool) -> Iterator[tuple[str, str
     if config.slots > 1 or config.cache_ram_bytes:
         yield (
             "slots",
-            "one slot, and no memory for idle prompts",
+            "one slot, and no prompt cache in host memory",
             {"slots": 1, "cache_ram_mib": 0},
             replace(config, slots=1, cache_ram_bytes=0),
         )

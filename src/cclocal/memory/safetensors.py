@@ -42,5 +42,5 @@ def weights_bytes(data: bytes, file_bytes: int | None = None) -> int:
 def _place(name: str, tensor: Any) -> tuple[int, int]:
     at = tensor.get("data_offsets") if isinstance(tensor, dict) else None
     if not isinstance(at, list) or len(at) != 2 or not all(type(n) is int and 0 <= n < 2**63 for n in at):
-        raise BadHeaderError(f"its tensor {name[:80]!a} has no place")
+        raise BadHeaderError(f"its tensor {name[:80]!a} has no valid data_offsets")
     return int(at[0]), int(at[1])

@@ -53,7 +53,7 @@ def _unfit_flags(model: Model, used: dict[str, str], rules: Rules) -> Iterator[t
         elif flag in reserved():
             yield loc, f"cannot have the flag --{flag}, which is cclocal's own"
         elif other != model.id:
-            yield loc, f"wants --{flag}, which is claimed by two models: {other} is the other"
+            yield loc, f"has the flag --{flag}, which {other} has too"
 
 
 def _unfit_variants(model: Model, rules: Rules) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -71,7 +71,7 @@ def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: An
 
 
 def _follow(child: subprocess.Popen[bytes], bar: Any, stall_s: float) -> dict[str, Path] | None:
-    """What the fetching process says, to its end; None if it fell silent. Raises what it ran into."""
+    """Read the download process's messages until it is done; None if it stalls. Raises the error it reports."""
     assert child.stdout
     shown, buffer, heard = None, b"", time.monotonic()
     while True:
@@ -81,7 +81,7 @@ def _follow(child: subprocess.Popen[bytes], bar: Any, stall_s: float) -> dict[st
             continue
         part = os.read(child.stdout.fileno(), 65536)
         if not part:
-            raise HubError("The download ended without a word.", hint="start it again")
+            raise HubError("The download process ended without reporting an error.", hint="start it again")
         heard = time.monotonic()
         *lines, buffer = (buffer + part).split(b"\n")
         for line in lines:
@@ -115,10 +115,10 @@ def download(
     with _alone(cache, repo, tell):
         there = hub_cache.files(repo, files, environ)
         if len(there) == len(files):
-            # the one we waited for fetched it
+            # another process fetched it while this one waited
             return there
         _purge(hub_cache.folder_of(repo, environ), tell)
-        # what was fetched once stays what it was: the revision is the one recorded then
+        # a repository stays at the revision that its first fetch recorded
         revision = hub_cache.recorded_revision(repo, environ)
         with in_words(repo, [name for name in files if name not in there]):
             info = huggingface_hub.HfApi().model_info(repo, files_metadata=True, revision=revision)

@@ -82,9 +82,9 @@ def joined(headers: Sequence[Header]) -> Header:
 
 
 def of_folder(folder: Path) -> ModelHeader | None:
-    """An MLX model's folder; None if its architecture is newer than we know.
+    """An MLX model's folder; None if its architecture is unknown to cclocal.
 
-    Raises UsageError if it is none, or if part of it is missing.
+    Raises UsageError if the folder is not an MLX model, or if part of it is missing.
     """
     files = sorted(folder.glob(MLX_WEIGHTS))
     try:
@@ -120,10 +120,10 @@ def _template_in(folder: Path) -> str:
 def plain_config(config: Any) -> dict[str, Any]:
     """A config.json, checked. Raises BadHeaderError if it is no table, UsageError if it names a program to run."""
     if not isinstance(config, dict):
-        raise BadHeaderError("its config.json is no table")
+        raise BadHeaderError("its config.json is not a JSON object")
     if "model_file" in config:
         # mlx-lm 0.31.3 executes it even without trust_remote_code
-        raise UsageError("This model brings a program that would be executed (config.json: model_file): refused.")
+        raise UsageError("Refused: config.json (model_file) names Python code in the model that would be executed.")
     return config
 
 

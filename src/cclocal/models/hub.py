@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from cclocal import http
 from cclocal.errors import CclocalError, DiskFullError, HubError, OfflineError
 from cclocal.memory.gguf import BadHeaderError, CutHeaderError
+from cclocal.units import MIB
 
 T = TypeVar("T")
 
 #: How much of a file is read before it is fetched, growing: vocabularies make headers of 6 to 16 MB.
-PEEK_BYTES = (16 * 2**20, 64 * 2**20)
+PEEK_BYTES = (16 * MIB, 64 * MIB)
 
 
 def import_hub() -> Any:
@@ -73,7 +75,7 @@ def web(what: str) -> Iterator[Any]:
     import httpx
 
     try:
-        with httpx.Client(timeout=30.0, follow_redirects=True) as client:
+        with http.web_client() as client:
             yield client
     except httpx.HTTPStatusError as error:
         raise HubError(f"The registry answered {error.response.status_code} for {what}.") from None

@@ -77,7 +77,7 @@ def with_file_names(model: Model, env: Env) -> Model:
 
 
 def _mlx_files_of(repo: str, sizes: Mapping[str, int], env: Env) -> tuple[str, ...]:
-    """The files of an MLX model, and those that its index names although they are not among these."""
+    """The files of an MLX model, and the files that its index names but `sizes` does not list."""
     files = mlx_files(sizes)
     if not files or not any(name in files for name in TOKENIZERS):
         # incomplete: the hub has to be asked

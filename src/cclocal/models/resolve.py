@@ -35,6 +35,18 @@ def resolve(catalog: Catalog, word: str, backend: str | None, env: Env) -> Model
     return with_file_names(named, env)
 
 
+def canonical(catalog: Catalog, word: str) -> str:
+    """The same word independent of the current folder: a model's id, the absolute path of a file or folder, or itself.
+
+    So two words are equal if they mean the same model.
+    """
+    plain = word.removeprefix("--")
+    if plain.lower() in catalog.names:
+        return catalog.find(plain).id
+    path, is_dir, is_file = _local(word)
+    return str(path) if is_file or (is_dir and _means_folder(word, path)) else word
+
+
 def sources(catalog: Catalog, word: str, env: Env) -> set[str]:
     """What a word may be called among the models on disk: for the catalog's its repositories, else its own source.
 
@@ -53,7 +65,7 @@ def _named(catalog: Catalog, word: str, backend: str | None, env: Env) -> Model:
         # the catalog comes before a file or folder of the same name
         return catalog.find(plain)
     path, is_dir, is_file = _local(word)
-    if is_dir and (os.sep in word or word in (".", "..") or (path / CONFIG).is_file()):
+    if is_dir and _means_folder(word, path):
         return _of_files(catalog, path.name, _variant(catalog, "mlx", backend, "folder", str(path)), of_folder(path))
     if word.lower().endswith(".gguf") or is_file:
         if not is_file:
@@ -72,15 +84,20 @@ def _named(catalog: Catalog, word: str, backend: str | None, env: Env) -> Model:
         raise UsageError(f"There is no file {word}.", hint="--backend ollama, if that is a tag of Ollama's")
     if not word:
         raise UsageError("Which model?", hint="cclocal --list-models")
-    # unknown: the catalog says which name is near
+    # unknown: raises UsageError with the nearest names of the catalog
     return catalog.find(word)
+
+
+def _means_folder(word: str, path: Path) -> bool:
+    """Whether a word that is a folder's path means that folder, not a repository or a tag of the same name."""
+    return os.sep in word or word in (".", "..") or (path / CONFIG).is_file()
 
 
 def _local(word: str) -> tuple[Path, bool, bool]:
     """(the absolute path a word would be, whether that is a folder, whether it is a file)."""
     path = Path(os.path.normpath(Path(word).expanduser().absolute()))
     try:
-        # links stay as they are: those of a cache lead to names that say nothing
+        # links are not resolved: those in the hub's cache lead to files named by a hash
         return path, path.is_dir(), path.is_file()
     except OSError:
         # longer than a name can be

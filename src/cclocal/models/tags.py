@@ -36,7 +36,7 @@ def _parts(tag: str) -> tuple[str, str, str, str]:
     """(host, namespace, model, version). Raises UsageError."""
     match = _TAG.fullmatch(tag)
     if not match:
-        raise UsageError(f"“{tag}” is no model's name.")
+        raise UsageError(f"“{tag}” is not a model name.")
     return match[1] or _REGISTRY, match[2] or "library", match[3], match[4] or "latest"
 
 

@@ -52,7 +52,7 @@ def choose_variant(model: Model, settings: Settings, facts: Facts) -> tuple[Vari
         there = ", ".join(dict.fromkeys(v.quant for v in mine))
         raise UsageError(f"{model.name} has no {settings.quant}; it has {there}.{settings.origin('quant')}")
     others = " or ".join(dict.fromkeys(v.backend for v in model.variants))
-    raise UsageError(f"{model.name} is not for {asked}.{settings.origin('backend')}", hint=f"--backend {others}")
+    raise UsageError(f"{model.name} cannot run on {asked}.{settings.origin('backend')}", hint=f"--backend {others}")
 
 
 def _candidates(settings: Settings, facts: Facts) -> tuple[str, ...]:

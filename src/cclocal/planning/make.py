@@ -56,7 +56,7 @@ def _shrink_note(requested: Plan, shrunk: Plan) -> str:
     elif now.ubatch_tokens != then.ubatch_tokens:
         parts.append(f"the micro-batch {now.ubatch_tokens}")
     parts += [f"the KV cache {now.kv_type}"] if now.kv_type != then.kv_type else []
-    return f"To fit, {', '.join(parts or ['no prompts of idle slots are kept'])}."
+    return f"To fit, {', '.join(parts or ['prompts of idle slots are not kept'])}."
 
 
 def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
@@ -163,11 +163,11 @@ def _notes(
     if model.untested and not is_proven:
         yield _untested_note(model, variant, settings)
     if fit and fit.verdict == "too_big":
-        yield f"It will hardly fit: {model.name} {fit.in_words}."
+        yield f"{model.name} does not fit in memory: it {fit.in_words}."
     if limit_note:
         yield limit_note
     if settings.think and not can_think:
-        yield f"{model.name} has no switch for thinking."
+        yield f"Thinking cannot be switched on for {model.name}."
 
 
 def _untested_note(model: Model, variant: Variant, settings: Settings) -> str:
@@ -175,7 +175,7 @@ def _untested_note(model: Model, variant: Variant, settings: Settings) -> str:
     words = shlex.join((settings.model or model.name, *(("--backend", settings.backend) if settings.backend else ())))
     note = f"{model.name} is not in the catalog: its tool use is untested (cclocal check {words})."
     if variant.is_folder and not variant.tool_parser:
-        note += " Its template shows no known format of tool calls; --parser NAME names one."
+        note += " cclocal does not know its tool call format; --parser NAME sets it."
     return note
 
 
@@ -207,7 +207,7 @@ def _context(model: Model, variant: Variant, settings: Settings, sources: dict[s
         return min(variant.context_tokens or model.context_tokens, native) // CELLS * CELLS
     if settings.ctx > native:
         raise UsageError(
-            f"{model.name} was made for {native:,} tokens; {settings.ctx:,} is beyond that.{settings.origin('ctx')}"
+            f"{model.name} supports {native:,} tokens; {settings.ctx:,} is more than that.{settings.origin('ctx')}"
         )
     return settings.ctx // CELLS * CELLS
 

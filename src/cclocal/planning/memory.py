@@ -27,6 +27,7 @@ from cclocal.memory.remedies import Remedy, Smaller, remedies
 from cclocal.memory.shape import Shape
 from cclocal.models.catalog import Variant
 from cclocal.settings import Settings
+from cclocal.units import MIB
 
 
 def adjusted(variant: Variant, settings: Settings) -> Variant:
@@ -56,7 +57,7 @@ def wired_limit(settings: Settings, machine: Machine, engine: Engine) -> tuple[i
     if asked is None:
         return None, None
     if machine.os != "macos":
-        raise UsageError("--wired-limit is for Macs: here the GPU has its own memory, or all of it.")
+        raise UsageError("--wired-limit only applies to Macs.")
     most = highest_limit_mib(machine.ram_bytes) if safe_limit_mib(machine.ram_bytes) else 0
     if not most:
         raise UsageError("With 16 GB or less the wired limit is not raised: macOS needs the rest for itself.")
@@ -78,7 +79,7 @@ def memory_config(variant: Variant, context_tokens: int) -> MemoryConfig:
         slots=variant.slots,
         ubatch_tokens=variant.ubatch_tokens or 512,
         prefill_step_tokens=(variant.ubatch_tokens if variant.is_folder else None) or 2048,
-        cache_ram_bytes=variant.cache_ram_mib * 2**20,
+        cache_ram_bytes=variant.cache_ram_mib * MIB,
         gpu_layers=variant.gpu_layers,
         cpu_moe_layers=variant.cpu_moe_layers,
     )
@@ -210,8 +211,8 @@ def limit_words(requested: Fit, machine: Machine) -> str | None:
     now, safe = budget.limit_mib, _safe_limit(machine)
     if not safe:
         return "the wired limit is not raised on this Mac: macOS needs the rest"
-    if now * 2**20 - budget.margin_bytes >= requested.footprint.need_bytes or now >= safe:
-        return f"the wired limit: already fine ({now:,} MiB)"
+    if now * MIB - budget.margin_bytes >= requested.footprint.need_bytes or now >= safe:
+        return f"the wired limit: already high enough ({now:,} MiB)"
     return f"the wired limit: not even {safe:,} MiB would be enough (now {now:,})"
 
 

@@ -39,9 +39,9 @@ class Fetch:
     def in_words(self) -> str:
         """What will be downloaded, in one line."""
         if self.builtin:
-            return "built on the spot, nothing to download"
+            return "built locally, nothing to download"
         if self.tag:
-            return f"{self.tag}, pulled by Ollama unless it has it"
+            return f"{self.tag}, pulled by Ollama unless it is in its store"
         if not self.repo:
             return "nothing to download"
         size = f", {file_size(self.size_bytes)}" if self.size_bytes else ""
@@ -50,7 +50,7 @@ class Fetch:
         elif self.files:
             names = ", ".join(self.files)
         elif self.quant:
-            names = "its usual file" if self.quant == ANY else f"the {self.quant} file"
+            names = "its default file" if self.quant == ANY else f"the {self.quant} file"
         else:
             names = "the model"
         return f"{names} from {self.repo}{size}"
@@ -107,7 +107,7 @@ class Plan:
     @property
     def memory(self) -> str:
         """The memory plan in one line."""
-        return self.fit.in_words if self.fit else "unknown until a start reads the model's header, before the download"
+        return self.fit.in_words if self.fit else "unknown; a start reads the model's header before the download"
 
     @property
     def is_interactive(self) -> bool:

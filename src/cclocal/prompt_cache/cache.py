@@ -111,7 +111,7 @@ class PromptCache:
         began = time.monotonic()
         while self.thread.is_alive():
             server.check_alive()
-            phase = "looking at what the agent sends first, once"
+            phase = "recording the agent's first request, once"
             on_wait(Waiting(phase, time.monotonic() - began, last_line(server.log)))
             self.thread.join(POLL_S)
 
@@ -125,7 +125,7 @@ class PromptCache:
         if state and state.digest == store.digest(tokens):
             if runtime.restore_prompt(client, state.path.name):
                 store.used(state)
-                return f"{state.tokens:,} tokens of the prompt are kept from an earlier session."
+                return f"{state.tokens:,} tokens of the prompt were restored from an earlier session."
             store.forget(state)
         if not self.plan.can_save_prompt or not store.has_space(self.env):
             # Nothing will be saved, so prefill in the background instead of blocking the start.
@@ -136,7 +136,7 @@ class PromptCache:
 
         def look() -> None:
             server.check_alive()
-            phase = f"reading the {len(tokens):,} tokens of the prompt that stay the same, once"
+            phase = f"prefilling the {len(tokens):,} fixed tokens of the prompt, once"
             on_wait(Waiting(phase, time.monotonic() - began, last_line(server.log)))
 
         patiently(lambda: runtime.read_prompt(client, tokens), look)

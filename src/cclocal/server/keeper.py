@@ -268,7 +268,7 @@ class Keeper:
             [shell, "-c", TWIN, str(self.server), str(int(grace_s) or 1), f"{MARKER}={self.session['id']}"],
             dict(os.environ),
             held,
-            # it ends the server if we are killed, and a raised wired limit must last until then
+            # the twin ends the server if the keeper is killed; a raised wired limit must last until then
             None if held_open is None else lambda: os.set_inheritable(held_open, True),
         )
         os.close(gate)
@@ -401,8 +401,9 @@ class Keeper:
             log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
             lines = [printable(line) for line in log.read().decode("utf-8", "replace").splitlines()]
         last = "".join(f"    {line}\n" for line in [line for line in lines if line][-3:])
-        text: str = self.session["report"]
-        return text.replace("{how}", how_it_ended(self.server_exit)).replace("{last}", last).encode("utf-8", "replace")
+        how = how_it_ended(self.server_exit)
+        report = f"\n✗ The model server stopped during the session ({how}).\n{last}{self.session['advice']}"
+        return report.encode("utf-8", "replace")
 
     # -- end ----------------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ def check_models(reply: httpx.Response, model: str) -> None:
         ids = [entry["id"] for entry in reply.json()["data"]]
     except (ValueError, KeyError, TypeError):
         raise NotReadyError(
-            "Another program answers on the session's port: it is no model server.", cause=[reply.text[:200]]
+            "Another program, which is not a model server, answers on the session's port.", cause=[reply.text[:200]]
         ) from None
     # Ollama lists every name with its tag
     if not {model, f"{model}:latest"} & set(ids):
@@ -82,7 +82,7 @@ def check_wrong_key(reply: httpx.Response) -> None:
     """Judge the answer to a wrong key. Raises NotReadyError unless it is a refusal."""
     if reply.status_code not in (401, 403):
         raise NotReadyError(
-            f"The server lets anybody in: it answered a wrong key with {reply.status_code} instead of 401."
+            f"The server does not check keys: it answered a wrong key with {reply.status_code} instead of 401."
         )
 
 
@@ -233,7 +233,7 @@ def check_socket(pid: int, port: int) -> None:
     if not addresses:
         raise PortError(f"Port {port} is answered by another program, not by the server that was started.")
     if outside := [address for address in addresses if address not in _LOOPBACK]:
-        raise PortError(f"The server listens on {outside[0]}, open to other machines; it may only listen on 127.0.0.1.")
+        raise PortError(f"The server listens on {outside[0]}, reachable from other machines; only 127.0.0.1 is safe.")
 
 
 def _listening(pid: int, port: int) -> list[str]:

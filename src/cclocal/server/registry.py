@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import signal
@@ -42,6 +43,9 @@ class SessionRecord:
     @property
     def is_running(self) -> bool:
         """Whether its keeper is there: it holds the lock on the state file, also from another pid namespace."""
+        if self.facts and "pid_namespace" not in self.facts:
+            # of a version whose keepers held no lock
+            return self.facts.get("boot") == boot_id() and self.is_alive("keeper")
         return bool(self.facts) and _is_locked(self.folder / "session.json")
 
     def is_alive(self, party: str) -> bool:
@@ -69,13 +73,18 @@ def _is_locked(path: Path) -> bool:
 def own_folder(parent: Path) -> Path:
     """A folder of this process in `parent`. Its name identifies the process, so that a later start can clear it."""
     pid = os.getpid()
-    return parent / f"{pid}-{start_of(pid)}"
+    return parent / f"{pid}-{start_of(pid)}-{_here()}"
+
+
+def _here() -> str:
+    """Which machine and pid namespace this is: where a pid means the same process."""
+    return hashlib.sha256(f"{machine_id()} {pid_namespace()}".encode()).hexdigest()[:8]
 
 
 def clear_abandoned(parent: Path) -> None:
-    """Remove the folders in `parent` whose processes are gone."""
-    for folder in parent.glob("*-*"):
-        pid, _, start = folder.name.partition("-")
+    """Remove the folders in `parent` whose processes are gone; those of other machines and containers are left."""
+    for folder in parent.glob(f"*-{_here()}"):
+        pid, _, start = folder.name.removesuffix(f"-{_here()}").partition("-")
         if not pid.isdecimal() or start_of(int(pid)) != start:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -105,7 +114,7 @@ def end_abandoned(env: Env) -> list[SessionRecord]:
         if session.is_running:
             continue
         if not session.facts:
-            # its keeper is writing it, or was killed then: after a minute it was killed
+            # the keeper is still writing it, or was killed while writing: after a minute the latter is assumed
             with contextlib.suppress(OSError):
                 if time.time() - session.folder.stat().st_mtime > YOUNG_S:
                     shutil.rmtree(session.folder, ignore_errors=True)

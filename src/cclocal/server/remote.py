@@ -36,9 +36,9 @@ def check_url(url: str, *, insecure: bool) -> str:
         parts = urlsplit(url if "//" in url else f"http://{url}")
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        raise UsageError(f"“{url}” is no address.", hint="--url http://127.0.0.1:8080") from None
+        raise UsageError(f"“{url}” is not an address.", hint="--url http://127.0.0.1:8080") from None
     if parts.scheme not in ("http", "https") or not host or parts.username or parts.query or parts.fragment:
-        raise UsageError(f"“{url}” is no address of a server.", hint="--url http://127.0.0.1:8080")
+        raise UsageError(f"“{url}” is not the address of a server.", hint="--url http://127.0.0.1:8080")
     if parts.path.rstrip("/") not in ("", "/v1"):
         raise UsageError(f"“{url}” has a path; give only the address of the server.")
     if parts.scheme == "http" and not insecure and not is_loopback(parts.geturl()):
@@ -72,13 +72,13 @@ def look(url: str, key: str, wire: Wire, requested: str | None) -> RemoteServer:
 
 def _rows(url: str, reply: httpx.Response) -> dict[str, dict[str, Any]]:
     if reply.status_code in (401, 403):
-        raise UsageError(f"{url} wants a key.", hint="--key-env NAME, the variable that holds it")
+        raise UsageError(f"{url} requires a key.", hint="--key-env NAME, the variable that holds it")
     try:
         rows = {str(row["id"]): dict(row) for row in reply.json()["data"]}
     except (ValueError, KeyError, TypeError):
         rows = {}
     if reply.status_code != 200 or not rows:
-        raise NotReadyError(f"What answers at {url} lists no models, so it is no model server.")
+        raise NotReadyError(f"The program at {url} lists no models, so it is not a model server.")
     return rows
 
 
@@ -99,11 +99,11 @@ def _check_wire(client: httpx.Client, url: str, wire: Wire, model: str) -> None:
     except httpx.HTTPError as error:
         raise NotReadyError(f"{url} cannot answer a message.", cause=[str(error)]) from None
     if reply.status_code in (401, 403):
-        raise UsageError(f"{url} wants a key.", hint="--key-env NAME, the variable that holds it")
+        raise UsageError(f"{url} requires a key.", hint="--key-env NAME, the variable that holds it")
     if reply.status_code == 404:
         raise NotReadyError(
             f"{url} does not speak the API that the agent needs ({wire.PATH}).",
-            hint=f"{', '.join(BACKENDS)} do, in versions of 2026",
+            hint=f"use {' or '.join(BACKENDS)}, in a version of 2026 or newer",
         )
     try:
         body = reply.json()

@@ -21,8 +21,9 @@ from cclocal.errors import AgentMissingError, ServerDiedError
 from cclocal.paths import Env
 from cclocal.programs import last_lines
 from cclocal.server import keeper
+from cclocal.units import MIB
 
-LOG_CAP_BYTES = 16 * 2**20
+LOG_CAP_BYTES = 16 * MIB
 
 
 @dataclass(slots=True)
@@ -44,7 +45,7 @@ class Server:
         return Path(self.binding.log)
 
     def poll(self, timeout_s: float = 0.0) -> int | None:
-        """The server's exit status if it ended, after waiting at most `timeout_s` for news of it.
+        """The server's exit status if it ended, after waiting at most `timeout_s` for the keeper's report.
 
         Raises ServerDiedError if the keeper was killed, which ends the server too.
         """
@@ -126,16 +127,16 @@ def free_port() -> int:
 class ServerStart:
     """What a keeper needs to know of a session.
 
-    about: goes into the state file. report: printed if the server dies while the agent runs; {how} and {last} stand for
-    the exit status and the last lines of the log. terminal_reset: written to the terminal after an agent that took it
-    over; empty for one that does not. held_open: a descriptor that must stay open as long as the session lasts.
+    about: goes into the state file. advice: printed after the exit status and the last lines of the log, if the server
+    dies while the agent runs. terminal_reset: written to the terminal after an agent that took it over; empty for one
+    that does not. held_open: a descriptor that must stay open as long as the session lasts.
     """
 
     command: Command
     files: tuple[SessionFile, ...]
     stop: Stop
     about: Mapping[str, Any]
-    report: str
+    advice: str
     terminal_reset: str = ""
     held_open: int | None = None
 
@@ -162,7 +163,7 @@ def start_server(start: ServerStart, binding: Binding, env: Env) -> Server:
         "tty": _terminal() if start.terminal_reset and environ.get("TERM") != "dumb" else None,
         "terminal_reset": start.terminal_reset,
         "about": dict(start.about),
-        "report": start.report,
+        "advice": start.advice,
         "held_open": held_open,
     }
     with theirs, Path(binding.log).open("ab") as out:
@@ -182,7 +183,9 @@ def start_server(start: ServerStart, binding: Binding, env: Env) -> Server:
         )
     # Not our child to reap: after exec it is the agent's. Keeps Popen from warning.
     process.returncode = 0
-    ours.sendall(json.dumps(session).encode() + b"\n")
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        # a keeper that has ended already is reported by wait_for_start
+        ours.sendall(json.dumps(session).encode() + b"\n")
     server = Server(binding, ours, process.pid)
     server.wait_for_start()
     return server

@@ -110,7 +110,7 @@ def _raise(limit_mib: int, tools: Tools, env: Env, *, can_ask: bool) -> int | No
         time.sleep(0.01)
     if held is None:
         raise DeniedError(
-            f"The wired limit is {limit_mib} MiB, but nothing keeps it there.", hint=restore_line(old, tools)
+            f"The wired limit was set to {limit_mib} MiB, but no process restores it.", hint=restore_line(old, tools)
         )
     return held
 

@@ -98,6 +98,7 @@ def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoRetur
         lean=bool(served.get("lean")) if settings.lean is None else settings.lean,
         log_reader=backend.LOG_READER if backend else "",
     )
+    _check_window(agent, session, f"{record.model} on port {record.port}")
     # inside the server's session, with which it is removed
     folder = record.folder / f"attached-{os.getpid()}"
     endpoint = Endpoint(served["url"], served["key"], served["model"])
@@ -125,18 +126,12 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
     """On a server that cclocal did not start: it is asked for its models and its window."""
     # before the server has to compute anything
     agent, facts = _agent(settings, env)
-    with busy(f"Asking {address} what it is"):
+    with busy(f"Asking {address} for its models"):
         found = look(address, key, WIRES[agent.WIRE], settings.model)
     context = _context(address, found.context_tokens, settings)
     session = _session(agent, settings, facts, context)
-    least = agent.window(context, session.out_tokens).least_tokens
-    if context < least:
-        raise UsageError(
-            f"{found.model} at {address} has a window of {context:,} tokens; the agent needs {least:,} for replies of "
-            f"{session.out_tokens:,}. With less it would silently forget.",
-            hint="start that server with a larger context, or a smaller --out-tokens here",
-        )
-    say(f"{found.model} on {found.kind} at {address}, a window of {context:,} tokens.")
+    _check_window(agent, session, f"{found.model} at {address}")
+    say(f"{found.model} on {found.kind} at {address}, with a context window of {context:,} tokens.")
     # there is no session folder without a server of ours; exec keeps the process that this one is named after
     attached = env.folders.state / "attached"
     clear_abandoned(attached)
@@ -148,10 +143,21 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
 def _context(address: str, served: int | None, settings: Settings) -> int:
     """The window to use: the server's own, or less if that is asked for."""
     if served is None and settings.ctx is None:
-        raise UsageError(f"{address} does not report its window.", hint="--ctx TOKENS, as that server was started")
+        raise UsageError(f"{address} does not report its window.", hint="--ctx TOKENS, as set for that server")
     if served and settings.ctx and settings.ctx > served:
         raise UsageError(f"--ctx {settings.ctx:,} is more than the {served:,} tokens that {address} serves.")
     return settings.ctx or served or 0
+
+
+def _check_window(agent: Agent, session: AgentSession, server: str) -> None:
+    """Raises UsageError if the window is too small for the agent and its replies."""
+    least = agent.window(session.context_tokens, session.out_tokens).least_tokens
+    if session.context_tokens < least:
+        raise UsageError(
+            f"{server} has a window of {session.context_tokens:,} tokens; the agent needs {least:,} for replies of "
+            f"{session.out_tokens:,}. With less, earlier messages are lost silently.",
+            hint="start that server with a larger context, or a smaller --out-tokens here",
+        )
 
 
 def _agent(settings: Settings, env: Env) -> tuple[Agent, Facts]:

@@ -62,7 +62,7 @@ class Report:
 def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> Report:
     """Whether the agent can work with a model; the result is remembered. `show`: each row as soon as it is known."""
     agent = choose_agent(settings)
-    # an empty cache, no question: what is checked is a start as anybody's first
+    # empty cache, no questions: the check tests a first start
     settings = replace(settings, agent_args=agent.ask_once(PROMPT), cold=True, yes=True)
     with _in_a_folder_of_its_own():
         plan, server = serve(settings, catalog, env)
@@ -85,7 +85,7 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> Repo
 
 
 def _about(plan: Plan) -> dict[str, Any]:
-    """What was served: another context or KV cache type is another thing."""
+    """What was served: a result does not hold for another context or KV cache type."""
     return {
         "agent": plan.agent,
         "context_tokens": plan.context_tokens,
@@ -99,7 +99,7 @@ def _in_a_folder_of_its_own() -> Iterator[None]:
     try:
         before = Path.cwd()
     except FileNotFoundError:
-        raise FolderError("The folder you are in is no longer there.", hint="cd to one that is") from None
+        raise FolderError("The current folder no longer exists.", hint="cd to a folder that exists") from None
     with tempfile.TemporaryDirectory(prefix="cclocal-check-") as folder:
         os.chdir(folder)
         try:

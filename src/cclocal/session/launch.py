@@ -28,6 +28,7 @@ from cclocal.session.memory_choice import hold_raised_limit, raise_limit, settle
 from cclocal.session.serve import check_port, confirm_after_failed_check, lay_out_config, start
 from cclocal.settings import Settings
 from cclocal.ui.console import say
+from cclocal.ui.plan_view import show_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +78,17 @@ def serve(settings: Settings, catalog: Catalog, env: Env) -> tuple[Plan, Server]
     limit = hold_raised_limit(mac, env)
     now = prepare(settings, catalog, env)
     plan = now.plan()
+    if settings.safe:
+        show_plan(plan, env.environ)
     if not settings.server:
         check_agent(AGENTS[plan.agent], now.facts)
     check_port(plan.port, env)
     confirm_after_failed_check(plan)
     now = look_at_hub(now)
     now = settle_memory(now, safe=settings.safe)
+    if now.settings.model != settings.model:
+        # another model was chosen there
+        confirm_after_failed_check(now.plan())
     now, limit = raise_limit(now, mac, limit)
     is_known = now.plan().fit is not None
     now = fetch(now)
@@ -97,7 +103,7 @@ def serve(settings: Settings, catalog: Catalog, env: Env) -> tuple[Plan, Server]
 
 
 def remove_leftovers(env: Env) -> None:
-    """End what killed sessions left behind, here and in servers of others."""
+    """End what killed sessions left behind, on this machine and in model servers that cclocal did not start."""
     for session in end_abandoned(env):
         say(f"Cleaned up after a session whose keeper was killed ({session.model}, port {session.port}).", "yellow")
     for name in BACKENDS:

@@ -31,7 +31,7 @@ def settle_memory(now: Launch, *, safe: bool) -> Launch:
     requested = plan.requested or plan.fit
     if not now.settings.mem_check or requested is None:
         if now.settings.mem_check and not plan.fetch.repo:
-            say(f"{plan.model.name}: what it needs in memory is unknown.", "yellow")
+            say(f"{plan.model.name}: the memory that it needs is unknown.", "yellow")
         if safe and not confirm("Start it?"):
             raise KeyboardInterrupt
         return now
@@ -49,7 +49,10 @@ def settle_memory(now: Launch, *, safe: bool) -> Launch:
     now = replace(now, settings=now.settings.changed(changes, "memory menu"))
     if "model" not in changes:
         return now
-    now = now.with_model_files()
+    # these were given for the other model
+    quant = changes.get("quant")
+    kept = replace(now.settings, quant=str(quant) if quant else None, parser=None)
+    now = replace(now, settings=kept).with_model_files()
     check_port(now.plan().port, now.env)
     return look_at_hub(now)
 
@@ -60,7 +63,7 @@ def _refuse_what_does_not_fit(plan: Plan) -> None:
         raise DoesNotFitError(
             f"{plan.model.name} {plan.memory}.",
             cause=[*(one.words for one in plan.remedies), *servers],
-            hint="a smaller model or --ctx; --no-mem-check starts it all the same",
+            hint="a smaller model or a smaller --ctx; --no-mem-check starts it anyway",
         )
 
 
@@ -69,7 +72,7 @@ def hold_raised_limit(mac: Tools | None, env: Env) -> int | None:
     if mac is None:
         return None
     if line := wired_limit.left_raised(mac, env):
-        say(f"The wired limit is still raised, and nothing will restore it by itself. To restore it: {line}", "yellow")
+        say(f"The wired limit is still raised, and no process is left to restore it. To restore it: {line}", "yellow")
     return wired_limit.join(mac, env)
 
 
@@ -90,7 +93,7 @@ def raise_limit(now: Launch, mac: Tools | None, held: int | None) -> tuple[Launc
             waiting=lambda: say("Waiting for another session that is raising the wired limit…"),
         )
     except wired_limit.DeniedError as error:
-        say(f"{error.message} Going on with less context.", "yellow")
+        say(f"{error.message} Continuing with less context.", "yellow")
         if error.hint:
             say(f"To restore it: {error.hint}", "yellow")
         now = replace(now, settings=now.settings.changed({"wired_limit": None}, "memory menu"))

@@ -164,7 +164,7 @@ def manage(catalog: Catalog, env: Env) -> None:
         for row in rows
     ]
     try:
-        ticked = menu.tick(shown, "Which models should go?")
+        ticked = menu.tick(shown, "Which models do you want to remove?")
     except KeyboardInterrupt:
         return
     chosen = [row for row in rows if f"{row.where} {row.name}" in ticked]
@@ -207,7 +207,7 @@ def _remove(rows: Sequence[Stored], env: Env) -> None:
 def _check_removable(row: Stored, env: Env) -> None:
     """Raises UsageError if a model is in use, or if it is a file of the user's own."""
     if row.kind == "file":
-        raise UsageError(f"{row.path} is a file of yours, so it is yours to remove.")
+        raise UsageError(f"{row.path} is your own file; cclocal does not remove it.")
     users = runtime_of(row.backend).users_of(row, env) if row.kind == "backend" else users_of(Path(row.path))
     users = users or _sessions_with(row, env)
     if users:

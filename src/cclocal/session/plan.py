@@ -21,8 +21,8 @@ from cclocal.models.peek import peek
 from cclocal.models.repo_files import ask_hub, refuse_unnamed, with_file_names
 from cclocal.models.resolve import resolve
 from cclocal.paths import Env
-from cclocal.planning.choose import choose_agent, choose_variant, model_path
-from cclocal.planning.memory import adjusted, fit_on, memory_config, what_helps
+from cclocal.planning.choose import choose_agent, choose_engine, choose_variant, model_path
+from cclocal.planning.memory import adjusted, fit_on, memory_config, what_helps, wired_limit
 from cclocal.settings import Settings
 from cclocal.ui.console import busy
 from cclocal.ui.memory_view import FitRow
@@ -68,9 +68,8 @@ def plan_catalog(catalog: Catalog, settings: Settings, other: OtherMachine, env:
     rows, settings = [], replace(settings, server=True)
     facts = _look(catalog, settings, other, env)
     for model in catalog.models.values():
-        variant = choose_variant(model, settings, facts)[0]
-        fit, source = None, ""
-        # a file that is gone or damaged must not hide the other models
+        variant, fit, source = None, None, ""
+        # a file that is gone or damaged, or a backend without this model, must not hide the other models
         try:
             one = with_file_names(with_local_files(model, env.folders.config), env)
             variant = choose_variant(one, settings, facts)[0]
@@ -130,7 +129,7 @@ def _machine(other: OtherMachine, here: Machine) -> Machine:
     if other.macos or here.os == "macos":
         version = other.macos or here.os_version
         if not re.fullmatch(r"\d{1,3}(\.\d+)*", version, re.ASCII):
-            raise UsageError(f"“{version}” is no version of macOS.", hint="--macos 26")
+            raise UsageError(f"“{version}” is not a macOS version.", hint="--macos 26")
         return Machine("macos", version, "arm64", "Apple", 8, ram_bytes, (Gpu("apple", "Apple GPU", unified=True),))
     free = max(1, ram_bytes - _SYSTEM_BYTES)
     words = f"{memory_size(ram_bytes)} with {memory_size(_SYSTEM_BYTES)} for the system"
@@ -153,20 +152,27 @@ def _fit(model: Model, variant: Variant, settings: Settings, facts: Facts) -> Fi
     shape = facts.shapes[model_path(variant, facts)]
     native = shape.native_context_tokens
     if settings.ctx and native and settings.ctx > native:
-        raise UsageError(f"{model.name} was made for {native:,} tokens; {settings.ctx:,} is beyond that.")
+        raise UsageError(f"{model.name} supports {native:,} tokens; {settings.ctx:,} is more than that.")
     variant = adjusted(variant, settings)
     served = min(model.served_context_tokens, native or model.served_context_tokens)
-    return fit_on(shape, memory_config(variant, settings.ctx or served), variant, _engine(variant, facts), facts)
+    engine = _engine(model, variant, settings, facts)
+    limit = wired_limit(settings, facts.machine, engine)[0] if engine else None
+    return fit_on(shape, memory_config(variant, settings.ctx or served), variant, engine, facts, limit)
 
 
-def _engine(variant: Variant, facts: Facts) -> Engine | None:
-    return next(iter(facts.engines.get(variant.backend, ())), None)
+def _engine(model: Model, variant: Variant, settings: Settings, facts: Facts) -> Engine | None:
+    """The engine that a launch would use, or else the first: a plan needs none that is able to serve the model."""
+    try:
+        return choose_engine(BACKENDS[variant.backend], choose_agent(settings).WIRE, model, variant, facts)
+    except CclocalError:
+        return next(iter(facts.engines.get(variant.backend, ())), None)
 
 
 def _remedies(fit: Fit, model: Model, variant: Variant, settings: Settings, facts: Facts) -> tuple[Remedy, ...]:
     if fit.verdict == "roomy":
         return ()
-    least = choose_agent(settings).window(fit.config.context_tokens, model.out_tokens).least_tokens
+    out_tokens = settings.out_tokens or model.out_tokens
+    least = choose_agent(settings).window(fit.config.context_tokens, out_tokens).least_tokens
     if least > (model.native_context_tokens or least):
         least = CELLS
-    return what_helps(fit, _engine(variant, facts), facts, model.id, least)
+    return what_helps(fit, _engine(model, variant, settings, facts), facts, model.id, least)

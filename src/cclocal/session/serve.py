@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import shlex
 import socket
 from collections.abc import Iterator
 
@@ -73,10 +74,7 @@ def _start(plan: Plan, binding: Binding, env: Env, limit: int | None) -> Server:
                     "log": str(log),
                     "files": [path for path in (plan.request.model_file, plan.request.mmproj_file) if path],
                 },
-                report=(
-                    f"\n✗ The model server stopped during the session ({{how}}).\n{{last}}"
-                    f"  Try:  cclocal --model {plan.word} -- {resume}\n  Log:  {log}\n"
-                ),
+                advice=f"  Try:  {shlex.join(('cclocal', '--model', plan.word))} -- {resume}\n  Log:  {log}\n",
                 terminal_reset=agent.TERMINAL_RESET if plan.is_interactive else "",
                 held_open=limit,
             ),
@@ -129,7 +127,7 @@ def lay_out_config(config: ConfigDir) -> None:
     """Lay out the agent's configuration folder, and say what of it an earlier session had added."""
     if aside := config_dir.prepare(config):
         where = f"{config.path}{config_dir.SET_ASIDE}"
-        say(f"Set aside from the agent's configuration folder: {', '.join(aside)} (now in {where}).", "yellow")
+        say(f"Moved out of the agent's configuration folder: {', '.join(aside)} (now in {where}).", "yellow")
 
 
 def confirm_after_failed_check(plan: Plan) -> None:
@@ -138,8 +136,8 @@ def confirm_after_failed_check(plan: Plan) -> None:
         return
     say(f"{plan.model.name} failed its check on this engine (cclocal check {plan.word}).", "yellow")
     if not can_ask():
-        raise UsageError("A model that failed its check is only started if you say so.", hint="--yes, or another model")
-    if not confirm("Start it all the same?", default=False):
+        raise UsageError("A model that failed its check needs a confirmation to start.", hint="--yes, or another model")
+    if not confirm("Start it anyway?", default=False):
         raise KeyboardInterrupt
 
 
@@ -163,7 +161,7 @@ def _is_taken(port: int) -> bool:
         try:
             probe.bind(("127.0.0.1", port))
         except PermissionError:
-            raise PortError(f"Port {port} is only for the administrator.", hint="a --port above 1023") from None
+            raise PortError(f"Only the administrator can use port {port}.", hint="a --port above 1023") from None
         except OSError:
             return True
     return False

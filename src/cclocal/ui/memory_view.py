@@ -54,7 +54,7 @@ def fit_table(name: str, found: Fit, width: int) -> Table:
         row("state", memory_size(parts.state_bytes), f"of recurrent layers, {conversations}")
     row("compute", memory_size(parts.compute_bytes), _batch(found))
     if parts.other_bytes:
-        row("other", memory_size(parts.other_bytes), "projector, memory for idle prompts")
+        row("other", memory_size(parts.other_bytes), "projector, prompt cache")
     bound = "an upper bound: this architecture is not known" if found.shape.bound else ""
     row("need", memory_size(parts.need_bytes), bound)
     if budget is None:
@@ -68,7 +68,7 @@ def fit_table(name: str, found: Fit, width: int) -> Table:
         has = f"of {memory_size(budget.host_bytes)}" if budget.host_bytes is not None else ""
         row("in host memory", memory_size(parts.host_bytes), has)
     native = found.shape.native_context_tokens
-    own = f"the model's own is {native:,}" if native else "the file does not say what the model was made for"
+    own = f"the model's own is {native:,}" if native else "the file does not give the model's own"
     row("largest context", f"{found.max_context_tokens:,}", own)
     return table
 
@@ -81,7 +81,7 @@ def _batch(found: Fit) -> str:
     config = found.config
     text = f"micro-batch {config.ubatch_tokens}"
     if found.shape.form == "mlx":
-        text = f"prefill step {config.prefill_step_tokens}: scores of its attention" if found.shape.score_heads else ""
+        text = f"prefill step {config.prefill_step_tokens}: its attention scores" if found.shape.score_heads else ""
     learned = found.extras.correction_bytes
     return text + (f", corrected by {memory_size(learned)} after an earlier start" if learned else "")
 
@@ -255,7 +255,7 @@ def ask(name: str, plan: Plan, servers: Sequence[tuple[str, int, int]]) -> Remed
         lines["2"] = plan.limit_words
     for key in sorted(lines, key=int):
         _option(screen, key, lines[key], recommended=key == default, off=key not in listed)
-    _option(screen, "c", "go on as it is" + (" (risky)" if requested.verdict == "too_big" else ""))
+    _option(screen, "c", "continue unchanged" + (" (risky)" if requested.verdict == "too_big" else ""))
     _option(screen, "q", "quit")
     while True:
         prompt = f"Choose [{'/'.join(keys)}] (Enter = {default}): "
@@ -266,7 +266,7 @@ def ask(name: str, plan: Plan, servers: Sequence[tuple[str, int, int]]) -> Remed
             return None
         if answer in listed:
             return listed[answer]
-        screen.print(f"There is no {escape(answer)}.", style="yellow")
+        screen.print(f"{escape(answer)} is not one of the choices.", style="yellow")
 
 
 def _screenful(name: str, requested: Fit, servers: Sequence[tuple[str, int, int]], width: int) -> list[RenderableType]:

@@ -41,11 +41,11 @@ STATUS_EVERY_S = 2
 
 #: Entries of the configuration folder that last: conversations, what --resume and --rewind need, running sessions.
 _KEPT = frozenset(
-    """projects sessions session-env shell-snapshots todos tasks plans file-history history.jsonl paste-cache
+    """projects sessions shell-snapshots todos tasks plans file-history history.jsonl paste-cache
     image-cache debug .last-cleanup""".split()
 )
-#: Entries that it makes again by itself at each start.
-_RENEWED = frozenset("plugins backups statsig telemetry cache ide downloads".split())
+#: Entries that it makes again by itself at each start. Bash sources the files of session-env.
+_RENEWED = frozenset("session-env plugins backups statsig telemetry cache ide downloads".split())
 #: Keys of .claude.json that only record what was shown and how it looks.
 _KNOWN = frozenset(
     """firstStartTime firstStartVersion machineID userID opusProMigrationComplete sonnet1m45MigrationComplete

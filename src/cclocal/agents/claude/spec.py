@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from packaging.version import Version
+
 from cclocal.agents.claude.capture import capture as capture
 from cclocal.agents.claude.capture import capture_run as capture_run
 from cclocal.agents.claude.capture import plain as plain
@@ -34,14 +36,14 @@ FORBIDDEN = re.compile(
 )
 
 #: The oldest version whose isolation was verified; what an older one reads and sends is unknown.
-OLDEST = (2, 1, 197)
+OLDEST = Version("2.1.197")
 
 #: Arguments after "--" that change what the profile guarantees, and how.
 _UNDOES = {
     "--settings": "replaces the settings that keep the session on this machine",
     "--setting-sources": "replaces the settings that keep the session on this machine",
-    "--model": "asks for another model than the only one that is loaded",
-    "--fallback-model": "asks for another model than the only one that is loaded",
+    "--model": "asks for a model other than the one that is loaded",
+    "--fallback-model": "asks for a model other than the one that is loaded",
     "--mcp-config": "adds MCP servers, whose tools every request then carries",
     "--tools": "replaces the tool set",
     "--allowedTools": "replaces what is pre-approved",
@@ -71,7 +73,7 @@ def notes(session: AgentSession) -> tuple[str, ...]:
     found = []
     if context.parent_claude_mds and not instructions_above(context):
         paths = " and ".join(map(str, context.parent_claude_mds))
-        found.append(f"{paths} is too long to be read from this folder; start in the repository's root.")
+        found.append(f"{paths} is too long to be loaded from this folder; start in the repository's root.")
     for argument in session.arguments:
         flag = argument.split("=", 1)[0]
         if flag in _UNDOES and not (session.lean and flag == "--append-system-prompt"):
@@ -80,7 +82,6 @@ def notes(session: AgentSession) -> tuple[str, ...]:
 
 
 def unusable(version: str) -> str | None:
-    if tuple(int(part) for part in version.split(".")[:3]) >= OLDEST:
+    if Version(version) >= OLDEST:
         return None
-    oldest = ".".join(map(str, OLDEST))
-    return f"Claude Code {version} is older than {oldest}, the oldest whose isolation was verified"
+    return f"Claude Code {version} is older than {OLDEST}, the oldest whose isolation was verified"

@@ -7,7 +7,6 @@ forms in the tests.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +21,7 @@ from cclocal.command import (
     SessionFile,
     Stop,
 )
-from cclocal.facts import Engine, Facts, Machine
+from cclocal.facts import Engine, Facts, Machine, version_in
 from cclocal.models.catalog import FileForm, Variant
 
 NAME = "llama-server"
@@ -65,19 +64,17 @@ def unsupported(engine: Engine, variant: Variant) -> str | None:
     if not missing:
         return None
     if engine.form == WHEEL:
-        return f"the engine in the xllamacpp wheel has no {', '.join(missing)}; a llama-server on PATH has"
-    return f"{engine.command[0]} (version {engine.version}) has no {', '.join(missing)}; a newer llama.cpp has"
+        return f"the engine in the xllamacpp wheel lacks {', '.join(missing)}; a llama-server on PATH has it"
+    return f"{engine.command[0]} (version {engine.version}) lacks {', '.join(missing)}; a newer llama.cpp has it"
 
 
 def _too_old(engine: Engine, variant: Variant) -> str | None:
     """Compare with `requires`: the oldest "xllamacpp" and the oldest build of "llama-server" that run the variant."""
     name = "xllamacpp" if engine.form == WHEEL else "llama-server"
     oldest = variant.requires.get(name)
-    numbers = re.findall(r"\d+", engine.version)
+    version, needed = version_in(engine.version), version_in(oldest or "")
     # a build from source may not know its number; then only its flags count
-    if not oldest or not numbers or engine.version.startswith("unknown"):
-        return None
-    if [int(n) for n in numbers] >= [int(n) for n in re.findall(r"\d+", oldest)]:
+    if not needed or not version or engine.version.startswith("unknown") or version >= needed:
         return None
     return f"it needs {name} {oldest} or newer, and this is {engine.version}"
 

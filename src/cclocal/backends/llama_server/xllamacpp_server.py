@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, metavar="N", help="default: one per usable core")
     p.add_argument("--cache-ram", type=int, default=0, metavar="MIB", help="host memory for idle prompts")
     p.add_argument("--timeout", type=int, default=3600, metavar="SECONDS", help="read and write timeout")
-    p.add_argument("--jinja", action="store_true", help="always on; taken for llama-server's sake")
+    p.add_argument("--jinja", action="store_true", help="always on; accepted for compatibility with llama-server")
     p.add_argument("--no-webui", action="store_true", help="no web page")
     p.add_argument("--offline", action="store_true", help="no network")
     p.add_argument("--chat-template-file", metavar="FILE")
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cache-type-v", choices=_KV_TYPES)
     p.add_argument("--flash-attn", choices=("on", "off", "auto"))
     p.add_argument("--n-gpu-layers", type=int, metavar="N", help="default: as many as fit")
-    p.add_argument("--log-verbosity", type=int, metavar="N", help="3 = what happens, 4 = and the buffers' sizes")
+    p.add_argument("--log-verbosity", type=int, metavar="N", help="3 = events, 4 = also the sizes of buffers")
     p.add_argument("--temp", type=float)
     p.add_argument("--top-p", type=float)
     p.add_argument("--top-k", type=int)
@@ -136,7 +136,7 @@ def _params(engine: Any, options: argparse.Namespace) -> Any:
 
 
 def _sample(engine: Any, sampling: Any, options: argparse.Namespace) -> None:
-    """Sampling as asked, marked as asked: unmarked values yield to those a GGUF file may carry."""
+    """The requested sampling, marked as set: a GGUF file's own values replace unmarked ones."""
     bits = engine.common_params_sampling_config
     wishes = {
         "temp": (options.temp, "TEMP"),

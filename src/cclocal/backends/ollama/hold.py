@@ -17,6 +17,7 @@ from cclocal.backends.runtime import Bars, StartedServer
 from cclocal.errors import BackendTooOldError, HubError, NotReadyError, UsageError
 from cclocal.http import is_loopback
 from cclocal.programs import last_line, last_lines
+from cclocal.units import MIB
 
 if TYPE_CHECKING:
     import httpx
@@ -45,7 +46,7 @@ def hold(client: httpx.Client, server: StartedServer, bars: Bars) -> tuple[str, 
     if tag and name != tag:
         _derive(client, name, _as_listed(client, tag), server.request.context_tokens)
     # Ollama 0.17 switches thinking on by itself, and its /v1/messages cannot switch it off
-    return (f"{tag or name} thinks before it answers; Ollama has no switch for that.",) if "thinking" in can else ()
+    return (f"{tag or name} thinks before it answers; Ollama cannot switch that off.",) if "thinking" in can else ()
 
 
 def served_tokens(client: httpx.Client, server: StartedServer) -> int | None:
@@ -89,7 +90,7 @@ def _derive(client: httpx.Client, name: str, tag: str, context_tokens: int) -> N
     body = {"model": name, "from": tag, "parameters": {"num_ctx": context_tokens}, "stream": False}
     reply = client.post("/api/create", json=body)
     if reply.status_code != 200:
-        raise NotReadyError(f"Ollama did not make {name} of {tag}.", cause=[reply.text[:300]])
+        raise NotReadyError(f"Ollama did not create {name} from {tag}.", cause=[reply.text[:300]])
 
 
 def _wait_until_up(client: httpx.Client, server: StartedServer) -> None:
@@ -113,13 +114,13 @@ def _create(client: httpx.Client, name: str, source: Path, template: str | None)
         digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
         if client.head(f"/api/blobs/{digest}").status_code != 200:
             file.seek(0)
-            client.post(f"/api/blobs/{digest}", content=iter(lambda: file.read(2**20), b"")).raise_for_status()
+            client.post(f"/api/blobs/{digest}", content=iter(lambda: file.read(MIB), b"")).raise_for_status()
     body: dict[str, Any] = {"model": name, "files": {source.name: digest}, "stream": False}
     if template:
         body |= {"template": template, "parameters": {"temperature": 0}}
     reply = client.post("/api/create", json=body)
     if reply.status_code != 200:
-        raise NotReadyError(f"Ollama did not take {source.name}.", cause=[reply.text[:300]])
+        raise NotReadyError(f"Ollama did not import {source.name}.", cause=[reply.text[:300]])
 
 
 def _pull(client: httpx.Client, tag: str, bars: Bars) -> None:

@@ -49,7 +49,7 @@ def main() -> None:
                 remove(record, file, url, name)
     except _EndedError:
         sys.exit(0)
-    print(f"error: the Ollama at {url} has gone", flush=True)
+    print(f"error: the Ollama at {url} no longer answers", flush=True)
     sys.exit(1)
 
 

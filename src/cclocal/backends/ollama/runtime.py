@@ -50,7 +50,7 @@ def _running(url: str) -> Iterator[Engine]:
         if isinstance(version, str):
             # isolated, as the keeper is: it must have locked its record before the model is made
             command = (sys.executable, "-I", "-S", str(lease.__file__))
-            title = "the one that runs already"
+            title = "already running"
             yield Engine(RUNNING, command, version, frozenset(), title=title, uses="everything", url=url)
 
 
@@ -87,7 +87,7 @@ class Ollama(Runtime):
                 done = ask([str(path), "--version"], {**env.environ, "OLLAMA_HOST": "127.0.0.1:1"})
                 said = re.search(r"version is (\S+)", done.stdout + done.stderr)
                 version = answers.put(key, said[1] if said else "unknown")
-        yield Engine(PROGRAM, (str(path),), str(version), frozenset(), title="a daemon of its own", uses="everything")
+        yield Engine(PROGRAM, (str(path),), str(version), frozenset(), title="a separate daemon", uses="everything")
 
     def clean_up(self, env: Env) -> None:
         """Remove the derived models that killed sessions left in daemons that run."""
@@ -138,7 +138,7 @@ class Ollama(Runtime):
 
         url = ollama_url(env.environ)
         if not is_loopback(url):
-            raise UsageError(f"{stored.name} is in the store of this machine, and OLLAMA_HOST names another.")
+            raise UsageError(f"{stored.name} is in this machine's store, but OLLAMA_HOST names another machine.")
         try:
             with http.client(url) as client:
                 loaded = client.get("/api/ps").json().get("models") or []

@@ -14,6 +14,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from packaging.version import Version
+
 from cclocal.backends.ollama.address import ollama_url
 from cclocal.backends.request import ServeRequest
 from cclocal.command import (
@@ -26,7 +28,7 @@ from cclocal.command import (
     SessionFile,
     Stop,
 )
-from cclocal.facts import Engine, Facts, Machine
+from cclocal.facts import Engine, Facts, Machine, version_in
 from cclocal.http import is_loopback
 from cclocal.models.catalog import FileForm, Variant
 
@@ -45,7 +47,7 @@ PROGRAM, RUNNING = "ollama", "ollama-running"
 _NAME_LENGTH = 40
 _LOAD_LIMIT_S = 1800.0
 #: The first version whose /v1/messages works.
-OLDEST = (0, 17)
+OLDEST = Version("0.17")
 
 
 def rank(machine: Machine) -> int:
@@ -61,26 +63,26 @@ def prompt_caching(engine: Engine) -> Literal["ask ahead"]:
 
 
 def unsupported(engine: Engine, variant: Variant) -> str | None:
-    numbers = tuple(int(n) for n in re.findall(r"\d+", engine.version)[:2])
+    version = version_in(engine.version)
     # a build from source reports 0.0.0
-    if numbers and numbers != (0, 0) and numbers < OLDEST:
-        return f"Ollama {engine.version} is too old: {OLDEST[0]}.{OLDEST[1]} or newer is needed"
+    if version and version.release != (0, 0, 0) and version < OLDEST:
+        return f"Ollama {engine.version} is too old: {OLDEST} or newer is needed"
     if variant.slots > 1 or variant.cpu_moe_layers:
-        return "Ollama takes one conversation at a time here, and no --cpu-moe"
+        return "cclocal does not support --slots above 1 or --cpu-moe with Ollama"
     if engine.form == RUNNING and not variant.tag:
-        return "the Ollama that runs already is only used for its own models"
+        return "an Ollama that is already running only serves models from its own store"
     if engine.form == RUNNING and variant.kv_type != "f16":
-        return "the Ollama that runs already decides about its KV cache type (OLLAMA_KV_CACHE_TYPE)"
+        return "an Ollama that is already running keeps its own KV cache type (OLLAMA_KV_CACHE_TYPE)"
     return None
 
 
 def notes(engine: Engine, facts: Facts) -> tuple[str, ...]:
     if engine.form == RUNNING:
-        return (f"The Ollama that runs at {engine.url} is used, and left running.",)
-    said = ["Ollama checks no key: during the session every program on this machine can use its port."]
+        return (f"cclocal uses the Ollama that is running at {engine.url} and does not stop it.",)
+    said = ["Ollama does not check keys: during the session every program on this machine can use its port."]
     elsewhere = ollama_url(facts.env.environ)
     if not is_loopback(elsewhere):
-        said.insert(0, f"OLLAMA_HOST names another machine; cclocal --url {elsewhere} would use that one.")
+        said.insert(0, f"OLLAMA_HOST names another machine; to use the Ollama there: cclocal --url {elsewhere}")
     return tuple(said)
 
 

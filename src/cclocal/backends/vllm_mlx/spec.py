@@ -9,9 +9,10 @@ cache off; VLLM_MLX_ENABLE_THINKING does nothing for text models.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Literal
+
+from packaging.version import Version
 
 from cclocal.backends.request import ServeRequest
 from cclocal.command import (
@@ -24,7 +25,7 @@ from cclocal.command import (
     SessionFile,
     Stop,
 )
-from cclocal.facts import Engine, Facts, Machine
+from cclocal.facts import Engine, Facts, Machine, version_in
 from cclocal.models.catalog import FileForm, Variant
 
 NAME = "vllm-mlx"
@@ -41,9 +42,9 @@ STOP = Stop((("TERM", 1.0), ("INT", 30.0), ("KILL", 2.0)))
 #: Flags every launch relies on: without one of them it is too old.
 NEEDED = ("--served-model-name", "--api-key", "--timeout", "--max-request-tokens", "--offline")
 #: The first version that works, and the first that was not tested.
-OLDEST, UNTRIED = (0, 6), (0, 7)
+OLDEST, UNTRIED = Version("0.6"), Version("0.7")
 #: Older ones execute code from a model's repository (CVE-2026-5843).
-OLDEST_MLX_LM = (0, 31, 3)
+OLDEST_MLX_LM = Version("0.31.3")
 #: Longer than the agents' own 30 minutes, so that the server is never the first to hang up.
 SERVER_TIMEOUT_S = 3600
 
@@ -63,40 +64,29 @@ def prompt_caching(engine: Engine) -> Literal["ask ahead"]:
 def unsupported(engine: Engine, variant: Variant) -> str | None:
     version, mlx_lm = versions(engine)
     if version and version < OLDEST:
-        return f"vllm-mlx {_dotted(version)} is too old: {_dotted(OLDEST)} or newer is needed"
+        return f"vllm-mlx {version} is too old: {OLDEST} or newer is needed"
     if mlx_lm and mlx_lm < OLDEST_MLX_LM:
-        return (
-            f"its mlx-lm {_dotted(mlx_lm)} is too old: before {_dotted(OLDEST_MLX_LM)} it runs code that comes with "
-            "a model"
-        )
+        return f"its mlx-lm {mlx_lm} is too old: before {OLDEST_MLX_LM} mlx-lm executes code from a model's repository"
     if missing := [flag for flag in NEEDED if not engine.has(flag)]:
-        return f"{engine.command[0]} (version {engine.version}) has no {', '.join(missing)}"
+        return f"{engine.command[0]} (version {engine.version}) does not support {', '.join(missing)}"
     if variant.kv_type not in ("f16", "bf16"):
-        return f"vllm-mlx keeps the KV cache in 16 bits; {variant.kv_type} would only be for stored prefixes"
+        return f"vllm-mlx keeps the KV cache in 16 bits; {variant.kv_type} would apply only to stored prefixes"
     if variant.slots > 1 or variant.cpu_moe_layers or variant.gpu_layers is not None:
-        return "vllm-mlx takes one conversation at a time here, and no --cpu-moe or --gpu-layers"
+        return "cclocal does not support --slots above 1, --cpu-moe or --gpu-layers with vllm-mlx"
     lost = [key for key in ("chat_template_file", "mmproj", "override_kv") if getattr(variant, key)]
-    return f"vllm-mlx has nothing for {', '.join(lost)}" if lost else None
+    return f"vllm-mlx has no setting for {', '.join(lost)}" if lost else None
 
 
-def versions(engine: Engine) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(vllm-mlx's own version, mlx-lm's), empty where they are not known."""
+def versions(engine: Engine) -> tuple[Version | None, Version | None]:
+    """(vllm-mlx's own version, mlx-lm's), None where they are not known."""
     own, _, mlx_lm = engine.version.partition(", mlx-lm ")
-    return _numbers(own), _numbers(mlx_lm)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in re.findall(r"\d+", text)[:3])
-
-
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
+    return version_in(own), version_in(mlx_lm)
 
 
 def notes(engine: Engine, facts: Facts) -> tuple[str, ...]:
     version, _ = versions(engine)
     said = []
-    if version >= UNTRIED:
+    if version and version >= UNTRIED:
         said.append(f"vllm-mlx {engine.version} is newer than the versions cclocal was tested with.")
     if not facts.machine.is_apple_silicon:
         said.append("MLX computes on the processor here, which is slow for anything but the smallest model.")

@@ -110,7 +110,7 @@ def amend(server: Any, window_tokens: int) -> None:
         getattr(server, name, None) for name in ("_stream_anthropic_messages", "_prepare_anthropic_endpoint_invocation")
     )
     if stream is None or prepare is None:
-        print("[cclocal] this version of vllm-mlx has other functions: its streams stay as they are", flush=True)
+        print("[cclocal] this version of vllm-mlx lacks some functions: its streams are not corrected", flush=True)
         return
     server._stream_anthropic_messages = _reporting(stream)
     server._prepare_anthropic_endpoint_invocation = _refusing(prepare, window_tokens)

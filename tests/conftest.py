@@ -123,6 +123,20 @@ def scripted(world: World, claude: Claude) -> World:
     return world
 
 
+def in_a_namespace(*words: str) -> list[str]:
+    """What runs a program in namespaces of its own: the arguments of unshare, and what it starts before the program.
+
+    Where none can be made the test is skipped; with CI=true it fails.
+    """
+    command = ["unshare", *(() if os.geteuid() == 0 else ("--user", "--map-root-user")), *words]
+    tried = subprocess.run([*command, "true"], capture_output=True, check=False) if shutil.which("unshare") else None
+    if tried is None or tried.returncode != 0:
+        if CI:
+            pytest.fail(f"unshare does not run here: {tried}")
+        pytest.skip(f"no namespace can be made here: {' '.join(words)}")
+    return command
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what starts programs, and leave the wide matrices to CI."""
     for item in items:

@@ -19,17 +19,18 @@ from cclocal.settings import flags as flags_of_setting
 
 #: A model's flag, without its dashes.
 FLAG = re.compile(r"[a-z][a-z0-9.-]*")
-#: Commands, their flags and options that are no settings.
-_COMMANDS = frozenset(
-    """attach check clean dry-run fetch help install-completion json last list list-models logs macos plan prompt ram
-    rm show-completion stats version warm""".split()
+#: The commands of the command line. (Here, because the first help page must not import the commands themselves.)
+COMMANDS = ("attach", "check", "fetch", "list", "logs", "plan", "prompt", "rm", "stats")
+#: Other words that a model's flag must not take.
+_WORDS = frozenset(
+    "clean dry-run help install-completion json last list-models macos ram show-completion version warm".split()
 )
 
 
 @cache
 def reserved() -> frozenset[str]:
     """The words that no model may take as its flag: our own commands and options."""
-    return _COMMANDS | {flag for name in options() for flag in flags_of_setting(name)}
+    return _WORDS.union(COMMANDS, (flag for name in options() for flag in flags_of_setting(name)))
 
 
 def flags(*sources: Path) -> dict[str, tuple[str, tuple[str, ...]]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cclocal.cli.main import COMMANDS
+from cclocal.config_file import COMMANDS
 from tests.world import World
 
 #: What a look at the plan must not import: each takes a tenth of a second or more.

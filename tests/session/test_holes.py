@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CI
+from tests.conftest import in_a_namespace
 from tests.world import World, alive, wait_for
 
 
@@ -75,20 +75,9 @@ def test_what_is_planted_in_the_place_of_a_file_does_not_stop_the_next_session(w
     assert not list(elsewhere.iterdir())
 
 
-def in_a_pid_namespace() -> list[str]:
-    """What starts a program as a container would: with process ids of its own."""
-    words = ["unshare", "--fork", "--pid", "--mount-proc"]
-    words += [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    tried = subprocess.run([*words, "true"], capture_output=True, check=False) if shutil.which("unshare") else None
-    if tried is None or tried.returncode != 0:
-        if CI:
-            pytest.fail(f"unshare does not run here: {tried}")
-        pytest.skip("no pid namespace can be made here")
-    return words
-
-
 def test_a_start_in_another_pid_namespace_ends_nothing(world: World) -> None:
-    words = in_a_pid_namespace()
+    # as a container would start it: with process ids of its own
+    words = in_a_namespace("--fork", "--pid", "--mount-proc")
     world.fake_server()
     world.fake_claude()
     child = world.start("--tiny")

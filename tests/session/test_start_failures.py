@@ -6,7 +6,6 @@ import ctypes
 import errno
 import json
 import os
-import shutil
 import signal
 import struct
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 from cclocal.errors import CclocalError, DiskFullError, FolderError
 from cclocal.paths import Env, Folders
 from cclocal.session.serve import os_errors_in_words
-from tests.conftest import CI
+from tests.conftest import in_a_namespace
 from tests.world import World, alive, wait_for
 
 
@@ -43,15 +42,8 @@ def test_an_error_of_the_system_is_told_as_what_it_is(
 
 def on_a_full_disk(folder: Path) -> list[str]:
     """What runs a program in a world whose `folder` takes no more files."""
-    words = ["unshare", "--mount", *(() if os.geteuid() == 0 else ("--user", "--map-root-user"))]
     script = 'mount -t tmpfs -o nr_inodes=1 none "$0" && exec "$@"'
-    words += ["/bin/sh", "-c", script, str(folder)]
-    tried = subprocess.run([*words, "true"], capture_output=True, check=False) if shutil.which("unshare") else None
-    if tried is None or tried.returncode != 0:
-        if CI:
-            pytest.fail(f"unshare does not run here: {tried}")
-        pytest.skip("no mount namespace can be made here")
-    return words
+    return in_a_namespace("--mount", "/bin/sh", "-c", script, str(folder))
 
 
 def test_a_capture_ends_with_a_start_that_fails(world: World) -> None:

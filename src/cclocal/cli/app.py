@@ -28,25 +28,23 @@ EXAMPLES = (
 )
 
 
-class _Group(TyperGroup):
+class _WithoutBool:
     """Without Typer's <bool> beside switches."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        return _without_types(super().get_params(ctx))
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
 
 
-class _Command(TyperCommand):
-    """Without Typer's <bool> beside switches."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        return _without_types(super().get_params(ctx))
+class _Group(_WithoutBool, TyperGroup):
+    pass
 
 
-def _without_types(parameters: list[Any]) -> list[Any]:
-    for parameter in parameters:
-        if getattr(parameter, "is_flag", False):
-            parameter.metavar = ""
-    return parameters
+class _Command(_WithoutBool, TyperCommand):
+    pass
 
 
 app = typer.Typer(

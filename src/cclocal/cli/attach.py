@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cclocal.cli.options import Call, takes
+from cclocal.cli.options import Call, if_typed, takes
 from cclocal.settings import Settings, options
 
 EXAMPLES = (
@@ -40,8 +40,6 @@ def attach(
     from cclocal.session.attach import attach as story
     from cclocal.session.serve import os_errors_in_words
 
-    # a lasting default or a variable is about servers that cclocal starts
-    ctx = settings.ctx if settings.sources.get("ctx") == "command line" else None
-    settings = replace(settings, model=model, ctx=ctx)
+    settings = replace(if_typed(settings, "ctx"), model=model)
     with os_errors_in_words(call.env):
         story(port, settings, call.env)

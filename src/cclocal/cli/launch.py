@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cclocal import __version__
-from cclocal.cli.options import Call, takes, typed
+from cclocal.cli.options import Call, if_typed, takes, typed
 from cclocal.errors import UsageError
 from cclocal.settings import Settings, options
 
@@ -51,11 +51,8 @@ def launch(
         from cclocal.session.attach import attach_url
         from cclocal.session.serve import os_errors_in_words
 
-        # --model chooses among that server's models; lasting defaults are about servers that we start
-        is_typed = {name: settings.sources.get(name) == "command line" for name in ("model", "ctx")}
-        model, ctx = settings.model if is_typed["model"] else None, settings.ctx if is_typed["ctx"] else None
         with os_errors_in_words(call.env):
-            attach_url(replace(settings, model=model, ctx=ctx), call.env)
+            attach_url(if_typed(settings, "model", "ctx"), call.env)
     if (settings.key_env or settings.insecure_http) and not settings.url:
         raise UsageError("--key-env and --insecure-http go with --url.")
     _launch(settings, call, dry_run=dry_run, as_json=as_json)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cclocal import config_file
+from cclocal.config_file import COMMANDS
 from cclocal.errors import CclocalError, UsageError
 from cclocal.paths import Env, folders, packaged
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 #: Commands that may also be given as a flag, because users of earlier scripts type them so.
 _BY_FLAG = {"--check": "check", "--list": "list", "-l": "list", "--rm": "rm", "--clean": "rm", "--fetch": "fetch"}
-COMMANDS = ("attach", "check", "fetch", "list", "logs", "plan", "prompt", "rm", "stats")
 #: Commands that take models by name, where a model's flag means the same as its name.
 _WITH_MODELS = ("check", "fetch", "list", "plan", "rm")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -154,6 +154,14 @@ def _check_passed(settings: Settings) -> None:
     for variable in settings.pass_env:
         if reason := refusal(variable, forbidden):
             raise UsageError(f"--pass-env: {reason}.{settings.origin('pass_env')}")
+
+
+def if_typed(settings: Settings, *names: str) -> Settings:
+    """The settings with these kept only if they were typed: on a server that runs already, a lasting default of the
+    window or the model does not count, because it is about servers that cclocal starts.
+    """
+    dropped: dict[str, Any] = {name: None for name in names if settings.sources.get(name) != "command line"}
+    return replace(settings, **dropped)
 
 
 def typed(settings: Settings, scope: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from cclocal.config_file import COMMANDS
 from cclocal.settings import options
 
 #: (what to type, what it does)
@@ -40,7 +41,7 @@ def page(models: Mapping[str, tuple[str, tuple[str, ...]]], *, color: bool) -> s
             *_in_columns(flags),
             bold("Models"),
             *_in_columns(names),
-            "Commands: attach check fetch list logs plan prompt rm stats (cclocal plan -h)",
+            f"Commands: {' '.join(COMMANDS)} (cclocal plan -h)",
             f"{bold('cclocal --help')} for everything",
         )
     )

@@ -40,9 +40,8 @@ def canonical(catalog: Catalog, word: str) -> str:
 
     So two words are equal if they mean the same model.
     """
-    plain = word.removeprefix("--")
-    if plain.lower() in catalog.names:
-        return catalog.find(plain).id
+    if model := _in_catalog(catalog, word):
+        return model.id
     path, is_dir, is_file = _local(word)
     return str(path) if is_file or (is_dir and _means_folder(word, path)) else word
 
@@ -52,18 +51,21 @@ def sources(catalog: Catalog, word: str, env: Env) -> set[str]:
 
     Raises UsageError as `resolve` does.
     """
-    plain = word.removeprefix("--")
-    if plain.lower() in catalog.names:
+    if model := _in_catalog(catalog, word):
         # a tag of the catalog's belongs to Ollama, and goes by its own name only
-        return {variant.repo for variant in catalog.find(plain).variants if variant.repo}
+        return {variant.repo for variant in model.variants if variant.repo}
     return {variant.source for variant in resolve(catalog, word, None, env).variants}
 
 
-def _named(catalog: Catalog, word: str, backend: str | None, env: Env) -> Model:
+def _in_catalog(catalog: Catalog, word: str) -> Model | None:
+    """The catalog's model of that name or flag; it comes before a file or folder of the same name."""
     plain = word.removeprefix("--")
-    if plain.lower() in catalog.names:
-        # the catalog comes before a file or folder of the same name
-        return catalog.find(plain)
+    return catalog.find(plain) if plain.lower() in catalog.names else None
+
+
+def _named(catalog: Catalog, word: str, backend: str | None, env: Env) -> Model:
+    if model := _in_catalog(catalog, word):
+        return model
     path, is_dir, is_file = _local(word)
     if is_dir and _means_folder(word, path):
         return _of_files(catalog, path.name, _variant(catalog, "mlx", backend, "folder", str(path)), of_folder(path))

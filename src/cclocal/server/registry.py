@@ -83,8 +83,9 @@ def _here() -> str:
 
 def clear_abandoned(parent: Path) -> None:
     """Remove the folders in `parent` whose processes are gone; those of other machines and containers are left."""
-    for folder in parent.glob(f"*-{_here()}"):
-        pid, _, start = folder.name.removesuffix(f"-{_here()}").partition("-")
+    here = _here()
+    for folder in parent.glob(f"*-{here}"):
+        pid, _, start = folder.name.removesuffix(f"-{here}").partition("-")
         if not pid.isdecimal() or start_of(int(pid)) != start:
             shutil.rmtree(folder, ignore_errors=True)
 

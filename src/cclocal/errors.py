@@ -50,10 +50,6 @@ class DownloadStalledError(CclocalError):
     exit_code = 20
 
 
-class DiskFullError(CclocalError):
-    exit_code = 21
-
-
 class OfflineError(CclocalError):
     """Files are missing and the network is off."""
 
@@ -70,6 +66,12 @@ class FolderError(CclocalError):
     """A folder that cclocal needs cannot be made or written."""
 
     exit_code = 24
+
+
+class DiskFullError(FolderError):
+    """The same because the disk, or the user's share of it, is full."""
+
+    exit_code = 21
 
 
 class DoesNotFitError(CclocalError):

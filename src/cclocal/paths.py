@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cclocal.errors import FolderError
+from cclocal.errors import DiskFullError, FolderError
 
 #: The name of our folder in each of the platform's.
 _OURS = "cclocal"
+#: What the system says if the disk, or the user's share of it, is full.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,13 @@ def packaged(name: str) -> Path:
     raise FileNotFoundError(f"{name} is missing from this installation of cclocal")
 
 
+def cannot_write(what: str, error: OSError, hint: str | None = None) -> FolderError:
+    """A failed write as an error of ours: DiskFullError if the disk is full."""
+    if error.errno in DISK_FULL:
+        return DiskFullError(f"The disk is full. {what}: {error.strerror}.", hint="free some space there")
+    return FolderError(f"{what}: {error.strerror}.", hint=hint)
+
+
 def make_folder(path: Path) -> Path:
     """Make a folder and those missing above it, for the user alone: mode 0700 under any umask.
 
@@ -127,10 +137,8 @@ def make_folder(path: Path) -> Path:
             if level.name == _OURS:
                 break
     except OSError as error:
-        raise FolderError(
-            f"Cannot make the folder {path}: {error.strerror}.",
-            hint="free some space there or point XDG_DATA_HOME, XDG_CACHE_HOME and XDG_STATE_HOME elsewhere",
-        ) from error
+        hint = "point XDG_DATA_HOME, XDG_CACHE_HOME and XDG_STATE_HOME elsewhere"
+        raise cannot_write(f"Cannot make the folder {path}", error, hint) from error
     return path
 
 
@@ -159,4 +167,4 @@ def write_private(path: Path, content: str | bytes) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise FolderError(f"Cannot write {path}: {error.strerror}.") from error
+        raise cannot_write(f"Cannot write {path}", error) from error

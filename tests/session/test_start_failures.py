@@ -66,6 +66,18 @@ def test_a_capture_ends_with_a_start_that_fails(world: World) -> None:
     assert not list((world.home / ".cache/cclocal/rehearsals").glob("*"))
 
 
+def test_a_full_disk_is_named_wherever_it_is_met(world: World) -> None:
+    world.fake_server()
+    world.fake_claude()
+    folder = world.home / ".cache"
+    folder.mkdir()
+    words = [*on_a_full_disk(folder), *world.command, "--tiny"]
+    done = subprocess.run(words, env=world.env, cwd=world.project, capture_output=True, text=True, check=False)
+    assert done.returncode == 21, done.stderr
+    assert "The disk is full" in done.stderr
+    assert str(folder) in done.stderr
+
+
 def test_a_slow_capture_is_waited_for_once_and_remembered(world: World) -> None:
     world.fake_mlx()
     world.fake_claude(exits=0, sends_after_s=7)

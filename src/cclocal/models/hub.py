@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from cclocal import http
 from cclocal.errors import CclocalError, DiskFullError, HubError, OfflineError
 from cclocal.memory.gguf import BadHeaderError, CutHeaderError
+from cclocal.paths import DISK_FULL
 from cclocal.units import MIB
 
 T = TypeVar("T")
@@ -120,7 +121,7 @@ def in_words(repo: str, missing: Sequence[str] = ()) -> Iterator[None]:
         hint = {401: "hf auth login", 403: "hf auth login", 429: "wait a few minutes"}.get(status, "try again later")
         raise HubError(f"The model hub answered {status} for {repo}.", cause=[_first_line(error)], hint=hint) from None
     except OSError as error:
-        if error.errno == 28:
+        if error.errno in DISK_FULL:
             raise DiskFullError(f"The disk is full: {error}.", hint="finished files were kept") from None
         raise HubError(f"The download of {repo} failed.", cause=[_first_line(error)]) from None
     except Exception as error:

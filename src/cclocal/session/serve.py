@@ -17,7 +17,7 @@ from cclocal.command import Binding, SessionFile
 from cclocal.discovery import calibration
 from cclocal.errors import CclocalError, DiskFullError, FolderError, PortError, ServerDiedError, UsageError
 from cclocal.models.storage import remember
-from cclocal.paths import Env, make_folder
+from cclocal.paths import DISK_FULL, Env, make_folder
 from cclocal.planning.plan import Plan
 from cclocal.prompt_cache.cache import PromptCache
 from cclocal.server import logs
@@ -176,7 +176,6 @@ def os_errors_in_words(env: Env) -> Iterator[None]:
         raise _in_words(error, env) from None
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 #: What can be wrong with a path.
 _OF_A_PATH = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
@@ -192,7 +191,7 @@ _HINTS = {
 
 def _in_words(error: OSError, env: Env) -> CclocalError:
     why = error.strerror or str(error) or type(error).__name__
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL:
         return DiskFullError(f"The disk is full: {error.filename or env.folders.state}.", hint="free some space there")
     if error.filename and error.errno in _OF_A_PATH:
         return FolderError(f"{error.filename} cannot be used: {why}.")

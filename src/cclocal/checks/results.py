@@ -36,5 +36,5 @@ def keep(name: str, rows: Sequence[CheckRow], env: Env, about: Mapping[str, Any]
     """Remember the outcome of a check. `about`: what else was served: context, KV cache type, prompt."""
     kept = dict(list(known(env).items())[-_KEPT:])
     kept.pop(name, None)
-    result = {"at_s": time.time(), "works": can_work(rows), **about, "rows": [row.as_json() for row in rows]}
+    result = {"at_s": time.time(), "works": can_work(rows), **about, "rows": [row._asdict() for row in rows]}
     write_private(env.folders.state / "proofs.json", json.dumps({**kept, name: result}))

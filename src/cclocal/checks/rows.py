@@ -5,246 +5,275 @@ Each row is pass, fail, or "not exercised": the model never did what the row is 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cclocal import http
-from cclocal.checks.conversation import LIMIT_S, SYSTEM, TOOLS, CheckedServer, create, user, with_result
 from cclocal.command import Endpoint
 from cclocal.wires import Wire
-from cclocal.wires.reply import Reply
+from cclocal.wires.reply import Body, Reply
 
-Status = Literal["pass", "fail", "not exercised"]
+if TYPE_CHECKING:
+    import httpx
+
+#: Seconds for one answer: a slow machine takes minutes.
+_LIMIT_S = 1800.0
+_OUT_TOKENS = 1024
+_SYSTEM = (
+    "You are a coding agent. Use the tools: when asked to create a file call Write with exactly the given path and "
+    "content, when asked to run a command call Bash with exactly that command. After a tool's result say Done."
+)
+_TOOLS: list[Body] = [
+    {
+        "name": "Write",
+        "description": "Writes a file.",
+        "input_schema": {
+            "type": "object",
+            "properties": {"file_path": {"type": "string"}, "content": {"type": "string"}},
+            "required": ["file_path", "content"],
+        },
+    },
+    {
+        "name": "Bash",
+        "description": "Runs a command.",
+        "input_schema": {
+            "type": "object",
+            "properties": {"command": {"type": "string"}, "timeout": {"anyOf": [{"type": "number"}, {"type": "null"}]}},
+            "required": ["command"],
+        },
+    },
+]
 #: Quotes of both kinds, braces, backslashes, tabs and line ends: characters that JSON escapes.
-DENSE = 'a = "x" + \'y\'\nif a != \'"\':\n\tprint(f"{a!r} \\\\ {{}}")\n# end'
+_DENSE = 'a = "x" + \'y\'\nif a != \'"\':\n\tprint(f"{a!r} \\\\ {{}}")\n# end'
 #: Text that some servers' tool and thinking parsers treat as their own marks.
-MARKED = "say <think> and <tool_call> and <|channel> as they are"
+_MARKED = "say <think> and <tool_call> and <|channel> as they are"
+#: More than a reply of 24 tokens holds.
+_LONG = " ".join(f"word{i}" for i in range(200))
+Status = Literal["pass", "fail", "not exercised"]
+#: A row's status, what was received, and what that means for the user.
+Outcome = tuple[Status, str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class CheckRow:
+class CheckRow(NamedTuple):
     """One thing that was tried: its outcome, and what that means for the user. `needed`: no agent works without it."""
 
     name: str
     status: Status
     detail: str
     meaning: str
-    needed: bool = False
+    needed: bool
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+
+def can_work(rows: Sequence[CheckRow]) -> bool:
+    """Whether the agent works: every needed row passed."""
+    return all(row.status == "pass" for row in rows if row.needed)
 
 
 def run(endpoint: Endpoint, wire: Wire, title: str, context_tokens: int) -> Iterator[CheckRow]:
     """Every row about the server, as soon as its outcome is known. `title`: the agent's name in messages."""
-    with http.client(endpoint.url, endpoint.key, limit_s=LIMIT_S) as client:
+    with http.client(endpoint.url, endpoint.key, limit_s=_LIMIT_S) as client:
         # one connection per request: a kept one that the server has just closed would look like a failure
         client.headers["connection"] = "close"
-        server = CheckedServer(client, wire, endpoint.model, title)
-        for row in ROWS:
+        server = _Server(client, wire, endpoint.model, title, context_tokens)
+        for row in _ROWS:
             try:
-                found = row(server, context_tokens)
+                outcome = row(server)
             except Exception as error:
                 # any error is a failed row: the server sent something that cannot be read
-                shown = f"{type(error).__name__}: {error}"
-                found = CheckRow(
-                    _name(row), "fail", shown, "The server closed the connection, or its answer cannot be read."
-                )
-            yield replace(found, needed=row in NEEDED)
+                meaning = "The server closed the connection, or its answer cannot be read."
+                outcome = "fail", f"{type(error).__name__}: {error}", meaning
+            yield CheckRow(row.__doc__ or "", *outcome, needed=row in _NEEDED)
+
+
+# -- the conversation -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """A running server, asked in the API of the agent."""
+
+    client: httpx.Client
+    wire: Wire
+    model: str
+    title: str
+    context_tokens: int
+
+    def ask(self, messages: list[Body], *, out_tokens: int = _OUT_TOKENS, stream: bool = False) -> Reply:
+        body = self.wire.body(self.model, _SYSTEM, _TOOLS, messages, out_tokens, stream=stream)
+        reply = self.client.post(self.wire.PATH, json=body)
+        return self.wire.read(reply.status_code, reply.text, stream=stream)
+
+
+def _user(text: str) -> Body:
+    return {"role": "user", "content": text}
+
+
+def _create(path: str, content: str) -> list[Body]:
+    return [_user(f"Create the file {path} with content: {content}")]
+
+
+def _with_result(messages: list[Body], answer: Reply, more: str = "") -> list[Body]:
+    """The conversation after a file was written."""
+    calls = [{key: call[key] for key in ("type", "id", "name", "input")} for call in answer.calls]
+    result = {"type": "tool_result", "content": "The file was written."}
+    results = [{**result, "tool_use_id": call["id"]} for call in answer.calls]
+    said, asked = ([{"type": "text", "text": text}] if text.strip() else [] for text in (answer.text, more))
+    return [*messages, {"role": "assistant", "content": [*said, *calls]}, {"role": "user", "content": results + asked}]
 
 
 # -- the rows ---------------------------------------------------------------------------------------------------
 
 
-def _dense_write(server: CheckedServer, context_tokens: int) -> CheckRow:
+def _judged(good: bool, shown: Reply | str, if_good: str, if_bad: str) -> Outcome:
+    return "pass" if good else "fail", str(shown), if_good if good else if_bad
+
+
+def _dense_write(server: _Server) -> Outcome:
     """A file full of quotes arrives byte for byte"""
-    answer = server.ask(create("notes.py", DENSE))
-    good = answer.first_call.get("input") == {"file_path": "notes.py", "content": DENSE} and answer.stop == "tool_use"
-    meaning = "Files are written as the model meant them." if good else "Files come out wrong, or not at all."
-    return CheckRow(_name(_dense_write), _passed(good), _shown(answer), meaning)
+    answer = server.ask(_create("notes.py", _DENSE))
+    good = answer.first_input == {"file_path": "notes.py", "content": _DENSE} and answer.stop == "tool_use"
+    return _judged(good, answer, "Files are written as the model meant them.", "Files come out wrong, or not at all.")
 
 
-def _result(server: CheckedServer, context_tokens: int) -> CheckRow:
+def _result(server: _Server) -> Outcome:
     """A tool's result ends the turn"""
-    messages = create("one.txt", "first")
+    messages = _create("one.txt", "first")
     answer = server.ask(messages)
     if not answer.calls:
-        return CheckRow(_name(_result), "fail", _shown(answer), "No tool is called, so nothing is done.")
-    after = server.ask(with_result(messages, answer, "The file was written."))
+        return "fail", str(answer), "No tool is called, so nothing is done."
+    after = server.ask(_with_result(messages, answer))
     good = after.stop == "end_turn" and not after.calls
-    meaning = "The agent knows when it is done." if good else "The agent repeats itself or stops in the middle."
-    return CheckRow(_name(_result), _passed(good), _shown(after), meaning)
+    bad = "The agent repeats itself or stops in the middle."
+    return _judged(good, after, "The agent knows when it is done.", bad)
 
 
-def _chain(server: CheckedServer, context_tokens: int) -> CheckRow:
+def _chain(server: _Server) -> Outcome:
     """A second tool call after the first one's result"""
-    messages = create("one.txt", "first")
+    messages = _create("one.txt", "first")
     answer = server.ask(messages)
-    after = server.ask(with_result(messages, answer, "The file was written.", "Run the command: wc -c one.txt"))
-    call = after.first_call
-    good = call.get("name") == "Bash" and str((call.get("input") or {}).get("command", "")).strip() == "wc -c one.txt"
+    after = server.ask(_with_result(messages, answer, "Run the command: wc -c one.txt"))
     if not after.calls:
         meaning = "Not seen: the model answered without a tool call. Multi-step tasks may stop halfway."
-        return CheckRow(_name(_chain), "not exercised", _shown(after), meaning)
-    meaning = "Multi-step tasks continue." if good else "Multi-step tasks stop halfway."
-    return CheckRow(_name(_chain), _passed(good), _shown(after), meaning)
+        return "not exercised", str(after), meaning
+    good = after.first_name == "Bash" and str(after.first_input.get("command", "")).strip() == "wc -c one.txt"
+    return _judged(good, after, "Multi-step tasks continue.", "Multi-step tasks stop halfway.")
 
 
-def _parallel(server: CheckedServer, context_tokens: int) -> CheckRow:
+def _parallel(server: _Server) -> Outcome:
     """Two calls in one reply"""
-    answer = server.ask([user("In one reply, run the command: echo one — and in a second call run: echo two")])
-    ids = {call.get("id") for call in answer.calls}
+    answer = server.ask([_user("In one reply, run the command: echo one — and in a second call run: echo two")])
     if len(answer.calls) < 2:
-        detail = "one call at a time" if answer.calls else _shown(answer)
-        return CheckRow(
-            _name(_parallel),
-            "not exercised",
-            detail,
-            "Not seen. Several files are read one after the other, which is slower.",
-        )
-    return CheckRow(
-        _name(_parallel), _passed(len(ids) == len(answer.calls)), _shown(answer), "Several files are read at once."
-    )
+        detail = "one call at a time" if answer.calls else str(answer)
+        return "not exercised", detail, "Not seen. Several files are read one after the other, which is slower."
+    good = len({call.get("id") for call in answer.calls}) == len(answer.calls)
+    return _judged(good, answer, "Several files are read at once.", "Several files are read at once.")
 
 
-def _union(server: CheckedServer, context_tokens: int) -> CheckRow:
+def _union(server: _Server) -> Outcome:
     """A tool with a union in its schema"""
-    answer = server.ask([user("Run the command: echo union")])
-    call = answer.first_call
-    good = call.get("name") == "Bash" and (call.get("input") or {}).get("command") == "echo union"
-    meaning = "Tools of MCP servers work." if good else "Tools with such schemas do not work."
-    return CheckRow(_name(_union), _passed(good), _shown(answer), meaning)
+    answer = server.ask([_user("Run the command: echo union")])
+    good = answer.first_name == "Bash" and answer.first_input.get("command") == "echo union"
+    return _judged(good, answer, "Tools of MCP servers work.", "Tools with such schemas do not work.")
 
 
-def _late_system(server: CheckedServer, context_tokens: int) -> CheckRow:
+def _late_system(server: _Server) -> Outcome:
     """A system message in the middle of a conversation"""
-    messages = [user("Hello"), {"role": "assistant", "content": "Hello."}, {"role": "system", "content": "Be brief."}]
-    answer = server.ask([*messages, *create("late.txt", "still here")])
-    good = (answer.first_call.get("input") or {}).get("content") == "still here"
-    meaning = (
-        f"Reminders that {server.title} sends during a session are accepted."
-        if good
-        else "Long sessions may break off."
-    )
-    return CheckRow(_name(_late_system), _passed(good), _shown(answer), meaning)
+    messages = [_user("Hello"), {"role": "assistant", "content": "Hello."}, {"role": "system", "content": "Be brief."}]
+    answer = server.ask([*messages, *_create("late.txt", "still here")])
+    good = answer.first_input.get("content") == "still here"
+    accepted = f"Reminders that {server.title} sends during a session are accepted."
+    return _judged(good, answer, accepted, "Long sessions may break off.")
 
 
-def _count(server: CheckedServer, context_tokens: int) -> CheckRow:
+def _count(server: _Server) -> Outcome:
     """Tokens are counted before they are sent"""
-    body = {"model": server.model, "system": SYSTEM, "tools": list(TOOLS), "messages": [user("Hello")]}
+    body = {"model": server.model, "system": _SYSTEM, "tools": _TOOLS, "messages": [_user("Hello")]}
     reply = server.client.post(server.wire.COUNT_PATH, json=body)
     counted = reply.json().get("input_tokens", 0) if reply.status_code == 200 else 0
-    meaning = "/context is exact." if counted else f"{server.title} estimates; compaction may start early or late."
-    return CheckRow(
-        _name(_count), _passed(bool(counted)), f"{counted} tokens" if counted else str(reply.status_code), meaning
-    )
+    detail = f"{counted} tokens" if counted else str(reply.status_code)
+    estimates = f"{server.title} estimates; compaction may start early or late."
+    return _judged(bool(counted), detail, "/context is exact.", estimates)
 
 
-def _stream(server: CheckedServer, context_tokens: int) -> CheckRow:
+def _stream(server: _Server) -> Outcome:
     """A stream says the same as a whole reply"""
-    whole, streamed = (server.ask(create("s.txt", "the same twice"), stream=stream) for stream in (False, True))
-    same = [(call.get("name"), call.get("input")) for call in whole.calls] == [
-        (call.get("name"), call.get("input")) for call in streamed.calls
-    ] and whole.stop == streamed.stop
-    good = same and bool(whole.calls)
-    meaning = (
-        "Streamed replies are complete." if good else f"{server.title} streams its replies, so tool calls will break."
+    whole, streamed = (server.ask(_create("s.txt", "the same twice"), stream=stream) for stream in (False, True))
+    whole_calls, streamed_calls = (
+        [(call.get("name"), call.get("input")) for call in answer.calls] for answer in (whole, streamed)
     )
-    return CheckRow(_name(_stream), _passed(good), _shown(streamed), meaning)
+    good = bool(whole.calls) and whole_calls == streamed_calls and whole.stop == streamed.stop
+    bad = f"{server.title} streams its replies, so tool calls will break."
+    return _judged(good, streamed, "Streamed replies are complete.", bad)
 
 
-def _usage(server: CheckedServer, context_tokens: int) -> CheckRow:
+def _usage(server: _Server) -> Outcome:
     """A stream reports the prompt's token count"""
-    answer = server.ask(create("u.txt", "count me"), stream=True)
+    answer = server.ask(_create("u.txt", "count me"), stream=True)
     tokens = answer.input_tokens + answer.cached_tokens
-    meaning = (
-        "The used part of the context window is known."
-        if tokens
-        else f"{server.title} cannot see its context window fill up."
-    )
-    return CheckRow(_name(_usage), _passed(tokens > 0), f"{tokens} tokens", meaning)
+    bad = f"{server.title} cannot see its context window fill up."
+    return _judged(tokens > 0, f"{tokens} tokens", "The used part of the context window is known.", bad)
 
 
-def _cut(server: CheckedServer, context_tokens: int) -> CheckRow:
+def _cut(server: _Server) -> Outcome:
     """A reply that is cut off has the stop reason for it"""
-    answer = server.ask(create("long.txt", " ".join(f"word{i}" for i in range(200))), out_tokens=24)
-    good = answer.stop == "max_tokens"
-    meaning = f"{server.title} notices and goes on." if good else "A half-written file may be taken for a complete one."
-    return CheckRow(_name(_cut), _passed(good), _shown(answer), meaning)
+    answer = server.ask(_create("long.txt", _LONG), out_tokens=24)
+    bad = "A half-written file may be taken for a complete one."
+    return _judged(answer.stop == "max_tokens", answer, f"{server.title} notices and goes on.", bad)
 
 
-def _cut_call(server: CheckedServer, context_tokens: int) -> CheckRow:
+def _cut_call(server: _Server) -> Outcome:
     """A tool call that is cut off is not reported as complete"""
-    content = " ".join(f"word{i}" for i in range(200))
-    answer = server.ask(create("long.txt", content), out_tokens=24, stream=True)
-    given = answer.first_call.get("input") or {}
-    silent = answer.stop not in ("max_tokens",) and (
-        not answer.calls or given != {"file_path": "long.txt", "content": content}
-    )
-    meaning = (
-        "A tool call that was cut off is reported." if not silent else "A cut-off call looks complete: files are lost."
-    )
-    return CheckRow(_name(_cut_call), _passed(not silent), _shown(answer), meaning)
+    answer = server.ask(_create("long.txt", _LONG), out_tokens=24, stream=True)
+    good = answer.stop == "max_tokens" or answer.first_input == {"file_path": "long.txt", "content": _LONG}
+    bad = "A cut-off call looks complete: files are lost."
+    return _judged(good, answer, "A tool call that was cut off is reported.", bad)
 
 
-def _no_thinking(server: CheckedServer, context_tokens: int) -> CheckRow:
+def _no_thinking(server: _Server) -> Outcome:
     """Thinking stays out of the text"""
-    answer = server.ask([user("How are you?")])
+    answer = server.ask([_user("How are you?")])
     if not answer.text:
-        return CheckRow(_name(_no_thinking), "not exercised", _shown(answer), "The model wrote no text.")
+        return "not exercised", str(answer), "The model wrote no text."
     leaks = [mark for mark in ("<think>", "</think>", "<|channel|>", "<|channel>", "reasoning:") if mark in answer.text]
-    meaning = "Answers contain no thinking." if not leaks else "Thinking appears in the answer and in later requests."
-    return CheckRow(_name(_no_thinking), _passed(not leaks), ", ".join(leaks) or answer.text[:60], meaning)
+    detail = ", ".join(leaks) or answer.text[:60]
+    bad = "Thinking appears in the answer and in later requests."
+    return _judged(not leaks, detail, "Answers contain no thinking.", bad)
 
 
-def _marks(server: CheckedServer, context_tokens: int) -> CheckRow:
+def _marks(server: _Server) -> Outcome:
     """A file that contains a parser's own marks arrives byte for byte"""
-    answer = server.ask(create("marks.txt", MARKED))
-    given = (answer.first_call.get("input") or {}).get("content")
-    meaning = "Files may contain such marks." if given == MARKED else "Files that contain such marks are damaged."
-    return CheckRow(_name(_marks), _passed(given == MARKED), _shown(answer), meaning)
+    answer = server.ask(_create("marks.txt", _MARKED))
+    good = answer.first_input.get("content") == _MARKED
+    return _judged(good, answer, "Files may contain such marks.", "Files that contain such marks are damaged.")
 
 
-def _too_long(server: CheckedServer, context_tokens: int) -> CheckRow:
-    """A prompt beyond the window is refused, not cut"""
-    # one token per word in nearly every vocabulary
-    answer = server.ask([user(f"{' the' * context_tokens} How are you?")], out_tokens=16)
-    said = re.search(r"context|too long|exceed|length|tokens", answer.raw, re.IGNORECASE)
-    loud = answer.status in (400, 413, 422) and bool(said)
-    meaning = (
-        f"{server.title} compacts and goes on." if loud else "The beginning of the conversation is dropped silently."
-    )
-    return CheckRow(_name(_too_long), _passed(loud), f"status {answer.status}", meaning)
-
-
-def _cache(server: CheckedServer, context_tokens: int) -> CheckRow:
+def _cache(server: _Server) -> Outcome:
     """A second turn does not read the whole prompt again"""
     filler = " ".join(f"line {i} of the notes." for i in range(300))
-    messages = [user(f"{filler} How are you?")]
+    messages = [_user(f"{filler} How are you?")]
     first = server.ask(messages)
-    turn = [*messages, {"role": "assistant", "content": first.text or "Fine."}, user("How are you?")]
-    second = server.ask(turn)
+    said = {"role": "assistant", "content": first.text or "Fine."}
+    second = server.ask([*messages, said, _user("How are you?")])
     if not second.reports_cache:
-        return CheckRow(
-            _name(_cache),
-            "not exercised",
-            "the server does not report it",
-            "How many tokens are read again is unknown.",
-        )
+        return "not exercised", "the server does not report it", "How many tokens are read again is unknown."
     good = second.cached_tokens > second.input_tokens
     detail = f"{second.cached_tokens} tokens kept, {second.input_tokens} read"
-    return CheckRow(
-        _name(_cache),
-        _passed(good),
-        detail,
-        "A turn reads only its new tokens." if good else "Every turn reads the whole prompt again.",
-    )
+    return _judged(good, detail, "A turn reads only its new tokens.", "Every turn reads the whole prompt again.")
 
 
-ROWS: tuple[Callable[[CheckedServer, int], CheckRow], ...] = (
+def _too_long(server: _Server) -> Outcome:
+    """A prompt beyond the window is refused, not cut"""
+    # one token per word in nearly every vocabulary
+    answer = server.ask([_user(f"{' the' * server.context_tokens} How are you?")], out_tokens=16)
+    said = re.search(r"context|too long|exceed|length|tokens", answer.raw, re.IGNORECASE)
+    loud = answer.status in (400, 413, 422) and bool(said)
+    bad = "The beginning of the conversation is dropped silently."
+    return _judged(loud, f"status {answer.status}", f"{server.title} compacts and goes on.", bad)
+
+
+_ROWS: tuple[Callable[[_Server], Outcome], ...] = (
     _dense_write,
     _result,
     _chain,
@@ -262,28 +291,4 @@ ROWS: tuple[Callable[[CheckedServer, int], CheckRow], ...] = (
     _too_long,
 )
 #: Without these the agent cannot work.
-NEEDED = (_dense_write, _result, _union, _stream)
-
-
-def _name(row: Callable[..., CheckRow]) -> str:
-    return (row.__doc__ or "").splitlines()[0]
-
-
-def _passed(good: bool) -> Status:
-    return "pass" if good else "fail"
-
-
-def _shown(answer: Reply) -> str:
-    """A reply, shortened to one line."""
-    if answer.status != 200:
-        return f"status {answer.status}: {answer.raw[:80]}"
-    if answer.calls:
-        return ", ".join(
-            f"{call.get('name')}({json.dumps(call.get('input'), ensure_ascii=False)[:50]})" for call in answer.calls
-        )
-    return f"{answer.stop or 'no stop reason'}: {answer.text[:60]!r}"
-
-
-def can_work(rows: Sequence[CheckRow]) -> bool:
-    """Whether the agent works: every needed row passed."""
-    return all(row.status == "pass" for row in rows if row.needed)
+_NEEDED = (_dense_write, _result, _union, _stream)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from cclocal.agents import AGENTS
 from cclocal.checks import results, rows
-from cclocal.checks.rows import CheckRow, can_work
+from cclocal.checks.rows import CheckRow, Status, can_work
 from cclocal.command import Command
 from cclocal.errors import FolderError, ServerDiedError
 from cclocal.models.catalog import Catalog
@@ -55,7 +55,7 @@ class Report:
             "engine": f"{engine.form} {engine.version}",
             **_about(self.plan),
             "works": self.works,
-            "rows": [row.as_json() for row in self.rows],
+            "rows": [row._asdict() for row in self.rows],
         }
 
 
@@ -136,4 +136,5 @@ def _agent_row(plan: Plan, command: Command, environ: Mapping[str, str]) -> Chec
     path, title = Path(FILE), AGENTS[plan.agent].TITLE
     is_good = path.is_file() and path.read_text("utf-8", "replace").strip() == CONTENT
     meaning = f"{title} works with it." if is_good else f"{title} does not work with it."
-    return CheckRow("The real agent writes a real file", "pass" if is_good else "fail", said[0][:120], meaning, True)
+    status: Status = "pass" if is_good else "fail"
+    return CheckRow("The real agent writes a real file", status, said[0][:120], meaning, needed=True)

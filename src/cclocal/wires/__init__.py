@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from cclocal.wires import anthropic
-from cclocal.wires.reply import Reply
+from cclocal.wires.reply import Body, Reply
 
 
 class Wire(Protocol):
@@ -21,22 +21,15 @@ class Wire(Protocol):
     PATH: str
     COUNT_PATH: str
 
-    def one_token(self, model: str) -> dict[str, Any]:
+    def one_token(self, model: str) -> Body:
         """The body of the shortest message that makes a server compute."""
 
-    def ahead(self, request: dict[str, Any], model: str) -> dict[str, Any]:
+    def ahead(self, request: Body, model: str) -> Body:
         """The body that has a recorded request of an agent's read ahead: one token, as a stream."""
 
     def body(
-        self,
-        model: str,
-        system: str,
-        tools: list[dict[str, Any]],
-        messages: list[dict[str, Any]],
-        out_tokens: int,
-        *,
-        stream: bool,
-    ) -> dict[str, Any]:
+        self, model: str, system: str, tools: list[Body], messages: list[Body], out_tokens: int, *, stream: bool
+    ) -> Body:
         """The body of a message in a conversation."""
 
     def is_reply(self, status: int, body: Any) -> bool:

@@ -7,39 +7,25 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from cclocal.wires.reply import Reply
+from cclocal.wires.reply import Body, Reply
 
 NAME = "anthropic"
 PATH = "/v1/messages"
 COUNT_PATH = "/v1/messages/count_tokens"
 
 
-def one_token(model: str) -> dict[str, Any]:
+def one_token(model: str) -> Body:
     return {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
 
 
-def ahead(request: dict[str, Any], model: str) -> dict[str, Any]:
+def ahead(request: Body, model: str) -> Body:
     # vllm-mlx keeps what it read only for streams
     return {**request, "model": model, "max_tokens": 1, "stream": True}
 
 
-def body(
-    model: str,
-    system: str,
-    tools: list[dict[str, Any]],
-    messages: list[dict[str, Any]],
-    out_tokens: int,
-    *,
-    stream: bool,
-) -> dict[str, Any]:
-    return {
-        "model": model,
-        "max_tokens": out_tokens,
-        "system": system,
-        "tools": tools,
-        "messages": messages,
-        "stream": stream,
-    }
+def body(model: str, system: str, tools: list[Body], messages: list[Body], out_tokens: int, *, stream: bool) -> Body:
+    told = {"model": model, "system": system, "tools": tools, "messages": messages}
+    return {**told, "max_tokens": out_tokens, "stream": stream}
 
 
 def is_reply(status: int, body: Any) -> bool:
@@ -67,10 +53,9 @@ def read(status: int, text: str, *, stream: bool) -> Reply:
     )
 
 
-def _joined(text: str) -> dict[str, Any]:
+def _joined(text: str) -> Body:
     """The message that a stream of events adds up to. Raises ValueError if an event is no JSON."""
-    message: dict[str, Any] = {"content": []}
-    parts: dict[int, str] = {}
+    message: Body = {"content": []}
     for line in text.splitlines():
         if not line.startswith("data: "):
             continue
@@ -80,21 +65,20 @@ def _joined(text: str) -> dict[str, Any]:
             message |= {**event["message"], "content": []}
         elif kind == "content_block_start":
             message["content"].append(dict(event["content_block"]))
-            parts[len(message["content"]) - 1] = ""
         elif kind == "content_block_delta" and message["content"]:
             block, delta = message["content"][-1], event["delta"]
-            if "text" in delta:
-                block["text"] = block.get("text", "") + delta["text"]
-            parts[len(message["content"]) - 1] += delta.get("partial_json", "")
+            for key in {"text", "partial_json"} & delta.keys():
+                block[key] = block.get(key, "") + delta[key]
         elif kind == "message_delta":
             message |= event.get("delta", {})
             message["usage"] = {**message.get("usage", {}), **event.get("usage", {})}
-    for at, given in parts.items():
-        if given and message["content"][at].get("type") == "tool_use":
+    for block in message["content"]:
+        given = block.pop("partial_json", "")
+        if given and block.get("type") == "tool_use":
             # an input that was cut off is no input
-            message["content"][at]["input"] = None
+            block["input"] = None
             with contextlib.suppress(ValueError):
-                message["content"][at]["input"] = json.loads(given)
+                block["input"] = json.loads(given)
     return message
 
 

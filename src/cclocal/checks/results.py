@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from cclocal.checks.rows import CheckRow, can_work
 from cclocal.facts import Engine
 from cclocal.models.catalog import Model, Variant
 from cclocal.paths import Env, read_rows, write_private
@@ -32,9 +31,8 @@ def known(env: Env) -> Mapping[str, dict[str, Any]]:
     return read_rows(env.folders.state / "proofs.json")
 
 
-def keep(name: str, rows: Sequence[CheckRow], env: Env, about: Mapping[str, Any]) -> None:
-    """Remember the outcome of a check. `about`: what else was served: context, KV cache type, prompt."""
+def keep(name: str, report: Mapping[str, Any], env: Env) -> None:
+    """Remember the outcome of a check: whether the agent `works`, row by row, and what was served."""
     kept = dict(list(known(env).items())[-_KEPT:])
     kept.pop(name, None)
-    result = {"at_s": time.time(), "works": can_work(rows), **about, "rows": [row._asdict() for row in rows]}
-    write_private(env.folders.state / "proofs.json", json.dumps({**kept, name: result}))
+    write_private(env.folders.state / "proofs.json", json.dumps({**kept, name: {"at_s": time.time(), **report}}))

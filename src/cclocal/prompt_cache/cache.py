@@ -1,7 +1,8 @@
 """The fixed part of an agent's prompt in a session's server: restored, or evaluated and saved, or asked for ahead.
 
 The part is what two captured sessions have in common, token by token. llama.cpp compares tokens itself, so a state that
-does not match a prompt is only of less use, never wrong.
+does not match a prompt is only of less use, never wrong. A saved state is a file NAME.bin with a note NAME.json, which
+is written last: a state without a note is incomplete.
 """
 
 from __future__ import annotations
@@ -10,26 +11,30 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from cclocal import http
 from cclocal.agents import AGENTS
 from cclocal.agents.session import Capture
 from cclocal.backends import runtime_of
 from cclocal.command import SERVER_NAMES, Command
-from cclocal.errors import CclocalError, FolderError, ServerDiedError
-from cclocal.paths import Env, make_folder
+from cclocal.errors import CclocalError, FolderError
+from cclocal.paths import Env, make_folder, read_table, write_private
 from cclocal.planning.plan import Plan
 from cclocal.programs import last_line
-from cclocal.prompt_cache import prefill, store
+from cclocal.prompt_cache import prefill
 from cclocal.prompt_cache.capture import LIMIT_S, Request, first_requests
-from cclocal.server.readiness import POLL_S, Waiting, patiently
+from cclocal.server.readiness import Waiting, patiently
 from cclocal.server.start import Server
 from cclocal.wires import WIRES
 
@@ -38,6 +43,10 @@ if TYPE_CHECKING:
 
 #: A shorter part is evaluated faster than it is restored.
 LEAST_TOKENS = 512
+#: With less free disk space than this nothing is saved.
+SPARE_BYTES = 4 * 10**9
+#: All states together; the least recently used are removed first.
+CAP_BYTES = 8 * 10**9
 _REQUEST_LIMIT_S = 30.0
 #: Seconds in which the keeper reports a server's end after its connections are cut.
 _END_LIMIT_S = 1.0
@@ -59,14 +68,10 @@ class PromptCache:
             error.hint = "--cold saves nothing"
             raise
         self.about = f"{capture.about} | {plan.cache_key} | {_identity(plan)}"
-        self.name = hashlib.sha256(self.about.encode()).hexdigest()[:24]
+        name = hashlib.sha256(self.about.encode()).hexdigest()[:24]
+        self.state = env.folders.saved_prompts / f"{name}.bin"
         self.thread = threading.Thread(target=self._capture, args=(capture,), daemon=True)
         self.thread.start()
-
-    @classmethod
-    def of(cls, plan: Plan, env: Env) -> PromptCache | None:
-        """For a session whose prompt is cached; None for any other."""
-        return cls(plan, plan.capture, env) if plan.capture else None
 
     def _capture(self, capture: Capture) -> None:
         with contextlib.suppress(CclocalError, OSError):
@@ -83,9 +88,18 @@ class PromptCache:
         Done before the agent starts: a save that has to wait for a slot would leave the agent's own requests waiting
         behind it for ever (llama.cpp takes one waiting task when a slot becomes free, and a save frees none).
         """
-        import httpx
 
-        self._wait_for_capture(server, on_wait)
+        def wait_for(ask: Callable[[], object], phase: str) -> None:
+            began = time.monotonic()
+
+            def look() -> None:
+                server.check_alive()
+                on_wait(Waiting(phase, time.monotonic() - began, last_line(server.log)))
+
+            patiently(ask, look)
+
+        # until it is done or at its own limit: it happens once per version, and is remembered
+        wait_for(self.thread.join, "recording the agent's first request, once")
         endpoint = self.plan.endpoint(server.binding)
         if self.plan.prompt_caching == "ask ahead":
             wire = WIRES[AGENTS[self.plan.agent].WIRE]
@@ -94,58 +108,66 @@ class PromptCache:
             return None
         try:
             with http.client(endpoint.url, endpoint.key, limit_s=_REQUEST_LIMIT_S) as client:
-                return self._fill(client, server, on_wait)
-        except ServerDiedError:
-            raise
-        except (
-            *(httpx.HTTPError, CclocalError, subprocess.SubprocessError, OSError),
-            *(ValueError, KeyError, TypeError, AttributeError),
-        ):
+                return self._fill(client, server, wait_for)
+        except Exception:
             server.poll(_END_LIMIT_S)
             server.check_alive()
             # without it the session only starts more slowly
             return None
 
-    def _wait_for_capture(self, server: Server, on_wait: Callable[[Waiting], None]) -> None:
-        """Until the capture is done or at its own limit: it happens once per version, and is remembered."""
-        began = time.monotonic()
-        while self.thread.is_alive():
-            server.check_alive()
-            phase = "recording the agent's first request, once"
-            on_wait(Waiting(phase, time.monotonic() - began, last_line(server.log)))
-            self.thread.join(POLL_S)
-
-    def _fill(self, client: httpx.Client, server: Server, on_wait: Callable[[Waiting], None]) -> str | None:
+    def _fill(
+        self, client: httpx.Client, server: Server, wait_for: Callable[[Callable[[], object], str], None]
+    ) -> str | None:
         runtime = runtime_of(self.plan.variant.backend)
-        tokens = _common([runtime.prompt_tokens(client, request) for request in self.requests])
+        prompts = [runtime.prompt_tokens(client, request) for request in self.requests]
+        same = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
+        tokens = [column[0] for column in same]
         if not LEAST_TOKENS <= len(tokens) < self.plan.slot_tokens:
             return None
-        state = store.find(self.name, self.env) if self.plan.can_save_prompt else None
-        # a template may put the date first: then yesterday's state is of no use
-        if state and state.digest == store.digest(tokens):
-            if runtime.restore_prompt(client, state.path.name):
-                store.used(state)
-                return f"{state.tokens:,} tokens of the prompt were restored from an earlier session."
-            store.forget(state)
-        if not self.plan.can_save_prompt or not store.has_space(self.env):
+        if self.plan.can_save_prompt and self._is_saved(tokens):
+            if runtime.restore_prompt(client, self.state.name):
+                # the time of its file decides which is removed first
+                self.state.touch()
+                return f"{len(tokens):,} tokens of the prompt were restored from an earlier session."
+            # never used again: it is damaged in a way that the checksum does not show
+            self.state.with_suffix(".json").unlink(missing_ok=True)
+        if not self.plan.can_save_prompt or shutil.disk_usage(self.state.parent).free < SPARE_BYTES:
             # Nothing will be saved, so prefill in the background instead of blocking the start.
             body = {"prompt": tokens, "n_predict": 0, "cache_prompt": True, "id_slot": 0}
             self._ask_in_background(server, "/completion", body)
             return None
-        began = time.monotonic()
-
-        def look() -> None:
-            server.check_alive()
-            phase = f"prefilling the {len(tokens):,} fixed tokens of the prompt, once"
-            on_wait(Waiting(phase, time.monotonic() - began, last_line(server.log)))
-
-        patiently(lambda: runtime.read_prompt(client, tokens), look)
+        phase = f"prefilling the {len(tokens):,} fixed tokens of the prompt, once"
+        wait_for(lambda: runtime.read_prompt(client, tokens), phase)
+        part = self.state.with_suffix(f".{os.getpid()}.part")
         try:
-            if runtime.save_prompt(client, store.part_name(self.name)) == len(tokens):
-                store.keep(self.name, tokens, self.about, self.env)
+            if runtime.save_prompt(client, part.name) == len(tokens):
+                self._keep(part, tokens)
         finally:
-            (self.env.folders.saved_prompts / store.part_name(self.name)).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
         return None
+
+    def _is_saved(self, tokens: list[int]) -> bool:
+        """Whether the state is what was written, and of these tokens: a template may put the date first."""
+        note = read_table(self.state.with_suffix(".json"))
+        if note.get("digest") != _digest(tokens):
+            return False
+        with contextlib.suppress(OSError):
+            return self.state.stat().st_size == note.get("size_bytes") and _checksum(self.state) == note.get("sha256")
+        return False
+
+    def _keep(self, part: Path, tokens: list[int]) -> None:
+        """Keep what a server wrote, with a checksum. Raises OSError or FolderError."""
+        part.chmod(0o600)
+        note = {
+            "size_bytes": part.stat().st_size,
+            "sha256": _checksum(part),
+            "tokens": len(tokens),
+            "digest": _digest(tokens),
+            "about": self.about,
+        }
+        part.replace(self.state)
+        write_private(self.state.with_suffix(".json"), json.dumps(note))
+        _make_room(self.state.parent)
 
     def _ask_in_background(self, server: Server, path: str, body: dict[str, object]) -> None:
         """Prefill in the background. Skipped in print mode, where the agent sends its request at once."""
@@ -177,11 +199,29 @@ def _identity(plan: Plan) -> str:
     return " ".join(found)
 
 
-def _common(prompts: list[list[int]]) -> list[int]:
-    """The tokens that all prompts begin with."""
-    shared = 0
-    for column in zip(*prompts, strict=False):
-        if len(set(column)) > 1:
-            break
-        shared += 1
-    return prompts[0][:shared] if prompts else []
+def _digest(tokens: list[int]) -> str:
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _make_room(folder: Path) -> None:
+    """Remove incomplete states, and the least recently used until the others are below the cap."""
+    states: list[tuple[float, int, Path]] = []
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if path.suffix == ".part" and not psutil.pid_exists(int(f"0{path.stem.rpartition('.')[2]}")):
+                path.unlink()
+            elif path.suffix == ".bin" and path.with_suffix(".json").exists():
+                states.append((path.stat().st_mtime, path.stat().st_size, path))
+            elif path.suffix == ".bin":
+                path.unlink()
+    total = 0
+    for _, size, path in sorted(states, reverse=True):
+        total += size
+        if total > CAP_BYTES:
+            path.with_suffix(".json").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,11 @@ class Report:
             "model": self.plan.model.id,
             "backend": self.plan.variant.backend,
             "engine": f"{engine.form} {engine.version}",
-            **_about(self.plan),
+            # a result does not hold for another context or KV cache type
+            "agent": self.plan.agent,
+            "context_tokens": self.plan.context_tokens,
+            "kv_type": self.plan.variant.kv_type,
+            "lean": self.plan.session.lean,
             "works": self.works,
             "rows": [row._asdict() for row in self.rows],
         }
@@ -64,7 +67,11 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> Repo
     agent = choose_agent(settings)
     # empty cache, no questions: the check tests a first start
     settings = replace(settings, agent_args=agent.ask_once(PROMPT), cold=True, yes=True)
-    with _in_a_folder_of_its_own():
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise FolderError("The current folder no longer exists.", hint="cd to a folder that exists") from None
+    with tempfile.TemporaryDirectory(prefix="cclocal-check-") as folder, contextlib.chdir(folder):
         plan, server = serve(settings, catalog, env)
         found: list[CheckRow] = []
         try:
@@ -80,32 +87,9 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> Repo
             _show(found[-1], show=show)
         finally:
             server.end()
-    results.keep(plan.result_key, found, env, _about(plan))
-    return Report(plan, tuple(found))
-
-
-def _about(plan: Plan) -> dict[str, Any]:
-    """What was served: a result does not hold for another context or KV cache type."""
-    return {
-        "agent": plan.agent,
-        "context_tokens": plan.context_tokens,
-        "kv_type": plan.variant.kv_type,
-        "lean": plan.session.lean,
-    }
-
-
-@contextmanager
-def _in_a_folder_of_its_own() -> Iterator[None]:
-    try:
-        before = Path.cwd()
-    except FileNotFoundError:
-        raise FolderError("The current folder no longer exists.", hint="cd to a folder that exists") from None
-    with tempfile.TemporaryDirectory(prefix="cclocal-check-") as folder:
-        os.chdir(folder)
-        try:
-            yield
-        finally:
-            os.chdir(before)
+    report = Report(plan, tuple(found))
+    results.keep(plan.result_key, report.as_json(), env)
+    return report
 
 
 def _show(row: CheckRow, *, show: bool) -> None:

@@ -56,7 +56,7 @@ def _start(plan: Plan, binding: Binding, env: Env, limit: int | None) -> Server:
     make_folder(env.folders.sessions)
     log = logs.new_log(env, binding.session_id)
     # captures what the agent sends first while the model loads
-    cache = PromptCache.of(plan, env)
+    cache = PromptCache(plan, plan.capture, env) if plan.capture else None
     resume = " ".join(agent.resume_arguments())
     with contextlib.ExitStack() as undo:
         if cache:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cclocal.agents import AGENTS, DEFAULT, Agent
+from cclocal.agents.session import AgentSession
 from cclocal.backends import BACKENDS, Backend, in_order
 from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
 from cclocal.facts import Engine, Facts
@@ -25,6 +26,22 @@ def check_agent(agent: Agent, facts: Facts) -> None:
         raise AgentMissingError(facts.agent_problem or f"{agent.PROGRAM} was not found on PATH.", hint=agent.INSTALL)
     if reason := agent.unusable(facts.agent.version):
         raise AgentMissingError(f"{reason}.", hint=agent.INSTALL)
+
+
+def agent_session(settings: Settings, facts: Facts, context_tokens: int, out_tokens: int) -> AgentSession:
+    """What the agent is told, for a window and replies of so many tokens."""
+    return AgentSession(
+        found=facts.agent,
+        context_tokens=context_tokens,
+        out_tokens=out_tokens,
+        cwd=facts.cwd,
+        home=facts.env.folders.agent_home(choose_agent(settings).NAME),
+        git_root=facts.git_root,
+        passed=settings.pass_env,
+        arguments=settings.agent_args,
+        tools=not settings.no_tools,
+        lean=bool(settings.lean),
+    )
 
 
 def choose_variant(model: Model, settings: Settings, facts: Facts) -> tuple[Variant, str | None]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cclocal.agents import Agent
-from cclocal.agents.session import AgentSession
 from cclocal.backends import BACKENDS, Backend
 from cclocal.backends.request import ServeRequest
 from cclocal.checks import results
@@ -19,7 +18,7 @@ from cclocal.memory.fit import Fit
 from cclocal.memory.footprint import CELLS
 from cclocal.memory.shape import Shape
 from cclocal.models.catalog import Model, Variant
-from cclocal.planning.choose import choose_agent, choose_engine, choose_variant, model_path
+from cclocal.planning.choose import agent_session, choose_agent, choose_engine, choose_variant, model_path
 from cclocal.planning.memory import adjusted, fit_on, limit_words, memory_config, what_helps, wired_limit
 from cclocal.planning.plan import Fetch, Plan, slot_tokens
 from cclocal.settings import Settings
@@ -78,19 +77,7 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
     limit, limit_note = wired_limit(settings, facts.machine, engine)
     fit = fit_on(shape, memory_config(variant, context), variant, engine, facts, limit) if shape else None
     folders = facts.env.folders
-    session = AgentSession(
-        found=facts.agent,
-        context_tokens=slot,
-        out_tokens=out,
-        cwd=facts.cwd,
-        home=folders.agent_home(agent.NAME),
-        git_root=facts.git_root,
-        passed=tuple(settings.pass_env),
-        arguments=tuple(settings.agent_args),
-        tools=not settings.no_tools,
-        lean=bool(settings.lean),
-        log_reader=backend.LOG_READER,
-    )
+    session = replace(agent_session(settings, facts, slot, out), log_reader=backend.LOG_READER)
     request = ServeRequest(
         model=model,
         variant=variant,

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from cclocal import http
-from cclocal.agents.session import AgentSession
-from cclocal.backends import BACKENDS, runtime_of
+from cclocal.backends import runtime_of
 from cclocal.discovery.look import look_around
 from cclocal.errors import UsageError
 from cclocal.paths import Env
-from cclocal.planning.choose import check_agent, choose_agent
+from cclocal.planning.choose import agent_session, check_agent, choose_agent
 from cclocal.prompt_cache.capture import Request, first_requests
 from cclocal.server.registry import running
 from cclocal.settings import Settings
@@ -60,25 +59,17 @@ def break_down(settings: Settings, env: Env) -> Breakdown:
 
     Raises AgentMissingError (35), or UsageError if it sends nothing that can be compared.
     """
-    agent, stop = choose_agent(settings), threading.Event()
-    facts = look_around(env, settings)
+    agent, facts = choose_agent(settings), look_around(env, settings)
     check_agent(agent, facts)
     assert facts.agent
-    session = AgentSession(
-        facts.agent,
-        _CONTEXT_TOKENS,
-        _OUT_TOKENS,
-        cwd=facts.cwd,
-        home=env.folders.agent_home(agent.NAME),
-        arguments=settings.agent_args,
-        lean=bool(settings.lean),
-    )
+    session = agent_session(settings, facts, _CONTEXT_TOKENS, _OUT_TOKENS)
     capture = agent.capture(session, "model")
     if capture is None:
         raise UsageError("These arguments replace the prompt, so there is nothing to compare.", hint="cclocal prompt")
     program = f"{agent.PROGRAM} {facts.agent.version}"
-    ours = first_requests(agent.NAME, capture, env, stop)
-    plain = first_requests(agent.NAME, agent.plain(session, "model"), env, stop)
+    never = threading.Event()
+    ours = first_requests(agent.NAME, capture, env, never)
+    plain = first_requests(agent.NAME, agent.plain(session, "model"), env, never)
     if not ours:
         raise UsageError(f"{program} sent no request within its time limit.", hint="cclocal --tiny")
     first, second = (_parts(request) for request in ours)
@@ -116,13 +107,11 @@ def _counted(parts: Mapping[str, str], env: Env) -> tuple[dict[str, int], str | 
     import httpx
 
     for session in running(env):
-        backend = str(session.facts.get("backend"))
-        if backend not in BACKENDS:
-            continue
         with contextlib.suppress(OSError, httpx.HTTPError, ValueError, KeyError):
+            runtime = runtime_of(session.facts["backend"])
             key = Path(session.folder, "key").read_text("utf-8").strip()
             with http.client(f"http://127.0.0.1:{session.port}", key, limit_s=_LIMIT_S) as client:
-                counted = {name: runtime_of(backend).count_tokens(client, text) for name, text in parts.items()}
+                counted = {name: runtime.count_tokens(client, text) for name, text in parts.items()}
                 known = {name: tokens for name, tokens in counted.items() if tokens is not None}
                 if len(known) == len(parts):
                     return known, session.model

@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -46,47 +47,27 @@ def first_requests(agent: str, capture: Capture, env: Env, stop: threading.Event
     # an agent that sends nothing is not waited for at every start
     if row and (row["requests"] or time.time() - row["at_s"] < _AGAIN_S):
         return list(row["requests"])
-    with _place(env) as root:
-        places = [Path(root, "a"), Path(root, "another")]
-        found: list[Request | None] = [None, None]
+    parent = env.folders.cache / "rehearsals"
+    # of processes that were killed
+    clear_abandoned(parent)
+    root = make_folder(own_folder(parent))
 
-        def one(at: int) -> None:
-            with contextlib.suppress(OSError, CclocalError):
-                request = _first_request(agent, capture, places[at], _MARKS[at], env, stop)
-                found[at] = request and _without_place(request, places[at], _MARKS[at])
+    def one(name: str, mark: str) -> Request | None:
+        with contextlib.suppress(OSError, CclocalError):
+            return _first_request(agent, capture, root / name, mark, env, stop)
+        return None
 
-        threads = [threading.Thread(target=one, args=(at,)) for at in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    try:
+        with ThreadPoolExecutor() as pool:
+            requests = [request for request in pool.map(one, ("a", "another"), _MARKS) if request]
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
     if stop.is_set():
         return []
-    requests = [request for request in found if request]
     requests = requests if len(requests) == 2 else []
     kept = dict(list(known.items())[-_KEPT + 1 :])
     write_private(path, json.dumps({**kept, capture.about: {"at_s": time.time(), "requests": requests}}))
     return requests
-
-
-def _without_place(request: Request, place: Path, mark: str) -> Request:
-    """The request with a mark for its folder, so that two folder names have no common beginning."""
-    text = json.dumps(request, ensure_ascii=False)
-    for path in {str(place), os.path.realpath(place)}:
-        text = text.replace(json.dumps(path, ensure_ascii=False)[1:-1], mark)
-    return dict(json.loads(text))
-
-
-@contextlib.contextmanager
-def _place(env: Env) -> Iterator[Path]:
-    """A folder for this process's runs; those of processes that were killed are removed by the next."""
-    parent = env.folders.cache / "rehearsals"
-    clear_abandoned(parent)
-    root = make_folder(own_folder(parent))
-    try:
-        yield root
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
 
 
 class _Stub(ThreadingHTTPServer):
@@ -112,11 +93,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name there
         pass
 
-    def do_HEAD(self) -> None:
-        self._answer(200, b"")
-
     def do_GET(self) -> None:
         self._answer(200, b"")
+
+    do_HEAD = do_GET  # noqa: N815 - its name there
 
     def do_POST(self) -> None:
         data = self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -138,25 +118,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def _first_request(
-    agent: str, capture: Capture, place: Path, words: str, env: Env, stop: threading.Event
-) -> Request | None:
-    project = place / "project"
-    project.mkdir(parents=True)
-    with stub() as server:
-        binding = Binding(str(server.server_port), "none", str(place), "none", "")
-        run = AGENTS[agent].capture_run(capture, binding, words)
-        config_dir.prepare(run.config_dir)
-        for file in run.files:
-            write_private(place / file.name, file.content)
-        with _running(run, capture.is_interactive, env, project) as child:
-            deadline = time.monotonic() + LIMIT_S
-            while time.monotonic() < deadline and not server.heard.wait(0.05):
-                if child.poll() is not None or stop.is_set():
-                    break
-        return server.request
-
-
 @contextlib.contextmanager
 def stub() -> Iterator[_Stub]:
     """A server that takes the first message with tools, and refuses it."""
@@ -167,6 +128,30 @@ def stub() -> Iterator[_Stub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def _first_request(
+    agent: str, capture: Capture, place: Path, mark: str, env: Env, stop: threading.Event
+) -> Request | None:
+    """What one run sends, with a mark for its folder, so that two folder names have no common beginning."""
+    project = place / "project"
+    project.mkdir(parents=True)
+    with stub() as server:
+        binding = Binding(str(server.server_port), "none", str(place), "none", "")
+        run = AGENTS[agent].capture_run(capture, binding, mark)
+        config_dir.prepare(run.config_dir)
+        for file in run.files:
+            write_private(place / file.name, file.content)
+        with _running(run, capture.is_interactive, env, project) as child:
+            deadline = time.monotonic() + LIMIT_S
+            while time.monotonic() < deadline and not server.heard.wait(0.05):
+                if child.poll() is not None or stop.is_set():
+                    break
+    text = json.dumps(server.request, ensure_ascii=False)
+    for path in {str(place), os.path.realpath(place)}:
+        text = text.replace(json.dumps(path, ensure_ascii=False)[1:-1], mark)
+    request: Request | None = json.loads(text)
+    return request
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from cclocal.discovery.look import look_around
 from cclocal.errors import NotReadyError, ServerDiedError, UsageError
 from cclocal.facts import Facts
 from cclocal.paths import Env, read_table, write_private
-from cclocal.planning.choose import check_agent, choose_agent
+from cclocal.planning.choose import agent_session, check_agent, choose_agent
 from cclocal.server.readiness import NotYet, check_models
 from cclocal.server.registry import SessionRecord, clear_abandoned, own_folder, running
 from cclocal.server.remote import check_url, look
@@ -90,9 +90,9 @@ def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoRetur
         raise UsageError(f"--ctx {settings.ctx:,} is more than the {served['context_tokens']:,} tokens it serves.")
     agent, facts = _agent(settings, env)
     backend = BACKENDS.get(str(record.facts.get("backend")))
+    out_tokens = settings.out_tokens or served["out_tokens"]
     session = replace(
-        _session(agent, settings, facts, settings.ctx or served["context_tokens"]),
-        out_tokens=settings.out_tokens or served["out_tokens"],
+        agent_session(settings, facts, settings.ctx or served["context_tokens"], out_tokens),
         passed=tuple(dict.fromkeys((*served["passed"], *settings.pass_env))),
         tools=bool(served.get("tools", True)) and not settings.no_tools,
         lean=bool(served.get("lean")) if settings.lean is None else settings.lean,
@@ -129,7 +129,7 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
     with busy(f"Asking {address} for its models"):
         found = look(address, key, WIRES[agent.WIRE], settings.model)
     context = _context(address, found.context_tokens, settings)
-    session = _session(agent, settings, facts, context)
+    session = agent_session(settings, facts, context, settings.out_tokens or _OUT_TOKENS)
     _check_window(agent, session, f"{found.model} at {address}")
     say(f"{found.model} on {found.kind} at {address}, with a context window of {context:,} tokens.")
     # there is no session folder without a server of ours; exec keeps the process that this one is named after
@@ -165,21 +165,6 @@ def _agent(settings: Settings, env: Env) -> tuple[Agent, Facts]:
     agent, facts = choose_agent(settings), look_around(env, settings)
     check_agent(agent, facts)
     return agent, facts
-
-
-def _session(agent: Agent, settings: Settings, facts: Facts, context_tokens: int) -> AgentSession:
-    return AgentSession(
-        found=facts.agent,
-        context_tokens=context_tokens,
-        out_tokens=settings.out_tokens or _OUT_TOKENS,
-        cwd=facts.cwd,
-        home=facts.env.folders.agent_home(agent.NAME),
-        git_root=facts.git_root,
-        passed=settings.pass_env,
-        arguments=settings.agent_args,
-        tools=not settings.no_tools,
-        lean=bool(settings.lean),
-    )
 
 
 def _become(agent: Agent, session: AgentSession, endpoint: Endpoint, folder: Path, log: str, env: Env) -> NoReturn:

@@ -84,8 +84,7 @@ def fetch(
     """Download models and exit (also: cclocal --fetch); a launch needs no network then."""
     from cclocal.discovery.look import load_catalog
     from cclocal.errors import InterruptedByUser
-    from cclocal.session.fetch import fetch_only
-    from cclocal.session.launch import prepare
+    from cclocal.session.launch import fetch_only, prepare
 
     catalog = load_catalog(call.user_file)
     settings = replace(settings, server=True, mem_check=False)

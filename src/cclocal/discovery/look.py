@@ -15,7 +15,7 @@ from cclocal.config_file import UserFile
 from cclocal.discovery.calibration import corrections
 from cclocal.discovery.hardware import machine
 from cclocal.errors import AgentMissingError, FolderError
-from cclocal.facts import AgentFound, Alternative, Engine, Facts, Machine
+from cclocal.facts import AgentFound, Alternative, Facts
 from cclocal.memory.known import published_shape
 from cclocal.models import catalog_file
 from cclocal.models.catalog import Catalog, Rules
@@ -99,11 +99,6 @@ def _alternatives(catalog: Catalog, facts: Facts) -> tuple[Alternative, ...]:
         if shape := published_shape(model.shape, variant.shape_form, variant.size_bytes):
             found.append(Alternative(model.id, model.name, shape, model.served_context_tokens))
     return tuple(found)
-
-
-def another_machine(facts: Facts, here: Machine, engine: Engine, backend: str) -> Facts:
-    """The facts of a machine that is not this one, with one engine on it."""
-    return replace(facts, machine=here, engines={backend: (engine,)}, corrections={})
 
 
 def _pip() -> str:

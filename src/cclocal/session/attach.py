@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 from cclocal import http
 from cclocal.agents import Agent
 from cclocal.agents.session import AgentSession
-from cclocal.backends import BACKENDS
 from cclocal.command import Binding, Endpoint
 from cclocal.discovery.look import look_around
 from cclocal.errors import NotReadyError, ServerDiedError, UsageError
@@ -86,19 +85,15 @@ def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoRetur
     _wait_for(record, served)
     if settings.model and settings.model not in (served["model"], record.model):
         raise UsageError(f"The server on {record.port} has {record.model}, not {settings.model}.")
-    if settings.ctx and settings.ctx > served["context_tokens"]:
-        raise UsageError(f"--ctx {settings.ctx:,} is more than the {served['context_tokens']:,} tokens it serves.")
     agent, facts = _agent(settings, env)
-    backend = BACKENDS.get(str(record.facts.get("backend")))
-    out_tokens = settings.out_tokens or served["out_tokens"]
+    server, window = f"{record.model} on port {record.port}", served["context_tokens"]
     session = replace(
-        agent_session(settings, facts, settings.ctx or served["context_tokens"], out_tokens),
+        _session(server, window, served["out_tokens"], agent, settings, facts),
         passed=tuple(dict.fromkeys((*served["passed"], *settings.pass_env))),
         tools=bool(served.get("tools", True)) and not settings.no_tools,
         lean=bool(served.get("lean")) if settings.lean is None else settings.lean,
-        log_reader=backend.LOG_READER if backend else "",
+        log_reader=str(served.get("log_reader", "")),
     )
-    _check_window(agent, session, f"{record.model} on port {record.port}")
     # inside the server's session, with which it is removed
     folder = record.folder / f"attached-{os.getpid()}"
     endpoint = Endpoint(served["url"], served["key"], served["model"])
@@ -128,10 +123,9 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
     agent, facts = _agent(settings, env)
     with busy(f"Asking {address} for its models"):
         found = look(address, key, WIRES[agent.WIRE], settings.model)
-    context = _context(address, found.context_tokens, settings)
-    session = agent_session(settings, facts, context, settings.out_tokens or _OUT_TOKENS)
-    _check_window(agent, session, f"{found.model} at {address}")
-    say(f"{found.model} on {found.kind} at {address}, with a context window of {context:,} tokens.")
+    session = _session(f"{found.model} at {address}", found.context_tokens, _OUT_TOKENS, agent, settings, facts)
+    window = f"a context window of {session.context_tokens:,} tokens"
+    say(f"{found.model} on {found.kind} at {address}, with {window}.")
     # there is no session folder without a server of ours; exec keeps the process that this one is named after
     attached = env.folders.state / "attached"
     clear_abandoned(attached)
@@ -140,24 +134,26 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
     _become(agent, session, endpoint, own_folder(attached), "", env)
 
 
-def _context(address: str, served: int | None, settings: Settings) -> int:
-    """The window to use: the server's own, or less if that is asked for."""
-    if served is None and settings.ctx is None:
-        raise UsageError(f"{address} does not report its window.", hint="--ctx TOKENS, as set for that server")
-    if served and settings.ctx and settings.ctx > served:
-        raise UsageError(f"--ctx {settings.ctx:,} is more than the {served:,} tokens that {address} serves.")
-    return settings.ctx or served or 0
+def _session(
+    server: str, window: int | None, out_tokens: int, agent: Agent, settings: Settings, facts: Facts
+) -> AgentSession:
+    """The session on a server with a window of so many tokens (None: it reports none), or with less if that is asked.
 
-
-def _check_window(agent: Agent, session: AgentSession, server: str) -> None:
-    """Raises UsageError if the window is too small for the agent and its replies."""
-    least = agent.window(session.context_tokens, session.out_tokens).least_tokens
-    if session.context_tokens < least:
+    Raises UsageError if more is asked for, or if the window is too small for the agent and its replies.
+    """
+    if window is None and settings.ctx is None:
+        raise UsageError(f"{server} does not report its window.", hint="--ctx TOKENS, as set for that server")
+    if window and settings.ctx and settings.ctx > window:
+        raise UsageError(f"--ctx {settings.ctx:,} is more than the {window:,} tokens of {server}.")
+    context, out_tokens = settings.ctx or window or 0, settings.out_tokens or out_tokens
+    least = agent.window(context, out_tokens).least_tokens
+    if context < least:
         raise UsageError(
-            f"{server} has a window of {session.context_tokens:,} tokens; the agent needs {least:,} for replies of "
-            f"{session.out_tokens:,}. With less, earlier messages are lost silently.",
+            f"{server} has a window of {context:,} tokens; the agent needs {least:,} for replies of {out_tokens:,}. "
+            "With less, earlier messages are lost silently.",
             hint="start that server with a larger context, or a smaller --out-tokens here",
         )
+    return agent_session(settings, facts, context, out_tokens)
 
 
 def _agent(settings: Settings, env: Env) -> tuple[Agent, Facts]:

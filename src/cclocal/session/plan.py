@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cclocal.backends import BACKENDS, in_order
-from cclocal.discovery.look import another_machine, look
+from cclocal.discovery.look import look
 from cclocal.discovery.model_files import look_at_variant
 from cclocal.errors import BackendMissingError, CclocalError, UsageError
 from cclocal.facts import Engine, Facts, Gpu, Machine
@@ -16,7 +17,6 @@ from cclocal.memory.footprint import CELLS
 from cclocal.memory.gguf import BadHeaderError
 from cclocal.memory.remedies import Remedy
 from cclocal.models.catalog import Catalog, Model, Variant, with_local_files
-from cclocal.models.headers import ModelHeader
 from cclocal.models.peek import peek
 from cclocal.models.repo_files import ask_hub, refuse_unnamed, with_file_names
 from cclocal.models.resolve import resolve
@@ -46,21 +46,36 @@ def plan_one(catalog: Catalog, word: str, settings: Settings, other: OtherMachin
     model = resolve(catalog, word, settings.backend, env)
     facts = _look(catalog, settings, other, env)
     variant = choose_variant(model, settings, facts)[0]
-    shape_source = ""
-    name, facts_of_model = model.name, look_at_variant(facts, model, variant)
-    if not _shape_is_known(variant, facts_of_model):
+    name, seen = model.name, look_at_variant(facts, model, variant)
+    source = _source(variant, seen)
+    if model_path(variant, seen) not in seen.shapes:
         if not model.untested:
             raise UsageError(
                 f"{model.name} is not on disk, and its dimensions are not published: nothing can be computed.",
                 hint="cclocal plan owner/repository:QUANT reads a header on the hub",
             )
-        model, variant, header = _peeked(model, variant, env)
-        facts_of_model = facts.with_shape(model_path(variant, facts), header.shape)
-        shape_source = header.source
-        name = word if variant.tag else f"{variant.repo}, {variant.files[0]}" if not variant.is_folder else word
-    fit = _fit(model, variant, settings, facts_of_model)
-    row = FitRow(model.id if not model.untested else name, name, fit, shape_source or _source(variant, facts_of_model))
-    return replace(row, remedies=_remedies(fit, model, variant, settings, facts_of_model))
+        with busy(f"{model.name}: looking at its headers"):
+            if variant.repo and not variant.files:
+                ask_hub(variant.repo, env)
+                model = resolve(catalog, word, settings.backend, env)
+                variant = model.variants[0]
+                if not variant.files:
+                    refuse_unnamed(variant, env)
+            try:
+                header = peek(variant, env)
+            except BadHeaderError as error:
+                raise UsageError(f"{model.name} cannot be used: {error}.") from None
+        seen = facts.with_shape(model_path(variant, facts), header.shape)
+        source = header.source
+        name = word if variant.tag or variant.is_folder else f"{variant.repo}, {variant.files[0]}"
+    fit, engine = _fit(model, variant, settings, seen)
+    remedies: tuple[Remedy, ...] = ()
+    if fit.verdict != "roomy":
+        out_tokens = settings.out_tokens or model.out_tokens
+        least = choose_agent(settings).window(fit.config.context_tokens, out_tokens).least_tokens
+        least = CELLS if least > (model.native_context_tokens or least) else least
+        remedies = what_helps(fit, engine, seen, model.id, least)
+    return FitRow(name if model.untested else model.id, name, fit, source, remedies)
 
 
 def plan_catalog(catalog: Catalog, settings: Settings, other: OtherMachine, env: Env) -> Sequence[FitRow]:
@@ -70,41 +85,14 @@ def plan_catalog(catalog: Catalog, settings: Settings, other: OtherMachine, env:
     for model in catalog.models.values():
         variant, fit, source = None, None, ""
         # a file that is gone or damaged, or a backend without this model, must not hide the other models
-        try:
+        with contextlib.suppress(CclocalError):
             one = with_file_names(with_local_files(model, env.folders.config), env)
             variant = choose_variant(one, settings, facts)[0]
             seen = look_at_variant(facts, one, variant)
-            if _shape_is_known(variant, seen):
-                fit, source = _fit(one, variant, settings, seen), _source(variant, seen)
-        except CclocalError:
-            pass
+            if model_path(variant, seen) in seen.shapes:
+                fit, source = _fit(one, variant, settings, seen)[0], _source(variant, seen)
         rows.append(FitRow(model.id, model.name, fit, source, variant=variant))
     return rows
-
-
-def _peeked(model: Model, variant: Variant, env: Env) -> tuple[Model, Variant, ModelHeader]:
-    """A model that is not on disk, with its header: from the hub or Ollama's registry."""
-    with busy(f"{model.name}: looking at its headers"):
-        if variant.repo and not variant.files:
-            ask_hub(variant.repo, env)
-            model = with_file_names(_as_listed(model, variant, env), env)
-            variant = model.variants[0]
-            if not variant.files:
-                refuse_unnamed(variant, env)
-        try:
-            return model, variant, peek(variant, env)
-        except BadHeaderError as error:
-            raise UsageError(f"{model.name} cannot be used: {error}.") from None
-
-
-def _as_listed(model: Model, variant: Variant, env: Env) -> Model:
-    """The model in the form that its repository turned out to have."""
-    from cclocal.discovery.look import rules
-    from cclocal.models.repo_files import form_of_repo
-
-    form = form_of_repo(variant.repo or "", env) or variant.form
-    backend = rules().serving(form, variant.backend) or variant.backend
-    return replace(model, variants=(replace(variant, form=form, backend=backend),))
 
 
 def _look(catalog: Catalog, settings: Settings, other: OtherMachine, env: Env) -> Facts:
@@ -120,7 +108,7 @@ def _look(catalog: Catalog, settings: Settings, other: OtherMachine, env: Env) -
     devices = ("MTL0: Apple GPU",) if machine.os == "macos" else ()
     name = next(name for name in in_order(facts.machine) if "gguf" in BACKENDS[name].FORMS)
     engine = Engine("binary", (name,), "any", frozenset({"--cache-type-k"}), devices)
-    return another_machine(facts, machine, engine, name)
+    return replace(facts, machine=machine, engines={name: (engine,)}, corrections={})
 
 
 def _machine(other: OtherMachine, here: Machine) -> Machine:
@@ -136,10 +124,6 @@ def _machine(other: OtherMachine, here: Machine) -> Machine:
     return Machine("linux", "", here.arch, "processor", 8, ram_bytes, (), available_bytes=free, memory_words=words)
 
 
-def _shape_is_known(variant: Variant, facts: Facts) -> bool:
-    return model_path(variant, facts) in facts.shapes
-
-
 def _source(variant: Variant, facts: Facts) -> str:
     if variant.tag:
         return "Ollama's own copy"
@@ -148,31 +132,16 @@ def _source(variant: Variant, facts: Facts) -> str:
     return "the model's published dimensions, until its header is seen"
 
 
-def _fit(model: Model, variant: Variant, settings: Settings, facts: Facts) -> Fit:
+def _fit(model: Model, variant: Variant, settings: Settings, facts: Facts) -> tuple[Fit, Engine | None]:
+    """(the fit, the engine that a launch would use, or else the first: a plan needs none that is able to serve it)."""
     shape = facts.shapes[model_path(variant, facts)]
     native = shape.native_context_tokens
     if settings.ctx and native and settings.ctx > native:
         raise UsageError(f"{model.name} supports {native:,} tokens; {settings.ctx:,} is more than that.")
     variant = adjusted(variant, settings)
     served = min(model.served_context_tokens, native or model.served_context_tokens)
-    engine = _engine(model, variant, settings, facts)
+    engine = next(iter(facts.engines.get(variant.backend, ())), None)
+    with contextlib.suppress(CclocalError):
+        engine = choose_engine(BACKENDS[variant.backend], choose_agent(settings).WIRE, model, variant, facts)
     limit = wired_limit(settings, facts.machine, engine)[0] if engine else None
-    return fit_on(shape, memory_config(variant, settings.ctx or served), variant, engine, facts, limit)
-
-
-def _engine(model: Model, variant: Variant, settings: Settings, facts: Facts) -> Engine | None:
-    """The engine that a launch would use, or else the first: a plan needs none that is able to serve the model."""
-    try:
-        return choose_engine(BACKENDS[variant.backend], choose_agent(settings).WIRE, model, variant, facts)
-    except CclocalError:
-        return next(iter(facts.engines.get(variant.backend, ())), None)
-
-
-def _remedies(fit: Fit, model: Model, variant: Variant, settings: Settings, facts: Facts) -> tuple[Remedy, ...]:
-    if fit.verdict == "roomy":
-        return ()
-    out_tokens = settings.out_tokens or model.out_tokens
-    least = choose_agent(settings).window(fit.config.context_tokens, out_tokens).least_tokens
-    if least > (model.native_context_tokens or least):
-        least = CELLS
-    return what_helps(fit, _engine(model, variant, settings, facts), facts, model.id, least)
+    return fit_on(shape, memory_config(variant, settings.ctx or served), variant, engine, facts, limit), engine

@@ -8,12 +8,13 @@ import json
 import shlex
 import socket
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from cclocal.agents import AGENTS, config_dir
 from cclocal.agents.session import ConfigDir
 from cclocal.backends import BACKENDS, runtime_of
 from cclocal.backends.runtime import StartedServer
-from cclocal.command import Binding, SessionFile
+from cclocal.command import Binding, Endpoint, SessionFile
 from cclocal.discovery import calibration
 from cclocal.errors import CclocalError, DiskFullError, FolderError, PortError, ServerDiedError, UsageError
 from cclocal.models.storage import remember
@@ -34,17 +35,16 @@ PORT_TRIES = 3
 ENDPOINT = "endpoint.json"
 
 
-def start(plan: Plan, env: Env, limit: int | None) -> Server:
+def start(plan: Plan, env: Env, limit: int | None, tries: int = PORT_TRIES) -> Server:
     """Start the planned server, and return when it has shown that it answers. `limit`: keeps a Mac's limit raised."""
-    for attempt in range(1, PORT_TRIES + 1):
-        binding = new_binding(env, plan.port)
-        try:
-            return _start(plan, binding, env, limit)
-        except (ServerDiedError, PortError):
-            is_ours = plan.readiness(binding).owns_socket
-            if plan.port or not is_ours or attempt == PORT_TRIES or not _is_taken(int(binding.port)):
-                raise
-    raise AssertionError("the last attempt returns or raises")
+    binding = new_binding(env, plan.port)
+    try:
+        return _start(plan, binding, env, limit)
+    except (ServerDiedError, PortError):
+        is_ours = plan.readiness(binding).owns_socket
+        if plan.port or not is_ours or tries == 1 or not _is_taken(int(binding.port)):
+            raise
+    return start(plan, env, limit, tries - 1)
 
 
 def _start(plan: Plan, binding: Binding, env: Env, limit: int | None) -> Server:
@@ -52,7 +52,7 @@ def _start(plan: Plan, binding: Binding, env: Env, limit: int | None) -> Server:
     command, files = plan.server_command(binding)
     files = (*files, *plan.agent_command(binding)[1])
     if plan.settings.server:
-        files = (*files, _endpoint_file(plan, endpoint.url, endpoint.key, endpoint.model))
+        files = (*files, _endpoint_file(plan, endpoint))
     make_folder(env.folders.sessions)
     log = logs.new_log(env, binding.session_id)
     # captures what the agent sends first while the model loads
@@ -107,17 +107,16 @@ def _until_ready(plan: Plan, server: Server, cache: PromptCache | None) -> None:
         say(note_of_cache, "dim")
 
 
-def _endpoint_file(plan: Plan, url: str, key: str, model: str) -> SessionFile:
+def _endpoint_file(plan: Plan, endpoint: Endpoint) -> SessionFile:
     """What `cclocal attach` needs; a key does not belong on a command line."""
     record = {
-        "url": url,
-        "key": key,
-        "model": model,
+        **asdict(endpoint),
         "context_tokens": plan.slot_tokens,
         "out_tokens": plan.out_tokens,
         "tools": plan.session.tools,
         "lean": plan.session.lean,
         "passed": plan.session.passed,
+        "log_reader": plan.session.log_reader,
         "agent": plan.agent,
     }
     return SessionFile(ENDPOINT, json.dumps(record))
@@ -167,15 +166,6 @@ def _is_taken(port: int) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def os_errors_in_words(env: Env) -> Iterator[None]:
-    """The system's errors during a start as ours: by what failed, not all as a folder's."""
-    try:
-        yield
-    except OSError as error:
-        raise _in_words(error, env) from None
-
-
 #: What can be wrong with a path.
 _OF_A_PATH = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
@@ -189,10 +179,16 @@ _HINTS = {
 }
 
 
-def _in_words(error: OSError, env: Env) -> CclocalError:
-    why = error.strerror or str(error) or type(error).__name__
-    if error.errno in DISK_FULL:
-        return DiskFullError(f"The disk is full: {error.filename or env.folders.state}.", hint="free some space there")
-    if error.filename and error.errno in _OF_A_PATH:
-        return FolderError(f"{error.filename} cannot be used: {why}.")
-    return CclocalError(f"The start failed: {why}.", hint=_HINTS.get(error.errno or 0))
+@contextlib.contextmanager
+def os_errors_in_words(env: Env) -> Iterator[None]:
+    """The system's errors during a start as ours: by what failed, not all as a folder's."""
+    try:
+        yield
+    except OSError as error:
+        why, file = error.strerror or str(error) or type(error).__name__, error.filename
+        if error.errno in DISK_FULL:
+            hint = "free some space there"
+            raise DiskFullError(f"The disk is full: {file or env.folders.state}.", hint=hint) from None
+        if file and error.errno in _OF_A_PATH:
+            raise FolderError(f"{file} cannot be used: {why}.") from None
+        raise CclocalError(f"The start failed: {why}.", hint=_HINTS.get(error.errno or 0)) from None

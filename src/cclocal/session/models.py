@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,6 @@ from typing import Any
 from cclocal.backends import BACKENDS, runtime_of
 from cclocal.checks import results
 from cclocal.errors import UsageError
-from cclocal.memory.fit import Fit
 from cclocal.models import hub_cache, tags
 from cclocal.models.catalog import Catalog, Model, Variant
 from cclocal.models.resolve import sources
@@ -46,27 +47,22 @@ def choose(catalog: Catalog, settings: Settings, env: Env) -> str:
             return id_
         if action == "manage":
             manage(catalog, env)
-        if action == "list":
-            show_stored(catalog, env, as_json=False)
-            _wait()
-        if action == "plan" and id_:
-            memory_view.show_one(plan_one(catalog, id_, settings, here, env), as_json=False)
-            _wait()
-
-
-def _wait() -> None:
-    console().input("\n[dim]Enter goes back to the menu[/] ")
+        elif action == "list" or id_:
+            if action == "list":
+                show_stored(catalog, env, as_json=False)
+            else:
+                memory_view.show_one(plan_one(catalog, id_, settings, here, env), as_json=False)
+            console().input("\n[dim]Enter goes back to the menu[/] ")
 
 
 def menu_rows(
     catalog: Catalog, plans: Mapping[str, memory_view.FitRow], here: Set[str], known: Mapping[str, dict[str, Any]]
 ) -> list[menu.MenuRow]:
     """The rows of the menu: every model by its plan. `here`: the ids of those on disk; `known`: results of checks."""
-    best = recommended(catalog, {id_: row.fit for id_, row in plans.items()})
+    best = _recommended(catalog, plans)
     rows = []
     for model in catalog.models.values():
-        plan = plans.get(model.id)
-        variant, fit = (plan and plan.variant) or model.variants[0], plan and plan.fit
+        fit, variant = plans[model.id].fit, plans[model.id].variant or model.variants[0]
         note = f"{_badge(model, variant, known)}{'recommended here: ' if model.id == best else ''}{model.note}"
         size = "built here" if variant.builtin else file_size(variant.size_bytes)
         verdict = fit.verdict if fit else "unknown"
@@ -94,13 +90,13 @@ def _badge(model: Model, variant: Variant, known: Mapping[str, dict[str, Any]]) 
     return "" if not outcomes else "✓ proven here: " if outcomes[-1] else "✗ failed its check here: "
 
 
-def recommended(catalog: Catalog, fits: Mapping[str, Fit | None]) -> str:
+def _recommended(catalog: Catalog, plans: Mapping[str, memory_view.FitRow]) -> str:
     """The model to begin with: the first recommended one that fits this machine's GPU with room to spare.
 
     On a processor alone every model is slow, and the catalog's default is the largest that makes sense.
     """
     for id_ in catalog.recommended:
-        fit = fits.get(id_)
+        fit = plans[id_].fit
         if fit and fit.verdict == "roomy" and fit.budget and fit.budget.memory != "host":
             return id_
     return catalog.default
@@ -134,7 +130,11 @@ def select(names: Iterable[str], rows: list[Stored], catalog: Catalog, env: Env)
         if name == "all":
             chosen += [row for row in rows if row.kind == "hub" and (row.flag or row.is_ours)]
             continue
-        found = [row for row in rows if row.name == name] or _meant(name, rows, catalog, env)
+        found = [row for row in rows if row.name == name]
+        if not found:
+            with contextlib.suppress(UsageError):
+                named = sources(catalog, name, env)
+                found = [row for row in rows if row.name in named or row.path in named]
         if not found:
             known = ", ".join(row.name for row in rows[:8]) or "nothing"
             raise UsageError(f"{name} is not on this disk (there is {known}).", hint="cclocal --list")
@@ -142,34 +142,25 @@ def select(names: Iterable[str], rows: list[Stored], catalog: Catalog, env: Env)
     return list(dict.fromkeys(chosen))
 
 
-def _meant(word: str, rows: list[Stored], catalog: Catalog, env: Env) -> list[Stored]:
-    try:
-        named = sources(catalog, word, env)
-    except UsageError:
-        return []
-    return [row for row in rows if row.name in named or row.path in named]
-
-
 # -- removing ---------------------------------------------------------------------------------------------------
 
 
 def manage(catalog: Catalog, env: Env) -> None:
     """Tick what to remove, and confirm."""
-    rows = [row for row in stored(catalog, env) if row.kind != "file"]
+    rows = {f"{row.where} {row.name}": row for row in stored(catalog, env) if row.kind != "file"}
     if not rows:
         say("No model is on this disk.")
         return
     shown = [
-        menu.MenuRow(f"{row.where} {row.name}", row.name, "", file_size(row.size_bytes), row.where, note=row.flag or "")
-        for row in rows
+        menu.MenuRow(id_, row.name, "", file_size(row.size_bytes), row.where, note=row.flag or "")
+        for id_, row in rows.items()
     ]
     try:
-        ticked = menu.tick(shown, "Which models do you want to remove?")
+        chosen = [rows[id_] for id_ in menu.tick(shown, "Which models do you want to remove?")]
     except KeyboardInterrupt:
         return
-    chosen = [row for row in rows if f"{row.where} {row.name}" in ticked]
-    if chosen and confirm(f"Remove {_in_words(chosen)}?", default=False):
-        _remove(chosen, env)
+    if chosen:
+        _remove(chosen, env, yes=False)
 
 
 def remove_named(names: Sequence[str], catalog: Catalog, env: Env, *, yes: bool, dry_run: bool) -> None:
@@ -185,8 +176,7 @@ def remove_named(names: Sequence[str], catalog: Catalog, env: Env, *, yes: bool,
         return
     if not yes and not can_ask():
         raise UsageError("There is no terminal to confirm on.", hint="--yes removes without asking")
-    if yes or confirm(f"Remove {_in_words(chosen)}?", default=False):
-        _remove(chosen, env)
+    _remove(chosen, env, yes=yes)
 
 
 def _in_words(rows: Sequence[Stored]) -> str:
@@ -194,13 +184,25 @@ def _in_words(rows: Sequence[Stored]) -> str:
     return f"{', '.join(row.name for row in rows)} ({total})" if rows else "nothing"
 
 
-def _remove(rows: Sequence[Stored], env: Env) -> None:
+def _remove(rows: Sequence[Stored], env: Env, *, yes: bool) -> None:
+    """Remove models through their own stores. Raises UsageError if something of one is left."""
+    if not yes and not confirm(f"Remove {_in_words(rows)}?", default=False):
+        return
     for row in rows:
         # all or none: what is refused is refused before anything is removed
         _check_removable(row, env)
     for row in rows:
+        left = Path(row.path)
         with busy(f"Removing {row.name}"):
-            _remove_one(row, env)
+            if row.kind == SAVED_PROMPTS:
+                shutil.rmtree(left, ignore_errors=True)
+            elif row.kind == "backend":
+                runtime_of(row.backend).remove(row, env)
+            else:
+                hub_cache.remove(row.name, env.environ)
+        if left.is_file() or (left.is_dir() and any(path.lstat().st_size > 4096 for path in left.rglob("*"))):
+            why = "its store did not remove all of it"
+            raise UsageError(f"{row.name} is still there: {why}.", hint=f"look at {row.path}")
         say(f"Removed {row.name}, {file_size(row.size_bytes)}.")
 
 
@@ -223,18 +225,3 @@ def _sessions_with(row: Stored, env: Env) -> list[str]:
         for file in session.facts.get("files", ())
         if Path(os.path.realpath(str(file))).is_relative_to(root) or Path(str(file)).is_relative_to(row.path)
     ]
-
-
-def _remove_one(row: Stored, env: Env) -> None:
-    """Remove a model through its own store. Raises UsageError if something of it is left."""
-    import shutil
-
-    if row.kind == SAVED_PROMPTS:
-        shutil.rmtree(row.path, ignore_errors=True)
-    elif row.kind == "backend":
-        runtime_of(row.backend).remove(row, env)
-    else:
-        hub_cache.remove(row.name, env.environ)
-    left = Path(row.path)
-    if left.is_file() or (left.is_dir() and any(path.lstat().st_size > 4096 for path in left.rglob("*"))):
-        raise UsageError(f"{row.name} is still there: its store did not remove all of it.", hint=f"look at {row.path}")

@@ -25,26 +25,7 @@ _SYSTEM = (
     "You are a coding agent. Use the tools: when asked to create a file call Write with exactly the given path and "
     "content, when asked to run a command call Bash with exactly that command. After a tool's result say Done."
 )
-_TOOLS: list[Body] = [
-    {
-        "name": "Write",
-        "description": "Writes a file.",
-        "input_schema": {
-            "type": "object",
-            "properties": {"file_path": {"type": "string"}, "content": {"type": "string"}},
-            "required": ["file_path", "content"],
-        },
-    },
-    {
-        "name": "Bash",
-        "description": "Runs a command.",
-        "input_schema": {
-            "type": "object",
-            "properties": {"command": {"type": "string"}, "timeout": {"anyOf": [{"type": "number"}, {"type": "null"}]}},
-            "required": ["command"],
-        },
-    },
-]
+_TEXT, _NUMBER_OR_NULL = {"type": "string"}, {"anyOf": [{"type": "number"}, {"type": "null"}]}
 #: Quotes of both kinds, braces, backslashes, tabs and line ends: characters that JSON escapes.
 _DENSE = 'a = "x" + \'y\'\nif a != \'"\':\n\tprint(f"{a!r} \\\\ {{}}")\n# end'
 #: Text that some servers' tool and thinking parsers treat as their own marks.
@@ -88,6 +69,17 @@ def run(endpoint: Endpoint, wire: Wire, title: str, context_tokens: int) -> Iter
 
 
 # -- the conversation -------------------------------------------------------------------------------------------
+
+
+def _tool(name: str, description: str, required: Body, optional: Body) -> Body:
+    schema = {"type": "object", "properties": {**required, **optional}, "required": list(required)}
+    return {"name": name, "description": description, "input_schema": schema}
+
+
+_TOOLS = [
+    _tool("Write", "Writes a file.", {"file_path": _TEXT, "content": _TEXT}, {}),
+    _tool("Bash", "Runs a command.", {"command": _TEXT}, {"timeout": _NUMBER_OR_NULL}),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +203,7 @@ def _stream(server: _Server) -> Outcome:
 def _usage(server: _Server) -> Outcome:
     """A stream reports the prompt's token count"""
     answer = server.ask(_create("u.txt", "count me"), stream=True)
-    tokens = answer.input_tokens + answer.cached_tokens
+    tokens = answer.input_tokens + (answer.cached_tokens or 0)
     bad = f"{server.title} cannot see its context window fill up."
     return _judged(tokens > 0, f"{tokens} tokens", "The used part of the context window is known.", bad)
 
@@ -256,7 +248,7 @@ def _cache(server: _Server) -> Outcome:
     first = server.ask(messages)
     said = {"role": "assistant", "content": first.text or "Fine."}
     second = server.ask([*messages, said, _user("How are you?")])
-    if not second.reports_cache:
+    if second.cached_tokens is None:
         return "not exercised", "the server does not report it", "How many tokens are read again is unknown."
     good = second.cached_tokens > second.input_tokens
     detail = f"{second.cached_tokens} tokens kept, {second.input_tokens} read"

@@ -41,9 +41,9 @@ def stats(
     as_json: Json = False,
 ) -> None:
     """What each turn of a session cost: tokens read, kept and written; seconds to the first word."""
-    from cclocal.session import stats as story
+    from cclocal.session.stats import show
 
-    story.show(story.of(session, call.env), as_json=as_json)
+    show(session, call.env, as_json=as_json)
 
 
 @takes()

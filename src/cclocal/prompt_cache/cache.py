@@ -191,12 +191,8 @@ class PromptCache:
 
 def _identity(plan: Plan) -> str:
     """The model's file, and a chat template file: another one of the same name is another model."""
-    found = []
-    for name in filter(None, (plan.request.model_file, plan.variant.chat_template_file)):
-        with contextlib.suppress(OSError):
-            stat = Path(name).stat()
-            found.append(f"{name} {stat.st_size} {stat.st_mtime_ns}")
-    return " ".join(found)
+    files = [Path(name) for name in (plan.request.model_file, plan.variant.chat_template_file) if name]
+    return " ".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files if file.exists())
 
 
 def _digest(tokens: list[int]) -> str:

@@ -158,7 +158,7 @@ def _first_request(
 def _running(run: CaptureRun, is_interactive: bool, env: Env, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The agent, on a terminal of its own if it takes one over; ended afterwards."""
     ours, theirs = os.openpty() if is_interactive else (-1, subprocess.DEVNULL)
-    child = subprocess.Popen(
+    with subprocess.Popen(
         list(run.command.argv),
         env=run.command.environ(env.environ),
         cwd=folder,
@@ -166,22 +166,19 @@ def _running(run: CaptureRun, is_interactive: bool, env: Env, folder: Path) -> I
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-    )
-    if is_interactive:
-        os.close(theirs)
-        # a terminal that is not read fills up, and the agent blocks
-        threading.Thread(target=_drain, args=(ours,), daemon=True).start()
-    try:
-        if child.stdin:
-            child.stdin.write(run.stdin.encode())
-            child.stdin.flush()
-        yield child
-    finally:
-        with contextlib.suppress(OSError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        if child.stdin:
-            child.stdin.close()
+    ) as child:
+        if is_interactive:
+            os.close(theirs)
+            # a terminal that is not read fills up, and the agent blocks
+            threading.Thread(target=_drain, args=(ours,), daemon=True).start()
+        try:
+            if child.stdin:
+                child.stdin.write(run.stdin.encode())
+                child.stdin.flush()
+            yield child
+        finally:
+            with contextlib.suppress(OSError):
+                os.killpg(child.pid, signal.SIGKILL)
 
 
 def _drain(terminal: int) -> None:

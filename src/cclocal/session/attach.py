@@ -81,19 +81,20 @@ def _chosen(there: list[SessionRecord], model: str | None) -> SessionRecord | No
 def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoReturn:
     """On a server of ours: it recorded its window, its key and what it passes to the agent."""
     served = read_table(record.folder / ENDPOINT)
-    settings = replace(settings, agent=settings.agent or served.get("agent"))
+    settings = replace(
+        settings,
+        agent=settings.agent or served.get("agent"),
+        out_tokens=settings.out_tokens or served["out_tokens"],
+        pass_env=tuple(dict.fromkeys((*served["passed"], *settings.pass_env))),
+        no_tools=settings.no_tools or not served.get("tools", True),
+        lean=served.get("lean") if settings.lean is None else settings.lean,
+    )
     _wait_for(record, served)
     if settings.model and settings.model not in (served["model"], record.model):
         raise UsageError(f"The server on {record.port} has {record.model}, not {settings.model}.")
     agent, facts = _agent(settings, env)
-    server, window = f"{record.model} on port {record.port}", served["context_tokens"]
-    session = replace(
-        _session(server, window, served["out_tokens"], agent, settings, facts),
-        passed=tuple(dict.fromkeys((*served["passed"], *settings.pass_env))),
-        tools=bool(served.get("tools", True)) and not settings.no_tools,
-        lean=bool(served.get("lean")) if settings.lean is None else settings.lean,
-        log_reader=str(served.get("log_reader", "")),
-    )
+    session = _session(f"{record.model} on port {record.port}", served["context_tokens"], agent, settings, facts)
+    session = replace(session, log_reader=served.get("log_reader", ""))
     # inside the server's session, with which it is removed
     folder = record.folder / f"attached-{os.getpid()}"
     endpoint = Endpoint(served["url"], served["key"], served["model"])
@@ -123,7 +124,7 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
     agent, facts = _agent(settings, env)
     with busy(f"Asking {address} for its models"):
         found = look(address, key, WIRES[agent.WIRE], settings.model)
-    session = _session(f"{found.model} at {address}", found.context_tokens, _OUT_TOKENS, agent, settings, facts)
+    session = _session(f"{found.model} at {address}", found.context_tokens, agent, settings, facts)
     window = f"a context window of {session.context_tokens:,} tokens"
     say(f"{found.model} on {found.kind} at {address}, with {window}.")
     # there is no session folder without a server of ours; exec keeps the process that this one is named after
@@ -134,9 +135,7 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
     _become(agent, session, endpoint, own_folder(attached), "", env)
 
 
-def _session(
-    server: str, window: int | None, out_tokens: int, agent: Agent, settings: Settings, facts: Facts
-) -> AgentSession:
+def _session(server: str, window: int | None, agent: Agent, settings: Settings, facts: Facts) -> AgentSession:
     """The session on a server with a window of so many tokens (None: it reports none), or with less if that is asked.
 
     Raises UsageError if more is asked for, or if the window is too small for the agent and its replies.
@@ -145,7 +144,7 @@ def _session(
         raise UsageError(f"{server} does not report its window.", hint="--ctx TOKENS, as set for that server")
     if window and settings.ctx and settings.ctx > window:
         raise UsageError(f"--ctx {settings.ctx:,} is more than the {window:,} tokens of {server}.")
-    context, out_tokens = settings.ctx or window or 0, settings.out_tokens or out_tokens
+    context, out_tokens = settings.ctx or window or 0, settings.out_tokens or _OUT_TOKENS
     least = agent.window(context, out_tokens).least_tokens
     if context < least:
         raise UsageError(

@@ -80,9 +80,8 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> Repo
                 found.append(row)
                 _show(row, show=show)
                 if server.poll() is not None:
-                    raise ServerDiedError(
-                        "The server stopped during the check.", cause=last_lines(server.log), log=str(server.log)
-                    )
+                    cause = last_lines(server.log)
+                    raise ServerDiedError("The server stopped during the check.", cause=cause, log=str(server.log))
             found.append(_agent_row(plan, plan.agent_command(server.binding)[0], env.environ))
             _show(found[-1], show=show)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NoReturn
 
 from cclocal import tiny
@@ -271,14 +272,9 @@ def _raise_limit(now: Launch, mac: Tools | None, held: int | None) -> tuple[Laun
     limit_mib = now.plan().wired_limit_mib
     if not limit_mib or mac is None:
         return now, held
+    waiting = partial(say, "Waiting for another session that is raising the wired limit…")
     try:
-        raised = wired_limit.raise_limit(
-            limit_mib,
-            mac,
-            now.env,
-            can_ask=can_ask(),
-            waiting=lambda: say("Waiting for another session that is raising the wired limit…"),
-        )
+        raised = wired_limit.raise_limit(limit_mib, mac, now.env, can_ask=can_ask(), waiting=waiting)
     except wired_limit.DeniedError as error:
         say(f"{error.message} Continuing with less context.", "yellow")
         if error.hint:

@@ -47,9 +47,8 @@ def read(status: int, text: str, *, stream: bool) -> Reply:
         calls=tuple(block for block in blocks if block.get("type") == "tool_use"),
         stop=str(message.get("stop_reason", "")),
         input_tokens=int(usage.get("input_tokens") or 0),
-        cached_tokens=int(usage.get("cache_read_input_tokens") or 0),
+        cached_tokens=int(usage["cache_read_input_tokens"] or 0) if "cache_read_input_tokens" in usage else None,
         raw=text,
-        reports_cache="cache_read_input_tokens" in usage,
     )
 
 

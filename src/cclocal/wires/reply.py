@@ -13,7 +13,7 @@ Body = dict[str, Any]
 @dataclass(frozen=True, slots=True)
 class Reply:
     """One reply. calls: tool calls with name, id and input. input_tokens, cached_tokens: the prompt's, as the server
-    counted them; reports_cache: whether it counts cached ones. raw: the whole text that was received.
+    counted them, None where it does not count cached ones. raw: the whole text that was received.
     """
 
     status: int
@@ -21,9 +21,8 @@ class Reply:
     calls: tuple[Body, ...]
     stop: str
     input_tokens: int
-    cached_tokens: int
+    cached_tokens: int | None
     raw: str
-    reports_cache: bool
 
     @property
     def first_name(self) -> str:

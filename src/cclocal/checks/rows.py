@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cclocal import http
 from cclocal.command import Endpoint
-from cclocal.wires import Wire
-from cclocal.wires.reply import Body, Reply
+from cclocal.wires.wire import Body, Reply, Wire
 
 if TYPE_CHECKING:
     import httpx

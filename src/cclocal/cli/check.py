@@ -34,13 +34,11 @@ def check(settings: Settings, call: Call, as_json: Json = False) -> None:
         llama_server=str(Path(program).expanduser().absolute()) if program and "/" in program else program,
     )
     with os_errors_in_words(call.env):
-        report = story(settings, catalog, call.env, show=not as_json)
+        plan, report = story(settings, catalog, call.env, show=not as_json)
     if as_json:
-        print_json(report.as_json())
+        print_json(report)
     else:
-        verdict = "can drive the agent." if report.works else "cannot be relied on: see what failed."
-        output().print(
-            f"\n{report.plan.model.name} on {report.plan.variant.backend} {verdict}", style="bold", markup=False
-        )
-    if not report.works:
+        verdict = "can drive the agent." if report["works"] else "cannot be relied on: see what failed."
+        output().print(f"\n{plan.model.name} on {plan.variant.backend} {verdict}", style="bold", markup=False)
+    if not report["works"]:
         raise typer.Exit(1)

@@ -206,18 +206,13 @@ def _checksum(path: Path) -> str:
 
 def _make_room(folder: Path) -> None:
     """Remove incomplete states, and the least recently used until the others are below the cap."""
-    states: list[tuple[float, int, Path]] = []
     for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            if path.suffix == ".part" and not psutil.pid_exists(int(f"0{path.stem.rpartition('.')[2]}")):
-                path.unlink()
-            elif path.suffix == ".bin" and path.with_suffix(".json").exists():
-                states.append((path.stat().st_mtime, path.stat().st_size, path))
-            elif path.suffix == ".bin":
-                path.unlink()
+        is_left = path.suffix == ".part" and not psutil.pid_exists(int(f"0{path.stem.rpartition('.')[2]}"))
+        if is_left or (path.suffix == ".bin" and not path.with_suffix(".json").exists()):
+            path.unlink(missing_ok=True)
     total = 0
-    for _, size, path in sorted(states, reverse=True):
-        total += size
+    for path in sorted(folder.glob("*.bin"), key=lambda path: path.stat().st_mtime, reverse=True):
+        total += path.stat().st_size
         if total > CAP_BYTES:
             path.with_suffix(".json").unlink(missing_ok=True)
             path.unlink(missing_ok=True)

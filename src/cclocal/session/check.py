@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,36 +34,11 @@ _AGENT_LIMIT_S = 3600.0
 _STYLES = {"pass": "green", "fail": "red", "not exercised": "yellow"}
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a check showed, and on what."""
+def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> tuple[Plan, dict[str, Any]]:
+    """(what was served, whether the agent `works` with it and every row, for scripts). The result is remembered.
 
-    plan: Plan
-    rows: tuple[CheckRow, ...]
-
-    @property
-    def works(self) -> bool:
-        """Whether the agent can work with this model."""
-        return can_work(self.rows)
-
-    def as_json(self) -> dict[str, Any]:
-        engine = self.plan.engine
-        return {
-            "model": self.plan.model.id,
-            "backend": self.plan.variant.backend,
-            "engine": f"{engine.form} {engine.version}",
-            # a result does not hold for another context or KV cache type
-            "agent": self.plan.agent,
-            "context_tokens": self.plan.context_tokens,
-            "kv_type": self.plan.variant.kv_type,
-            "lean": self.plan.session.lean,
-            "works": self.works,
-            "rows": [row._asdict() for row in self.rows],
-        }
-
-
-def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> Report:
-    """Whether the agent can work with a model; the result is remembered. `show`: each row as soon as it is known."""
+    `show`: each row on the screen as soon as it is known.
+    """
     agent = choose_agent(settings)
     # empty cache, no questions: the check tests a first start
     settings = replace(settings, agent_args=agent.ask_once(PROMPT), cold=True, yes=True)
@@ -86,9 +61,20 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> Repo
             _show(found[-1], show=show)
         finally:
             server.end()
-    report = Report(plan, tuple(found))
-    results.keep(plan.result_key, report.as_json(), env)
-    return report
+    report = {
+        "model": plan.model.id,
+        "backend": plan.variant.backend,
+        "engine": f"{plan.engine.form} {plan.engine.version}",
+        # a result does not hold for another context or KV cache type
+        "agent": plan.agent,
+        "context_tokens": plan.context_tokens,
+        "kv_type": plan.variant.kv_type,
+        "lean": plan.session.lean,
+        "works": can_work(found),
+        "rows": [row._asdict() for row in found],
+    }
+    results.keep(plan.result_key, report, env)
+    return plan, report
 
 
 def _show(row: CheckRow, *, show: bool) -> None:

@@ -102,7 +102,7 @@ def serve(settings: Settings, catalog: Catalog, env: Env) -> tuple[Plan, Server]
     """Look, plan, fetch and start, until the server has shown that it answers. If anything fails, nothing is left."""
     _remove_leftovers(env)
     mac = Tools(mac_tool(env.environ, "sysctl"), mac_tool(env.environ, "sudo")) if is_mac(env.environ) else None
-    limit = _hold_raised_limit(mac, env)
+    limit = _hold_raised_limit(mac, env) if mac else None
     now = prepare(settings, catalog, env)
     plan = now.plan()
     if settings.safe:
@@ -255,10 +255,8 @@ def _refuse_what_does_not_fit(plan: Plan) -> None:
         )
 
 
-def _hold_raised_limit(mac: Tools | None, env: Env) -> int | None:
+def _hold_raised_limit(mac: Tools, env: Env) -> int | None:
     """On a Mac: the descriptor that keeps the limit that another session raised, if one did."""
-    if mac is None:
-        return None
     if line := wired_limit.left_raised(mac, env):
         say(f"The wired limit is still raised, and no process is left to restore it. To restore it: {line}", "yellow")
     return wired_limit.join(mac, env)

@@ -16,9 +16,9 @@ from cclocal.memory.fit import Fit
 from cclocal.memory.footprint import CELLS
 from cclocal.memory.gguf import BadHeaderError
 from cclocal.memory.remedies import Remedy
-from cclocal.models.catalog import Catalog, Model, Variant, with_local_files
+from cclocal.models.catalog import Catalog, Model, Variant
 from cclocal.models.peek import peek
-from cclocal.models.repo_files import ask_hub, refuse_unnamed, with_file_names
+from cclocal.models.repo_files import ask_hub, refuse_unnamed
 from cclocal.models.resolve import resolve
 from cclocal.paths import Env
 from cclocal.planning.choose import choose_agent, choose_engine, choose_variant, model_path
@@ -86,7 +86,7 @@ def plan_catalog(catalog: Catalog, settings: Settings, other: OtherMachine, env:
         variant, fit, source = None, None, ""
         # a file that is gone or damaged, or a backend without this model, must not hide the other models
         with contextlib.suppress(CclocalError):
-            one = with_file_names(with_local_files(model, env.folders.config), env)
+            one = resolve(catalog, model.id, settings.backend, env)
             variant = choose_variant(one, settings, facts)[0]
             seen = look_at_variant(facts, one, variant)
             if model_path(variant, seen) in seen.shapes:

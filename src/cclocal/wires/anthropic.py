@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from cclocal.wires.reply import Body, Reply
+from cclocal.wires.wire import Body, Reply
 
 NAME = "anthropic"
 PATH = "/v1/messages"

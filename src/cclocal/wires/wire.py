@@ -1,10 +1,10 @@
-"""A model's reply, whichever API it came by."""
+"""What every wire offers, and a model's reply, whichever API it came by."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 #: What is sent or received as JSON: a request, a message, a tool.
 Body = dict[str, Any]
@@ -40,3 +40,29 @@ class Reply:
             return f"status {self.status}: {self.raw[:80]}"
         calls = [f"{one.get('name')}({json.dumps(one.get('input'), ensure_ascii=False)[:50]})" for one in self.calls]
         return ", ".join(calls) or f"{self.stop or 'no stop reason'}: {self.text[:60]!r}"
+
+
+class Wire(Protocol):
+    """What a wire's module offers."""
+
+    NAME: str
+    #: the path of a message, and of a question for its size in tokens
+    PATH: str
+    COUNT_PATH: str
+
+    def one_token(self, model: str) -> Body:
+        """The body of the shortest message that makes a server compute."""
+
+    def ahead(self, request: Body, model: str) -> Body:
+        """The body that has a recorded request of an agent's read ahead: one token, as a stream."""
+
+    def body(
+        self, model: str, system: str, tools: list[Body], messages: list[Body], out_tokens: int, *, stream: bool
+    ) -> Body:
+        """The body of a message in a conversation."""
+
+    def is_reply(self, status: int, body: Any) -> bool:
+        """Whether an answer to `one_token` is a message."""
+
+    def read(self, status: int, text: str, *, stream: bool) -> Reply:
+        """A reply, put together the same way whether it was streamed or not."""

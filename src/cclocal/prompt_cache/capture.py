@@ -70,7 +70,7 @@ def first_requests(agent: str, capture: Capture, env: Env, stop: threading.Event
     return requests
 
 
-class _Stub(ThreadingHTTPServer):
+class Stub(ThreadingHTTPServer):
     """Takes the first message with tools, and refuses it."""
 
     daemon_threads = True
@@ -82,13 +82,21 @@ class _Stub(ThreadingHTTPServer):
         self.size_bytes = 0
         self.heard = threading.Event()
 
+    def __enter__(self) -> Stub:
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """An agent that is ended cuts its connections, which is no error here."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _Stub
+    server: Stub
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name there
         pass
@@ -118,25 +126,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-@contextlib.contextmanager
-def stub() -> Iterator[_Stub]:
-    """A server that takes the first message with tools, and refuses it."""
-    server = _Stub()
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def _first_request(
     agent: str, capture: Capture, place: Path, mark: str, env: Env, stop: threading.Event
 ) -> Request | None:
     """What one run sends, with a mark for its folder, so that two folder names have no common beginning."""
     project = place / "project"
     project.mkdir(parents=True)
-    with stub() as server:
+    with Stub() as server:
         binding = Binding(str(server.server_port), "none", str(place), "none", "")
         run = AGENTS[agent].capture_run(capture, binding, mark)
         config_dir.prepare(run.config_dir)

@@ -12,8 +12,9 @@ from typing import Any
 from cclocal.backends import BACKENDS, runtime_of
 from cclocal.checks import results
 from cclocal.errors import UsageError
+from cclocal.memory.fit import Fit
 from cclocal.models import hub_cache, tags
-from cclocal.models.catalog import Catalog, Model, Variant
+from cclocal.models.catalog import Catalog, Variant
 from cclocal.models.resolve import sources
 from cclocal.models.storage import SAVED_PROMPTS, Stored, free_bytes, users_of
 from cclocal.models.storage import stored as stored_outside_backends
@@ -59,16 +60,27 @@ def menu_rows(
     catalog: Catalog, plans: Mapping[str, memory_view.FitRow], here: Set[str], known: Mapping[str, dict[str, Any]]
 ) -> list[menu.MenuRow]:
     """The rows of the menu: every model by its plan. `here`: the ids of those on disk; `known`: results of checks."""
-    best = _recommended(catalog, plans)
+    # the first recommended one that fits this machine's GPU with room to spare; on a processor alone every model is
+    # slow, and the catalog's default is the largest that makes sense
+    fits = [id_ for id_ in catalog.recommended if _is_roomy_on_gpu(plans[id_].fit)]
+    best = fits[0] if fits else catalog.default
     rows = []
     for model in catalog.models.values():
         fit, variant = plans[model.id].fit, plans[model.id].variant or model.variants[0]
-        note = f"{_badge(model, variant, known)}{'recommended here: ' if model.id == best else ''}{model.note}"
+        # the newest check with the full prompt
+        about = results.subject(model, variant)
+        outcomes = [row.get("works") for key, row in known.items() if key.startswith(about) and not row.get("lean")]
+        badge = "" if not outcomes else "✓ proven here: " if outcomes[-1] else "✗ failed its check here: "
+        note = f"{badge}{'recommended here: ' if model.id == best else ''}{model.note}"
         size = "built here" if variant.builtin else file_size(variant.size_bytes)
         verdict = fit.verdict if fit else "unknown"
         mark = "●" if model.id in here else "○"
         rows.append(menu.MenuRow(model.id, model.name, mark, size, variant.backend, verdict, note))
     return sorted(rows, key=lambda row: row.id != best)
+
+
+def _is_roomy_on_gpu(fit: Fit | None) -> bool:
+    return bool(fit and fit.verdict == "roomy" and fit.budget and fit.budget.memory != "host")
 
 
 def _is_here(variant: Variant, env: Env) -> bool:
@@ -81,25 +93,6 @@ def _is_here(variant: Variant, env: Env) -> bool:
         return (env.folders.config / Path(variant.path).expanduser()).exists()
     here = hub_cache.files(variant.repo or "", variant.hub_files, env.environ)
     return bool(variant.files) and len(here) == len(variant.hub_files)
-
-
-def _badge(model: Model, variant: Variant, known: Mapping[str, dict[str, Any]]) -> str:
-    """What the newest check of a model showed, with the full prompt."""
-    about = results.subject(model, variant)
-    outcomes = [row.get("works") for key, row in known.items() if key.startswith(about) and not row.get("lean")]
-    return "" if not outcomes else "✓ proven here: " if outcomes[-1] else "✗ failed its check here: "
-
-
-def _recommended(catalog: Catalog, plans: Mapping[str, memory_view.FitRow]) -> str:
-    """The model to begin with: the first recommended one that fits this machine's GPU with room to spare.
-
-    On a processor alone every model is slow, and the catalog's default is the largest that makes sense.
-    """
-    for id_ in catalog.recommended:
-        fit = plans[id_].fit
-        if fit and fit.verdict == "roomy" and fit.budget and fit.budget.memory != "host":
-            return id_
-    return catalog.default
 
 
 # -- what is on disk --------------------------------------------------------------------------------------------

@@ -35,20 +35,7 @@ AGENT_PREFIXES = ("LC_",)
 
 #: A model server gets what its GPU driver reads; LLAMA_ARG_* is left out because it would change the flags.
 SERVER_NAMES = BASE_NAMES | {"LD_LIBRARY_PATH", "ONEAPI_ROOT"}
-SERVER_PREFIXES = (
-    "LC_",
-    "CUDA_",
-    "NVIDIA_",
-    "HIP_",
-    "HSA_",
-    "ROCR_",
-    "ROCM_",
-    "AMD_",
-    "VK_",
-    "GGML_",
-    "OMP_",
-    "ZE_",
-)
+SERVER_PREFIXES = tuple("LC_ CUDA_ NVIDIA_ HIP_ HSA_ ROCR_ ROCM_ AMD_ VK_ GGML_ OMP_ ZE_".split())
 
 #: Never handed on, not even by name: each can redirect the session, cost money, or run code inside the agent. An agent
 #: adds its own (Agent.FORBIDDEN).
@@ -58,12 +45,11 @@ _REFUSED = re.compile(
     r"|LD_PRELOAD|LD_AUDIT|DYLD_.*|.*_API_(KEY|TOKEN)|HF_TOKEN|CLOUDSDK_.*|BASH_ENV|ENV",
     re.IGNORECASE,
 )
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def refusal(name: str, forbidden: re.Pattern[str]) -> str | None:
     """Why a variable must not be handed to an agent by --pass-env, or None if it may. `forbidden`: the agent's own."""
-    if not _NAME.fullmatch(name):
+    if not (name.isascii() and name.isidentifier()):
         return f"“{name}” is not the name of a variable (only names are given, never values)"
     if (_REFUSED.fullmatch(name) or forbidden.fullmatch(name)) and name not in AGENT_NAMES:
         return f"{name} could redirect the session or cost money, so it never reaches the agent"
@@ -93,8 +79,7 @@ class Command:
 
     def removed(self, base: Mapping[str, str]) -> tuple[str, ...]:
         """The names of the caller's variables that the program does not get, sorted."""
-        kept = self.kept(base)
-        return tuple(sorted(name for name in base if name not in kept and name not in self.env))
+        return tuple(sorted(base.keys() - self.environ(base).keys()))
 
     def environ(self, base: Mapping[str, str]) -> dict[str, str]:
         """The whole environment of the program, started by a caller whose environment is `base`."""
@@ -150,7 +135,7 @@ class Endpoint:
 class Readiness:
     """What a server must show before an agent may rely on it.
 
-    The child is alive, the socket is the child's, `models_path` answers 200 to the right key and 401 to a wrong one and
+    The child is alive, the socket is the child's, /v1/models answers 200 to the right key and 401 to a wrong one and
     names `endpoint.model`, and a message of one token is answered. `health_path` is asked first, where a server has
     one. `checks_key`: the server checks keys. `owns_socket`: the child listens itself; a program that holds a model in
     a server that another program started does not. `stall_s`: give up after so many seconds without a sign of life
@@ -158,7 +143,6 @@ class Readiness:
     """
 
     endpoint: Endpoint
-    models_path: str = "/v1/models"
     health_path: str = ""
     checks_key: bool = True
     owns_socket: bool = True

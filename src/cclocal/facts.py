@@ -1,6 +1,6 @@
 """What is true of this machine and of a model's files, as frozen data.
 
-Discovery reads the machine once; facts about a model are added by the pure `with_*` methods as more of it is seen.
+Discovery reads the machine once; facts about a model are added as more of it is seen.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from packaging.version import Version
 
 from cclocal.memory.shape import Shape
 from cclocal.paths import Env
-from cclocal.units import GIB
 
 
 def version_in(text: str) -> Version | None:
@@ -61,13 +60,6 @@ class Machine:
     def is_apple_silicon(self) -> bool:
         """Whether MLX runs on this machine's GPU."""
         return self.os == "macos" and self.arch == "arm64"
-
-    @property
-    def in_words(self) -> str:
-        """Processor, cores, memory and graphics cards in one line."""
-        parts = [f"{self.cpu}, {self.cores} cores, {self.ram_bytes / GIB:.0f} GB"]
-        parts += [g.name for g in self.gpus if g.vendor != "apple"]
-        return " · ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +138,6 @@ class Facts:
     proofs: Mapping[str, bool] = field(default_factory=dict)
     #: bytes that earlier starts used beyond their plan, by planning.memory.correction_key
     corrections: Mapping[str, int] = field(default_factory=dict)
-
-    def with_files(
-        self,
-        cached: Mapping[tuple[str, str], Path],
-        shapes: Mapping[str, Shape],
-        projector_bytes: Mapping[str, int],
-    ) -> Facts:
-        """The same machine, with what is on disk of a model."""
-        return replace(self, cached=cached, shapes=shapes, projector_bytes=projector_bytes)
 
     def with_shape(self, model_path: str, shape: Shape) -> Facts:
         """The same, with what a header says that was read from elsewhere."""

@@ -39,13 +39,9 @@ class Folders:
         """One folder per running session, made and removed by its keeper."""
         return self.state / "sessions"
 
-    @property
-    def logs(self) -> Path:
-        return self.state / "logs"
-
     def log_of(self, session_id: str) -> Path:
         """The log of a session's server."""
-        return self.logs / f"server-{session_id}.log"
+        return self.state / "logs" / f"server-{session_id}.log"
 
     @property
     def newest_log(self) -> Path:
@@ -83,14 +79,13 @@ def folders(environ: Mapping[str, str]) -> Folders:
     if not environ.get("HOME"):
         raise FolderError("HOME is not set, so there is no place for cclocal's files.", hint="export HOME=…")
     home = Path(environ["HOME"])
-    library = home / "Library/Application Support"
-    mac = {"CONFIG": library, "DATA": library, "STATE": library, "CACHE": home / "Library/Caches"}
-    xdg = {"CONFIG": home / ".config", "DATA": home / ".local/share", "STATE": home / ".local/state"}
-    usual = mac if sys.platform == "darwin" else {**xdg, "CACHE": home / ".cache"}
+    usual = {"CONFIG": ".config", "DATA": ".local/share", "STATE": ".local/state", "CACHE": ".cache"}
+    if sys.platform == "darwin":
+        usual = {**dict.fromkeys(usual, "Library/Application Support"), "CACHE": "Library/Caches"}
 
     def found(kind: str) -> Path:
         named = environ.get(f"XDG_{kind}_HOME", "")
-        return (Path(named) if os.path.isabs(named) else usual[kind]) / _OURS  # noqa: PTH117 - of a text
+        return (Path(named) if os.path.isabs(named) else home / usual[kind]) / _OURS  # noqa: PTH117 - of a text
 
     return Folders(config=found("CONFIG"), data=found("DATA"), cache=found("CACHE"), state=found("STATE"))
 
@@ -125,10 +120,9 @@ def make_folder(path: Path) -> Path:
     A folder of cclocal's that others may enter is closed to them. Raises FolderError with the system's own words.
     """
     try:
-        for level in reversed([level for level in (path, *path.parents) if not level.exists()]):
+        # the last fails if it is no folder
+        for level in (*reversed([level for level in path.parents if not level.exists()]), path):
             level.mkdir(mode=0o700, exist_ok=True)
-        # fails if it is no folder
-        path.mkdir(mode=0o700, exist_ok=True)
         for level in (path, *path.parents) if _OURS in path.parts else ():
             status = level.lstat()
             # what a link points at may be anything

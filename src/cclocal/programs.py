@@ -1,4 +1,4 @@
-"""Runs small programs such as `X --version`, caches their output, and reads the last lines of logs."""
+"""Runs small programs such as `X --version` and macOS's own, caches their output, and reads the last lines of logs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,25 @@ def flags_of(command: Sequence[str], environ: Mapping[str, str], limit_s: float 
     return flags
 
 
+def is_mac(environ: Mapping[str, str]) -> bool:
+    """Whether this is a Mac, or a test that stands in for one."""
+    return sys.platform == "darwin" or "CCLOCAL_TEST_MAC" in environ
+
+
+def mac_tool(environ: Mapping[str, str], name: str) -> str:
+    """A program of macOS by its full path, so that PATH cannot replace it."""
+    folder = "/usr/sbin" if name == "sysctl" else "/usr/bin"
+    return f"{environ.get('CCLOCAL_TEST_MAC') or folder}/{name}"
+
+
+def ask_mac(environ: Mapping[str, str], name: str, *words: str) -> str:
+    """What a program of macOS answers; empty if it fails."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = ask([mac_tool(environ, name), *words], environ, 5)
+        return "" if done.returncode else done.stdout.strip()
+    return ""
+
+
 class Answers:
     """Answers of programs that take time to ask, kept as long as the program's file is the same."""
 
@@ -71,29 +91,27 @@ class Answers:
             write_private(self.path, json.dumps(dict(list(self.known.items())[-_KEPT:])))
 
 
-def printable(line: str) -> str:
-    """A line of a log without control characters, which could steer a terminal."""
-    return "".join(c for c in line.replace("\t", " ") if c.isprintable()).strip()
-
-
-def last_lines(log: Path, count: int = 3) -> tuple[str, ...]:
-    """The last lines of a log, or those that name the cause of a crash if there are any."""
-    lines = [line for line in _tail(log) if line]
+def last_lines(log: Path) -> tuple[str, ...]:
+    """The last three lines of a log, or those that name the cause of a crash if there are any."""
+    lines = _tail(log)
     words = ("error", "exception", "failed", "abort", "cannot", "unable")
     causes = [line for line in lines[-12:] if any(word in line.lower() for word in words)]
     if causes:
         # the first complaint is nearest to the cause, the last to the end
         return tuple(dict.fromkeys((causes[0], causes[-1], lines[-1])))
-    return tuple(lines[-count:])
+    return tuple(lines[-3:])
 
 
 def last_line(log: Path) -> str:
     """The last line of a log, or nothing."""
-    return next((line for line in reversed(_tail(log)) if line), "")
+    return next(reversed(_tail(log)), "")
 
 
-def _tail(log: Path, size_bytes: int = 8192) -> list[str]:
+def _tail(log: Path) -> list[str]:
+    """The lines at the end of a log that are not empty, without control characters, which could steer a terminal."""
     with contextlib.suppress(OSError), log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - size_bytes))
-        return [printable(line) for line in file.read().decode("utf-8", "replace").splitlines()]
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+        text = file.read().decode("utf-8", "replace").replace("\t", " ")
+        lines = ("".join(c for c in line if c.isprintable()).strip() for line in text.splitlines())
+        return [line for line in lines if line]
     return []

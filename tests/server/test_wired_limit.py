@@ -162,17 +162,13 @@ def _env(world: World) -> Env:
     return Env(world.env, Folders(root / "config", root / "data", root / "cache", world.sessions.parent))
 
 
-def _tools(world: World) -> wired.Tools:
-    return wired.Tools(str(world.root / "mac/sysctl"), str(world.root / "mac/sudo"))
-
-
 def test_a_launcher_that_dies_before_it_holds_anything_leaves_no_raised_limit(mac: World) -> None:
     # the moment between root's answer and our hold, made visible: only the holder is started
-    folders = _env(mac).folders
-    folders.state.mkdir(parents=True)
-    fifo = folders.state / "wired.fifo"
+    env = _env(mac)
+    env.folders.state.mkdir(parents=True)
+    fifo = env.folders.state / "wired.fifo"
     os.mkfifo(fifo)
-    wired._start_holder(0, LIMIT, fifo, _tools(mac), can_ask=False)
+    wired._start_holder(0, LIMIT, fifo, env, can_ask=False)
     assert mac.wired_limit() == LIMIT
     wait_for(lambda: mac.wired_limit() == 0, "the holder's own patience to end", 15)
 
@@ -180,17 +176,16 @@ def test_a_launcher_that_dies_before_it_holds_anything_leaves_no_raised_limit(ma
 @pytest.mark.wide
 def test_sessions_that_come_and_go_never_leave_it_raised(mac: World) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from cclocal.server import wired_limit as wired\n"
+        "import os, sys, time; from pathlib import Path; from cclocal.server import wired_limit as wired\n"
         "from cclocal.paths import Env, Folders\n"
-        "state, sysctl, sudo, seconds = sys.argv[1:]\n"
-        "env = Env({}, Folders(*[Path(state)] * 4))\n"
-        f"wired.raise_limit({LIMIT}, wired.Tools(sysctl, sudo), env, can_ask=False)\n"
+        "state, seconds = sys.argv[1:]\n"
+        "env = Env(os.environ, Folders(*[Path(state)] * 4))\n"
+        f"wired.raise_limit({LIMIT}, env, can_ask=False)\n"
         "print('held', flush=True); time.sleep(float(seconds))\n"
     )
-    tools = _tools(mac)
     children = []
     for number in range(24):
-        words = [sys.executable, "-c", code, str(mac.root / "state"), tools.sysctl, tools.sudo, str(number % 5 / 20)]
+        words = [sys.executable, "-c", code, str(mac.root / "state"), str(number % 5 / 20)]
         children.append(subprocess.Popen(words, env=mac.env, stdout=subprocess.PIPE, text=True))
         time.sleep(0.02 * (number % 4))
     for number, child in enumerate(children):
@@ -233,8 +228,8 @@ def test_a_crash_of_everything_is_noticed_at_the_next_start(mac: World) -> None:
 def test_without_a_password_it_is_denied_in_words(world: World) -> None:
     world.mac(32, "15.5", denied=True)
     with pytest.raises(wired.DeniedError, match="refused"):
-        wired.raise_limit(LIMIT, _tools(world), _env(world), can_ask=False)
-    missing = wired.Tools(str(world.root / "mac/sysctl"), "/nonexistent/sudo")
+        wired.raise_limit(LIMIT, _env(world), can_ask=False)
+    (world.root / "mac/sudo").unlink()
     with pytest.raises(wired.DeniedError, match="does not run"):
-        wired.raise_limit(LIMIT, missing, _env(world), can_ask=False)
-    assert wired.left_raised(_tools(world), _env(world)) is None
+        wired.raise_limit(LIMIT, _env(world), can_ask=False)
+    assert wired.join(_env(world)) == (None, None)

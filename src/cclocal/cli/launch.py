@@ -113,10 +113,11 @@ def _launch(settings: Settings, call: Call, *, dry_run: bool, as_json: bool) -> 
 
             settings = settings.changed({"model": choose(catalog, settings, env)}, "menu")
     if dry_run:
+        from cclocal.session.steps import prepare
         from cclocal.ui.console import print_json
         from cclocal.ui.plan_view import plan_json, show_plan
 
-        plan = story.prepare(settings, catalog, env).plan()
+        plan = prepare(settings, catalog, env).plan()
         if as_json:
             print_json(plan_json(plan, env.environ))
         else:

@@ -84,7 +84,7 @@ def fetch(
     """Download models and exit (also: cclocal --fetch); a launch needs no network then."""
     from cclocal.discovery.look import load_catalog
     from cclocal.errors import InterruptedByUser
-    from cclocal.session.launch import fetch_only, prepare
+    from cclocal.session.steps import fetch_only, prepare
 
     catalog = load_catalog(call.user_file)
     settings = replace(settings, server=True, mem_check=False)

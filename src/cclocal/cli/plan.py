@@ -41,13 +41,12 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """What a model needs in memory, and how much context fits. Starts and downloads nothing."""
-    from cclocal.discovery import calibration
-    from cclocal.discovery.look import load_catalog
+    from cclocal.discovery.look import last_start, load_catalog
     from cclocal.session.plan import OtherMachine, plan_catalog, plan_one
     from cclocal.ui import memory_view
 
     if last:
-        report = calibration.last(call.env)
+        report = last_start(call.env)
         if report is None:
             raise UsageError("No start has been measured yet.")
         memory_view.show_last(report, as_json=as_json)

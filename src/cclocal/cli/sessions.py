@@ -24,7 +24,7 @@ def _complete_session(incomplete: str) -> list[str]:
     import os
 
     from cclocal.paths import Env
-    from cclocal.server.logs import newest_first, session_of
+    from cclocal.server.registry import newest_first, session_of
 
     found = [session_of(log) for log in newest_first(Env.of(os.environ))]
     return [name for name in found if name.startswith(incomplete)]
@@ -53,8 +53,8 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the log.")] = False,
 ) -> None:
     """What the newest model server says."""
-    from cclocal.server import logs as server_logs
+    from cclocal.server.registry import read_log
 
-    for piece in server_logs.read(call.env, follow=follow):
+    for piece in read_log(call.env, follow=follow):
         sys.stdout.write(piece)
         sys.stdout.flush()

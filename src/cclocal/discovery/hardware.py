@@ -1,6 +1,6 @@
 """Reads the hardware from the system and its drivers: macOS's own programs, NVML, files under /proc and /sys.
 
-All differences between operating systems are here; the other modules use `Machine`.
+What differs between operating systems is here; the other modules use `Machine`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from cclocal.facts import Gpu, Machine
-from cclocal.programs import ask
+from cclocal.programs import ask, ask_mac, is_mac
 from cclocal.server.keeper import boot_id
+from cclocal.server.wired_limit import NAME as WIRED_LIMIT
 from cclocal.units import GIB, MIB
 
 #: Stands for no free memory, because 0 means unknown.
@@ -31,8 +34,6 @@ def machine(environ: Mapping[str, str] | None = None) -> Machine:
 
     Everything that only a Mac can answer comes from programs found by `mac_tool`: tests give them recorded answers.
     """
-    import psutil
-
     environ = environ or {}
     memory = psutil.virtual_memory()
     arch = {"aarch64": "arm64", "amd64": "x86_64"}.get(platform.machine().lower(), platform.machine())
@@ -41,59 +42,26 @@ def machine(environ: Mapping[str, str] | None = None) -> Machine:
         gpus = tuple(_linux_gpus(Path("/")))
         stand_in = environ.get("CCLOCAL_TEST_FREE_BYTES")
         free = int(stand_in) if stand_in else available_bytes(memory.available, Path("/sys/fs/cgroup"))
-        cpu = _cpu_name() or arch
+        cpu = _found(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo")) or arch
         return Machine("linux", platform.release(), arch, cpu, cores, memory.total, gpus, free, boot_id=boot_id())
-    ask = partial(_ask_mac, environ)
+    ask = partial(ask_mac, environ)
     cpu = ask("sysctl", "-n", "machdep.cpu.brand_string") or arch
+    is_apple = cpu.startswith("Apple")
+    limit_mib = ask("sysctl", "-n", WIRED_LIMIT)
     return Machine(
         os="macos",
         os_version=ask("sw_vers", "-productVersion"),
-        arch="arm64" if cpu.startswith("Apple") else arch,
+        arch="arm64" if is_apple else arch,
         cpu=cpu,
         cores=cores,
         ram_bytes=int(ask("sysctl", "-n", "hw.memsize") or memory.total),
         available_bytes=reclaimable_bytes(ask("vm_stat")) or memory.available,
-        wired_limit_mib=wired_limit_mib(environ),
+        # macOS 13 has it under another name, in an unconfirmed unit
+        wired_limit_mib=int(limit_mib) if limit_mib.isdecimal() else None,
         mlx_limit_bytes=_mlx_limit(environ),
-        gpus=tuple(_apple_gpu(cpu)),
+        gpus=(Gpu("apple", f"{cpu} GPU", unified=True),) if is_apple else (),
         boot_id=boot_id(),
     )
-
-
-_MAC_TOOLS = {
-    "sysctl": "/usr/sbin/sysctl",
-    "sw_vers": "/usr/bin/sw_vers",
-    "vm_stat": "/usr/bin/vm_stat",
-    "sudo": "/usr/bin/sudo",
-}
-
-
-def is_mac(environ: Mapping[str, str]) -> bool:
-    """Whether this is a Mac, or a test that stands in for one."""
-    return sys.platform == "darwin" or "CCLOCAL_TEST_MAC" in environ
-
-
-def mac_tool(environ: Mapping[str, str], name: str) -> str:
-    """A program of macOS by its full path, so that PATH cannot replace it."""
-    stand_ins = environ.get("CCLOCAL_TEST_MAC")
-    return str(Path(stand_ins, name)) if stand_ins else _MAC_TOOLS[name]
-
-
-def _ask_mac(environ: Mapping[str, str], name: str, *words: str) -> str:
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(
-            [mac_tool(environ, name), *words], capture_output=True, text=True, check=True, timeout=5
-        ).stdout.strip()
-    return ""
-
-
-def wired_limit_mib(environ: Mapping[str, str]) -> int | None:
-    """The limit of a Mac's GPU memory, if it was set; 0 = the system's own share; None = it cannot be set here.
-
-    (macOS 13 has it under another name, in an unconfirmed unit.)
-    """
-    answer = _ask_mac(environ, "sysctl", "-n", "iogpu.wired_limit_mb")
-    return int(answer) if answer.isdecimal() else None
 
 
 def reclaimable_bytes(vm_stat: str) -> int:
@@ -125,40 +93,28 @@ def available_bytes(free_bytes: int, cgroup: Path) -> int:
         with contextlib.suppress(OSError, ValueError):
             # "max" means no limit
             left = int((cgroup / limit).read_text()) - int((cgroup / used).read_text())
-            with contextlib.suppress(OSError):
-                # cached files, such as a model just downloaded, are dropped when memory is needed
-                found = re.search(rf"^{cached} (\d+)$", (cgroup / stat).read_text(), re.MULTILINE)
-                left += int(found[1]) if found else 0
+            # cached files, such as a model just downloaded, are dropped when memory is needed
+            left += int(_found(rf"^{cached} (\d+)$", cgroup / stat) or 0)
             return min(free_bytes, max(NOTHING_LEFT, left))
     return max(NOTHING_LEFT, free_bytes)
 
 
-def _cpu_name() -> str:
+def _found(pattern: str, file: Path) -> str:
+    """What a pattern's group matches in one of the system's files; empty if it does not, or without such a file."""
     with contextlib.suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        return found[1] if found else ""
+        found = re.search(pattern, file.read_text(), re.MULTILINE)
+        return found[1].strip() if found else ""
     return ""
-
-
-def _apple_gpu(cpu: str) -> list[Gpu]:
-    return [Gpu("apple", f"{cpu} GPU", unified=True)] if cpu.startswith("Apple") else []
 
 
 def _linux_gpus(root: Path) -> Iterator[Gpu]:
     """NVIDIA's and AMD's cards, as their drivers report them: NVML, and files under /proc and /sys."""
-    yield from _nvml_gpus() or _nvidia_names(root)
+    names = (_found(r"^Model:\s*(.+)$", info) for info in sorted(root.glob("proc/driver/nvidia/gpus/*/information")))
+    yield from _nvml_gpus() or (Gpu("nvidia", name or "an NVIDIA GPU") for name in names)
     for vendor in sorted(root.glob("sys/class/drm/card[0-9]*/device/vendor")):
-        with contextlib.suppress(OSError):
-            # integrated graphics without memory of their own count too: Vulkan and ROCm can use them
-            if vendor.read_text().strip() == "0x1002" and vendor.with_name("mem_info_vram_total").exists():
-                yield _amd_gpu(vendor.parent)
-
-
-def _nvidia_names(root: Path) -> Iterator[Gpu]:
-    for info in sorted(root.glob("proc/driver/nvidia/gpus/*/information")):
-        with contextlib.suppress(OSError):
-            name = re.search(r"^Model:\s*(.+)$", info.read_text(), re.MULTILINE)
-            yield Gpu("nvidia", name[1].strip() if name else "an NVIDIA GPU")
+        # integrated graphics without memory of their own count too: Vulkan and ROCm can use them
+        if _found("(.+)", vendor) == "0x1002" and vendor.with_name("mem_info_vram_total").exists():
+            yield _amd_gpu(vendor.parent)
 
 
 def _nvml_cards() -> Iterator[tuple[Any, Any]]:
@@ -200,16 +156,13 @@ def _amd_gpu(device: Path) -> Gpu:
     """An AMD GPU's memory: its own, or for a processor's graphics what it may map of the machine's (GTT)."""
 
     def number(name: str) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            return int((device / name).read_text())
-        return 0
+        return int(_found(r"^(\d+)$", device / f"mem_info_{name}") or 0)
 
-    product = device / "product_name"
-    name = product.read_text().strip() if product.exists() else "an AMD GPU"
-    vram, gtt = number("mem_info_vram_total"), number("mem_info_gtt_total")
-    if vram <= _APU_VRAM_BYTES and gtt >= _APU_GTT_BYTES and gtt >= _APU_TIMES * vram:
-        return Gpu("amd", name, gtt, max(NOTHING_LEFT, gtt - number("mem_info_gtt_used")), unified=True)
-    return Gpu("amd", name, vram, max(NOTHING_LEFT, vram - number("mem_info_vram_used")))
+    vram, gtt = number("vram_total"), number("gtt_total")
+    shares = vram <= _APU_VRAM_BYTES and gtt >= _APU_GTT_BYTES and gtt >= _APU_TIMES * vram
+    total, used = (gtt, number("gtt_used")) if shares else (vram, number("vram_used"))
+    name = _found("(.+)", device / "product_name") or "an AMD GPU"
+    return Gpu("amd", name, total, max(NOTHING_LEFT, total - used), unified=shares)
 
 
 #: Programs that hold models in memory, by the words of their command lines.
@@ -233,16 +186,12 @@ _WORTH_NAMING_BYTES = 512 * MIB
 
 def resident_servers() -> list[tuple[str, int, int]]:
     """Model servers that are running already: (name, pid, bytes they hold), the largest first."""
-    import psutil
-
-    found = []
+    found, on_cards = [], _nvml_processes()
     for process in psutil.process_iter(["cmdline", "memory_info"]):
         words = [Path(word).name for word in (process.info["cmdline"] or [])[:4]]
         name = next((_MODEL_SERVERS[word] for word in words if word in _MODEL_SERVERS), None)
         if name and process.info["memory_info"]:
-            found.append((name, process.pid, process.info["memory_info"].rss))
-    for pid, held in _nvml_processes().items():
-        found = [(name, known, max(size, held) if known == pid else size) for name, known, size in found]
+            found.append((name, process.pid, max(process.info["memory_info"].rss, on_cards.get(process.pid, 0))))
     return sorted((row for row in found if row[2] >= _WORTH_NAMING_BYTES), key=lambda row: -row[2])
 
 

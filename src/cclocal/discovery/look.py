@@ -1,28 +1,52 @@
-"""Looks around once per call: the machine, its engines, the agent, the folder, earlier results → `Facts`."""
+"""Looks around once per call: the machine, its engines, the agent, the folder, a model's files → `Facts`.
+
+Nothing is downloaded. What is written: the answers of the programs that were asked, and what engines really allocated,
+which corrects the next plan.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import os
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from cclocal.agents import AGENTS, DEFAULT, look_of, taken_names
+from cclocal import tiny
+from cclocal.agents import look_of, taken_names
 from cclocal.backends import BACKENDS, forms, runtime_of
 from cclocal.checks import results
 from cclocal.config_file import UserFile
-from cclocal.discovery.calibration import corrections
 from cclocal.discovery.hardware import machine
 from cclocal.errors import AgentMissingError, FolderError
-from cclocal.facts import AgentFound, Alternative, Facts
+from cclocal.facts import Alternative, Facts
+from cclocal.memory.buffers import read_buffers
+from cclocal.memory.config import shape_of_config
+from cclocal.memory.gguf import read_header
 from cclocal.memory.known import published_shape
-from cclocal.models import catalog_file
-from cclocal.models.catalog import Catalog, Rules
-from cclocal.paths import Env, packaged
-from cclocal.planning.choose import choose_variant
+from cclocal.memory.shape import Shape, shape_of
+from cclocal.models import catalog_file, hub_cache, tags
+from cclocal.models.catalog import CONFIG, Catalog, Model, Rules, Variant
+from cclocal.models.headers import of_folder, of_gguf
+from cclocal.models.repo_files import listed_bytes
+from cclocal.paths import Env, packaged, read_table, write_private
+from cclocal.planning.choose import choose_agent, choose_variant, model_path
+from cclocal.planning.memory import correction_key
+from cclocal.planning.plan import Plan
 from cclocal.programs import Answers
 from cclocal.settings import Settings
+from cclocal.units import GIB
+
+#: The file of what engines really allocated.
+_MEASURED = "memory.json"
+#: A larger difference is no correction: the plan was about something else.
+MOST_BYTES = 8 * GIB
+#: Engines and architectures that are remembered; the oldest go first.
+_KEPT = 50
 
 
 def rules() -> Rules:
@@ -41,13 +65,11 @@ def look(env: Env, settings: Settings, catalog: Catalog) -> Facts:
     Starts small programs (`--version`, `--help`) and remembers their answers. Raises BackendMissingError if an engine
     was found but does not run, FolderError if the working folder is gone.
     """
+    facts = look_around(env, settings)
     answers = Answers(env.folders.cache / "probes.json")
-    facts = look_around(env, settings, answers)
-    here = facts.machine
-    engines = {name: tuple(runtime_of(name).find(env, settings, here, answers)) for name in BACKENDS}
     facts = replace(
         facts,
-        engines=engines,
+        engines={name: tuple(runtime_of(name).find(env, settings, facts.machine, answers)) for name in BACKENDS},
         corrections=corrections(env),
         proofs={name: bool(row.get("works")) for name, row in results.known(env).items()},
     )
@@ -55,40 +77,33 @@ def look(env: Env, settings: Settings, catalog: Catalog) -> Facts:
     return replace(facts, alternatives=_alternatives(catalog, facts))
 
 
-def look_around(env: Env, settings: Settings, answers: Answers | None = None) -> Facts:
+def look_around(env: Env, settings: Settings) -> Facts:
     """The machine, the agent and the working folder, without engines. Raises FolderError if that folder is gone."""
     try:
         cwd = Path(os.path.realpath(Path.cwd()))
     except FileNotFoundError:
         raise FolderError("The current folder no longer exists.", hint="cd to a folder that exists") from None
     root = next((folder for folder in (cwd, *cwd.parents) if (folder / ".git").exists()), None)
-    kept = answers or Answers(env.folders.cache / "probes.json")
-    agent, problem = (None, "") if settings.server else _agent(env, settings, cwd, root, kept)
-    if answers is None:
-        kept.save()
+    answers = Answers(env.folders.cache / "probes.json")
+    agent, problem = None, ""
+    if not settings.server:
+        try:
+            agent = look_of(choose_agent(settings).NAME).look(env, cwd, root, answers)
+        except AgentMissingError as error:
+            # a plan can be shown without it, so its failure is no error here
+            problem = error.message
+    answers.save()
+    has_pip = importlib.util.find_spec("pip")
     return Facts(
         machine=machine(env.environ),
         env=env,
         cwd=cwd,
         agent=agent,
         agent_problem=problem,
-        pip=_pip(),
+        # uv's tool environments have no pip
+        pip=f"{sys.executable} -m pip install" if has_pip else f"uv pip install --python {sys.executable}",
         git_root=root,
     )
-
-
-def _agent(
-    env: Env, settings: Settings, cwd: Path, root: Path | None, answers: Answers
-) -> tuple[AgentFound | None, str]:
-    """(the agent asked for, why it cannot be used). A plan can be shown without it, so its failure is no error here."""
-    name = settings.agent or DEFAULT
-    if name not in AGENTS:
-        # planning refuses it in words
-        return None, ""
-    try:
-        return look_of(name).look(env, cwd, root, answers), ""
-    except AgentMissingError as error:
-        return None, error.message
 
 
 def _alternatives(catalog: Catalog, facts: Facts) -> tuple[Alternative, ...]:
@@ -101,8 +116,91 @@ def _alternatives(catalog: Catalog, facts: Facts) -> tuple[Alternative, ...]:
     return tuple(found)
 
 
-def _pip() -> str:
-    """The command that adds a package to our own environment; uv's tool environments have no pip."""
-    if importlib.util.find_spec("pip"):
-        return f"{sys.executable} -m pip install"
-    return f"uv pip install --python {sys.executable}"
+def look_at_model(facts: Facts, model: Model, variant: Variant) -> Facts:
+    """The facts with what is on disk of one variant of a model. Raises UsageError if a file is damaged."""
+    facts = replace(facts, cached=_cached(variant, facts.env))
+    shape = _shape(model, variant, facts)
+    shapes = {model_path(variant, facts): shape} if shape else {}
+    return replace(facts, shapes=shapes, projector_bytes=_projector_bytes(variant, facts))
+
+
+def _cached(variant: Variant, env: Env) -> dict[tuple[str, str], Path]:
+    if variant.builtin:
+        built = tiny.path_of(variant.form == "mlx", env.folders.cache)
+        file = built / CONFIG if variant.is_folder else built
+        return {("", variant.builtin): file} if file.exists() else {}
+    repo = variant.repo or ""
+    here = hub_cache.files(repo, variant.hub_files, env.environ) if repo else {}
+    return {(repo, file): path for file, path in here.items()}
+
+
+def _projector_bytes(variant: Variant, facts: Facts) -> dict[str, int]:
+    """A projector's size in bytes by its name: that of the file, else the one the hub reported."""
+    name, repo = variant.mmproj, variant.repo or ""
+    if not name:
+        return {}
+    path = Path(name) if variant.path else facts.cached.get((repo, name))
+    size = path.stat().st_size if path and path.is_file() else listed_bytes(repo, name, facts.env)
+    return {name: size} if size else {}
+
+
+def _shape(model: Model, variant: Variant, facts: Facts) -> Shape | None:
+    """A variant's shape: from its files once they are all here, else from its published dimensions."""
+    files = (variant.builtin,) if variant.builtin else variant.files
+    # the first of several parts says nothing of the others
+    if variant.path or (files and all((variant.repo or "", file) in facts.cached for file in files)):
+        path = Path(model_path(variant, facts))
+        header = of_folder(path) if variant.is_folder else of_gguf(path)
+    elif variant.tag:
+        header = tags.in_store(variant.tag, facts.env.environ)
+    elif variant.builtin and variant.is_folder:
+        packed = tiny.mlx_files()
+        return shape_of_config(json.loads(packed[CONFIG]), len(packed["model.safetensors"]))
+    elif variant.builtin:
+        return shape_of(read_header(tiny.gguf()))
+    else:
+        return published_shape(model.shape, variant.shape_form, variant.size_bytes)
+    return header.shape if header else None
+
+
+def corrections(env: Env) -> Mapping[str, int]:
+    """Bytes that earlier starts used beyond their plan (negative: below it), by `correction_key`."""
+    known = read_table(env.folders.state / _MEASURED).get("corrections")
+    rows = known.items() if isinstance(known, dict) else ()
+    return {key: size for key, size in rows if isinstance(size, int) and abs(size) <= MOST_BYTES}
+
+
+def last_start(env: Env) -> dict[str, Any] | None:
+    """The last start's plan and what its engine allocated; None if none was recorded."""
+    found = read_table(env.folders.state / _MEASURED).get("last")
+    is_complete = isinstance(found, dict) and {"model", "engine", "plan", "allocated", "log"} <= found.keys()
+    return found if is_complete else None
+
+
+def learn(plan: Plan, log: Path, env: Env) -> None:
+    """Compare the buffers in a started server's log with its plan, and remember the difference.
+
+    Only compute buffers are estimated by a formula; caches and weights follow from the header.
+    """
+    fit, buffers = plan.fit, None
+    with contextlib.suppress(OSError):
+        buffers = read_buffers(log.read_text("utf-8", "replace"))
+    if fit is None or buffers is None:
+        return
+    computed = fit.footprint.compute_bytes - fit.extras.correction_bytes
+    difference = buffers.compute_bytes - computed
+    kept = dict(list(corrections(env).items())[-_KEPT:])
+    key = correction_key(plan.engine, fit.shape, fit.config)
+    kept.pop(key, None)
+    if abs(difference) <= MOST_BYTES:
+        kept[key] = difference
+    report = {
+        "model": plan.model.id,
+        "engine": f"{plan.engine.form} {plan.engine.version}",
+        "plan": fit.as_json(),
+        "allocated": asdict(buffers),
+        "log": str(log),
+    }
+    with contextlib.suppress(FolderError):
+        # a full disk must not prevent a start
+        write_private(env.folders.state / _MEASURED, json.dumps({"corrections": kept, "last": report}, indent=1))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import psutil
 
 from cclocal import http
 from cclocal.command import Readiness
@@ -106,8 +107,8 @@ def wait_until_ready(
     wire: Wire,
     on_wait: Callable[[Waiting], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
-) -> float:
-    """Return, with the seconds it took, when the server has shown everything in `readiness`.
+) -> None:
+    """Return when the server has shown everything in `readiness`.
 
     Raises ServerDiedError with its last lines as soon as it ends, NotReadyError if it answers wrongly or gives no sign
     of life for `stall_s`, PortError if the socket is not the server's or is open to other machines.
@@ -141,13 +142,13 @@ def wait_until_ready(
                     check_socket(server.pid, endpoint.port)
                 if readiness.health_path:
                     check_health(client.get(readiness.health_path))
-                check_models(client.get(readiness.models_path), endpoint.model)
+                check_models(client.get("/v1/models"), endpoint.model)
                 if readiness.checks_key:
-                    check_wrong_key(client.get(readiness.models_path, headers=wrong))
+                    check_wrong_key(client.get("/v1/models", headers=wrong))
                 phase = "waiting for the first token"
                 # asked once: a server that computes may take long, one that hangs is noticed by `look`
                 check_message(patiently(ask, look), wire)
-                return clock() - started
+                return
             except NotYet as news:
                 phase = str(news)
             except httpx.TransportError:
@@ -159,23 +160,22 @@ def wait_until_ready(
 
 def patiently(ask: Callable[[], T], look: Callable[[], None]) -> T:
     """The answer to a request that may take long. Meanwhile `look` is called again and again; it raises to give up."""
-    answers: queue.SimpleQueue[T | Exception] = queue.SimpleQueue()
+    # it imports logging, which a plan can do without
+    from concurrent.futures import Future, wait
+
+    answer: Future[T] = Future()
 
     def run() -> None:
         try:
-            answers.put(ask())
+            answer.set_result(ask())
         except Exception as error:
             # also of a request whose client was closed because nothing waits for it any more
-            answers.put(error)
+            answer.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    while True:
-        with contextlib.suppress(queue.Empty):
-            answer = answers.get(timeout=POLL_S)
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
+    while not wait([answer], POLL_S).done:
         look()
+    return answer.result()
 
 
 class SignsOfLife:
@@ -186,36 +186,28 @@ class SignsOfLife:
 
     def __init__(self, pid: int, log: Path, clock: Callable[[], float], *, computes: bool = True) -> None:
         self.pid, self.log, self.clock, self.computes = pid, log, clock, computes
-        self.last = (0, 0.0)
-        self.since = clock()
+        self.size_bytes, self.busy_s, self.since = 0, 0.0, clock()
 
     def idle_s(self) -> float:
         """Seconds since the last sign of life."""
-        now = (self.log.stat().st_size if self.log.exists() else 0, _cpu_s(self.pid) if self.computes else 0.0)
-        if now[0] != self.last[0] or now[1] - self.last[1] > self.NOISE_S:
-            self.last, self.since = now, self.clock()
+        size_bytes, busy_s = self.log.stat().st_size if self.log.exists() else 0, 0.0
+        if self.computes:
+            with contextlib.suppress(psutil.Error):
+                times = [one.cpu_times() for one in _family(self.pid)]
+                busy_s = sum(one.user + one.system for one in times)
+        if size_bytes != self.size_bytes or busy_s - self.busy_s > self.NOISE_S:
+            self.size_bytes, self.busy_s, self.since = size_bytes, busy_s, self.clock()
         return self.clock() - self.since
 
 
-def _cpu_s(pid: int) -> float:
-    """Processor time of a process and its children, so that a runner under a server counts too."""
-    import psutil
-
-    total = 0.0
-    try:
-        process = psutil.Process(pid)
-        for one in (process, *process.children(recursive=True)):
-            times = one.cpu_times()
-            total += times.user + times.system
-    except psutil.Error:
-        pass
-    return total
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and its children, so that a runner under a server counts too. Raises psutil.Error if it is gone."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
 
 
 def check_socket(pid: int, port: int) -> None:
     """Check that our child listens on the port, on this machine only. Raises NotYet or PortError."""
-    import psutil
-
     try:
         addresses = _listening(pid, port)
         if not addresses:
@@ -238,12 +230,9 @@ def check_socket(pid: int, port: int) -> None:
 
 def _listening(pid: int, port: int) -> list[str]:
     """The addresses on which a process or one of its children listens on a port."""
-    import psutil
-
-    process = psutil.Process(pid)
     return [
         c.laddr.ip
-        for one in (process, *process.children(recursive=True))
+        for one in _family(pid)
         if one.status() != psutil.STATUS_ZOMBIE
         for c in one.net_connections("tcp")
         if c.status == psutil.CONN_LISTEN and c.laddr.port == port
@@ -252,17 +241,8 @@ def _listening(pid: int, port: int) -> list[str]:
 
 def holder_of(port: int) -> str:
     """The program that listens on a port, in words."""
-    import psutil
-
-    try:
-        listeners: Iterable[int | None] = {
-            c.pid
-            for c in psutil.net_connections("tcp")
-            if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port
-        }
-        for pid in listeners:
-            if pid:
-                return f"{psutil.Process(pid).name()} (process {pid})"
-    except psutil.Error:
-        pass
+    with contextlib.suppress(psutil.Error):
+        for c in psutil.net_connections("tcp"):
+            if c.pid and c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port:
+                return f"{psutil.Process(c.pid).name()} (process {c.pid})"
     return "a program of another user"

@@ -1,4 +1,4 @@
-"""The sessions of this user, read from the folders that their keepers made, and ending those that lost their keeper."""
+"""The sessions of this user: the folders that their keepers made, their logs, ending those that lost their keeper."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cclocal.paths import Env, read_table
+from cclocal.errors import UsageError
+from cclocal.paths import Env, make_folder, read_table
 from cclocal.server.keeper import boot_id, machine_id, pid_namespace, start_of, strays
 
 #: A folder younger than this may belong to a keeper that has just started.
 YOUNG_S = 60.0
+#: Server logs that are kept.
+KEPT = 5
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +31,6 @@ class SessionRecord:
 
     folder: Path
     facts: Mapping[str, Any]
-
-    @property
-    def id(self) -> str:
-        return self.folder.name
 
     @property
     def model(self) -> str:
@@ -43,31 +43,26 @@ class SessionRecord:
     @property
     def is_running(self) -> bool:
         """Whether its keeper is there: it holds the lock on the state file, also from another pid namespace."""
-        if self.facts and "pid_namespace" not in self.facts:
-            # of a version whose keepers held no lock
-            return self.facts.get("boot") == boot_id() and self.is_alive("keeper")
-        return bool(self.facts) and _is_locked(self.folder / "session.json")
+        if not self.facts:
+            return False
+        path = self.folder / "session.json"
+        while True:
+            try:
+                with path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    # the keeper replaces the file; the lock on the old one says nothing
+                    if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                        return False
+            except FileNotFoundError:
+                return False
+            except OSError:
+                # locked; or on a file system without locks, where nothing is known and so nothing is ended
+                return True
 
     def is_alive(self, party: str) -> bool:
         """Whether a party (keeper, server, twin, watched) is still the process it was: pid AND start time."""
         start, pid = self.facts.get(f"{party}_start"), self.facts.get(party)
         return isinstance(pid, int) and pid > 0 and bool(start) and start_of(pid) == start
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process holds the lock on the file of that name."""
-    while True:
-        try:
-            with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                # the keeper replaces the file; the lock on the old one says nothing
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    return False
-        except FileNotFoundError:
-            return False
-        except OSError:
-            # locked; or on a file system without locks, where nothing is known and so nothing is ended
-            return True
 
 
 def own_folder(parent: Path) -> Path:
@@ -142,3 +137,58 @@ def _end(session: SessionRecord) -> None:
     for pid in strays(str(session.facts.get("id", ""))):
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
+
+
+def new_log(env: Env, session_id: str) -> Path:
+    """An empty log for a session, readable by the user alone; `server.log` points at it. Only the newest logs stay."""
+    log = env.folders.log_of(session_id)
+    make_folder(log.parent)
+    log.touch(mode=0o600)
+    fresh = env.folders.state / f".server.log.{session_id}"
+    fresh.symlink_to(log.relative_to(env.folders.state))
+    fresh.replace(env.folders.newest_log)
+    in_use = {str(session.facts.get("log")) for session in sessions(env)}
+    for old in newest_first(env)[KEPT:]:
+        if str(old) not in in_use:
+            old.unlink(missing_ok=True)
+    return log
+
+
+def newest_first(env: Env) -> list[Path]:
+    """Every session's server log, the newest first."""
+    return sorted(env.folders.state.glob("logs/server-*.log"), key=_changed_at, reverse=True)
+
+
+def _changed_at(log: Path) -> float:
+    try:
+        return log.stat().st_mtime
+    except OSError:
+        # another launch has just removed it
+        return 0.0
+
+
+def session_of(log: Path) -> str:
+    """The id of the session that a log belongs to."""
+    return log.stem.removeprefix("server-")
+
+
+def read_log(env: Env, *, follow: bool) -> Iterator[str]:
+    """The newest server log, piece by piece; with `follow` also what is added to it, and newer logs.
+
+    Raises UsageError if there is none yet.
+    """
+    newest = env.folders.newest_log
+    if not newest.exists():
+        raise UsageError(f"There is no server log yet in {env.folders.state}.", hint="cclocal --tiny")
+    while True:
+        path = newest.resolve()
+        with path.open(encoding="utf-8", errors="replace") as file:
+            while follow and path == newest.resolve():
+                if file.tell() > path.stat().st_size:
+                    # the keeper cut it
+                    file.seek(0)
+                yield file.read()
+                time.sleep(_POLL_S)
+            yield file.read()
+        if not follow:
+            return

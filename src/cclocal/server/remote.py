@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -18,16 +17,6 @@ if TYPE_CHECKING:
 #: Seconds for the first token of a server that may have to load its model first.
 FIRST_TOKEN_LIMIT_S = 600.0
 _ASK_LIMIT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteServer:
-    """What a server reports of itself. context_tokens: of one conversation; None = it does not report it."""
-
-    model: str
-    models: tuple[str, ...]
-    context_tokens: int | None
-    kind: str
 
 
 def check_url(url: str, *, insecure: bool) -> str:
@@ -50,9 +39,10 @@ def check_url(url: str, *, insecure: bool) -> str:
     return f"{parts.scheme}://{shown}:{port or (443 if parts.scheme == 'https' else 80)}"
 
 
-def look(url: str, key: str, wire: Wire, requested: str | None) -> RemoteServer:
+def look(url: str, key: str, wire: Wire, requested: str | None) -> tuple[str, str, int | None]:
     """Ask a server what it is, down to one token from the model that would be used.
 
+    Returns (the model, the kind of server, the tokens of one conversation's window; None = it does not report it).
     Raises NotReadyError if it does not answer or does not speak the agent's API, UsageError if the model or the key is
     wrong.
     """
@@ -64,10 +54,14 @@ def look(url: str, key: str, wire: Wire, requested: str | None) -> RemoteServer:
         except httpx.HTTPError as error:
             raise NotReadyError(f"Nothing answers at {url}.", cause=[str(error) or type(error).__name__]) from None
         rows = _rows(url, listed)
-        model = _choose(url, tuple(rows), requested)
+        if requested and requested not in rows:
+            raise UsageError(f"{url} does not have {requested}; it has {', '.join(rows)}.")
+        model = requested or next(iter(rows))
+        if not requested and len(rows) > 1:
+            raise UsageError(f"{url} has several models: {', '.join(rows)}.", hint=f"--model {model}")
         _check_wire(client, url, wire, model)
         kind, context = _window(client, rows[model], model)
-        return RemoteServer(model, tuple(rows), context, kind)
+        return model, kind, context if type(context) is int and context > 0 else None
 
 
 def _rows(url: str, reply: httpx.Response) -> dict[str, dict[str, Any]]:
@@ -80,14 +74,6 @@ def _rows(url: str, reply: httpx.Response) -> dict[str, dict[str, Any]]:
     if reply.status_code != 200 or not rows:
         raise NotReadyError(f"The program at {url} lists no models, so it is not a model server.")
     return rows
-
-
-def _choose(url: str, models: tuple[str, ...], requested: str | None) -> str:
-    if requested and requested not in models:
-        raise UsageError(f"{url} does not have {requested}; it has {', '.join(models)}.")
-    if not requested and len(models) > 1:
-        raise UsageError(f"{url} has several models: {', '.join(models)}.", hint=f"--model {models[0]}")
-    return requested or models[0]
 
 
 def _check_wire(client: httpx.Client, url: str, wire: Wire, model: str) -> None:
@@ -113,8 +99,8 @@ def _check_wire(client: httpx.Client, url: str, wire: Wire, model: str) -> None:
         raise NotReadyError(f"{url} cannot answer a message (status {reply.status_code}).", cause=[reply.text[:300]])
 
 
-def _window(client: httpx.Client, row: dict[str, Any], model: str) -> tuple[str, int | None]:
-    """(the kind of server, the window of one conversation): each backend knows how its servers report it."""
+def _window(client: httpx.Client, row: dict[str, Any], model: str) -> tuple[str, Any]:
+    """(the kind of server, what it says of one conversation's window): each backend knows how its servers report it."""
     import httpx
 
     def get(path: str) -> Any:
@@ -126,9 +112,5 @@ def _window(client: httpx.Client, row: dict[str, Any], model: str) -> tuple[str,
 
     for name in BACKENDS:
         if found := runtime_of(name).window(get, row, model):
-            return found[0], _tokens(found[1])
-    return "a server", _tokens(row.get("max_model_len"))
-
-
-def _tokens(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+            return found
+    return "a server", row.get("max_model_len")

@@ -4,7 +4,7 @@ The kernel counts: every session's keeper (and its twin) holds the writing end o
 new limit and reads that FIFO; when the last writer is gone, the read ends and the process restores the old limit. So a
 password is asked for once, at the start. Only two whole numbers and literal paths reach root.
 
-If root's process is killed too, the next start notices it: `left_raised`.
+If root's process is killed too, the next start notices it: `join`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import errno
 import fcntl
 import json
 import os
-import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cclocal.errors import CclocalError
 from cclocal.paths import Env, make_folder, read_table, write_private
+from cclocal.programs import ask_mac, mac_tool
 from cclocal.server.keeper import boot_id
 
 NAME = "iogpu.wired_limit_mb"
@@ -49,23 +48,7 @@ class DeniedError(CclocalError):
     """The limit could not be raised: no password, no terminal, or macOS refused."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """The programs of macOS that are used, by their full paths."""
-
-    sysctl: str
-    sudo: str
-
-
-def current_mib(tools: Tools) -> int:
-    """The limit now in MiB; 0 = the system's own share."""
-    done = subprocess.run([tools.sysctl, "-n", NAME], capture_output=True, text=True, check=False)
-    return int(done.stdout.strip() or 0) if done.stdout.strip().isdigit() else 0
-
-
-def raise_limit(
-    limit_mib: int, tools: Tools, env: Env, *, can_ask: bool, waiting: Callable[[], None] = lambda: None
-) -> int | None:
+def raise_limit(limit_mib: int, env: Env, *, can_ask: bool, waiting: Callable[[], None] = lambda: None) -> int | None:
     """Raise the limit. Returns the descriptor that keeps it raised; None if it is as high already by other means.
 
     Raises DeniedError. sudo itself asks for the password, on the terminal; without a terminal only a sudo that needs no
@@ -73,36 +56,28 @@ def raise_limit(
     """
     try:
         with _lock(env, waiting):
-            return _raise(limit_mib, tools, env, can_ask=can_ask)
+            return _raise(limit_mib, env, can_ask=can_ask)
     except OSError as error:
         raise DeniedError(f"The wired limit was not raised: {error.strerror or error}.") from None
 
 
-def _raise(limit_mib: int, tools: Tools, env: Env, *, can_ask: bool) -> int | None:
+def _raise(limit_mib: int, env: Env, *, can_ask: bool) -> int | None:
     fifo, path = env.folders.state / "wired.fifo", env.folders.state / "wired.json"
     if not fifo.is_fifo():
         fifo.unlink(missing_ok=True)
         os.mkfifo(fifo, 0o600)
-    held = _join(fifo)
-    now, record = current_mib(tools), _record(env)
-    ours = _is_ours(record, now)
-    if held is None and ours:
-        now, ours = _after_a_restore(record, tools)
-    if held is not None and now >= limit_mib:
+    held, record = _join(fifo), _record(env)
+    now, ours = _limit_now(record, env, _RESTORE_LIMIT_S if held is None else 0.0)
+    if now >= limit_mib and (held is not None or not ours):
         return held
-    if held is None and not ours and now >= limit_mib:
-        return None
     # the first old value is the one to restore, however often the limit was raised since
     old, new = int(record["old"] if ours else now), max(int(limit_mib), now)
     # written first: if this is killed later, the next start restores the limit
     write_private(path, json.dumps({"old": old, "new": new, "boot": boot_id()}))
     try:
-        _start_holder(old, new, fifo, tools, can_ask=can_ask)
+        _start_holder(old, new, fifo, env, can_ask=can_ask)
     except DeniedError:
-        if ours:
-            write_private(path, json.dumps(dict(record)))
-        else:
-            path.unlink(missing_ok=True)
+        write_private(path, json.dumps(dict(record)))
         raise
     deadline = time.monotonic() + _READER_LIMIT_S
     while held is None and time.monotonic() < deadline:
@@ -110,42 +85,53 @@ def _raise(limit_mib: int, tools: Tools, env: Env, *, can_ask: bool) -> int | No
         time.sleep(0.01)
     if held is None:
         raise DeniedError(
-            f"The wired limit was set to {limit_mib} MiB, but no process restores it.", hint=restore_line(old, tools)
+            f"The wired limit was set to {limit_mib} MiB, but no process restores it.", hint=restore_line(old, env)
         )
     return held
 
 
-def join(tools: Tools, env: Env) -> int | None:
-    """A descriptor that keeps the limit that another session raised; None if none did.
+def join(env: Env) -> tuple[int | None, str | None]:
+    """(a descriptor that keeps the limit that another session raised, None if none did; the command that restores the
+    limit if everything that should have done so is gone, else None).
 
     Every session that plans with a raised limit must hold it, because it ends with the sessions that do. A limit that
     is being restored at this moment is waited for, so that a plan is made with the limit that stays.
     """
     record = _record(env)
     if not record:
-        return None
-    held = _join(env.folders.state / "wired.fifo")
-    if held is None and _is_ours(record, current_mib(tools)):
-        _after_a_restore(record, tools)
-    return held
+        return None, None
+    with _lock(env) as is_alone:
+        held = _join(env.folders.state / "wired.fifo")
+        if held is not None:
+            return held, None
+        _, is_raised = _limit_now(record, env, _RESTORE_LIMIT_S)
+        if is_alone and not is_raised:
+            # after a restart the system's own limit counts again; another value was set by another program
+            (env.folders.state / "wired.json").unlink(missing_ok=True)
+    # if another session is raising it at this moment, that one restores it
+    return None, restore_line(record["old"], env) if is_alone and is_raised else None
 
 
-def _is_ours(record: Mapping[str, Any], now_mib: int) -> bool:
-    return record.get("boot") == boot_id() and record.get("new") == now_mib
+def _limit_now(record: Mapping[str, Any], env: Env, patience_s: float) -> tuple[int, bool]:
+    """(the limit in MiB, 0 = the system's own share; whether it is the one that a session of ours raised).
 
-
-def _after_a_restore(record: Mapping[str, Any], tools: Tools) -> tuple[int, bool]:
-    """(the limit, whether it is still the raised one), after waiting for a restore that may be going on."""
-    deadline = time.monotonic() + _RESTORE_LIMIT_S
-    while (now := current_mib(tools)) == record["new"] and time.monotonic() < deadline:
+    A raised limit is looked at for `patience_s`, because a restore may be going on.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        said = ask_mac(env.environ, "sysctl", "-n", NAME)
+        now = int(said) if said.isdecimal() else 0
+        is_ours = record.get("boot") == boot_id() and record.get("new") == now
+        if not is_ours or time.monotonic() >= deadline:
+            return now, is_ours
         time.sleep(0.02)
-    return now, now == record["new"]
 
 
-def _start_holder(old: int, new: int, fifo: Path, tools: Tools, *, can_ask: bool) -> None:
-    words = [tools.sudo, *(() if can_ask else ("-n",)), "/bin/sh", "-c", _HOLDER, str(old), str(fifo), str(new)]
+def _start_holder(old: int, new: int, fifo: Path, env: Env, *, can_ask: bool) -> None:
+    sudo_words = [mac_tool(env.environ, "sudo"), *(() if can_ask else ("-n",))]
+    words = ["/bin/sh", "-c", _HOLDER, str(old), str(fifo), str(new), mac_tool(env.environ, "sysctl")]
     try:
-        sudo = subprocess.Popen([*words, tools.sysctl], stdin=None if can_ask else subprocess.DEVNULL)
+        sudo = subprocess.Popen([*sudo_words, *words], stdin=None if can_ask else subprocess.DEVNULL)
     except OSError as error:
         raise DeniedError(f"sudo does not run: {error.strerror}.") from None
     try:
@@ -161,11 +147,10 @@ def _start_holder(old: int, new: int, fifo: Path, tools: Tools, *, can_ask: bool
 
 def _join(fifo: Path) -> int | None:
     """The writing end of the FIFO, if a process reads it that will go on reading."""
+    if not fifo.is_fifo():
+        return None
     try:
         fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        if not stat.S_ISFIFO(os.fstat(fd).st_mode):
-            os.close(fd)
-            return None
         # a reader that has just seen the end of the last session is ending: then a second open fails
         time.sleep(_SETTLE_S)
         try:
@@ -174,22 +159,26 @@ def _join(fifo: Path) -> int | None:
             os.close(fd)
             raise
     except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ENOENT):
-            return None
-        raise
+        if error.errno != errno.ENXIO:
+            raise
+        return None
     return fd
 
 
 @contextmanager
-def _lock(env: Env, waiting: Callable[[], None]) -> Iterator[None]:
+def _lock(env: Env, waiting: Callable[[], None] | None = None) -> Iterator[bool]:
+    """The lock of those who raise the limit: whether it was had. Waited for only if there is a `waiting` to call."""
     make_folder(env.folders.state)
     with (env.folders.state / "wired.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if waiting is None:
+                yield False
+                return
             waiting()
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield True
 
 
 def _record(env: Env) -> Mapping[str, Any]:
@@ -197,28 +186,6 @@ def _record(env: Env) -> Mapping[str, Any]:
     return found if all(isinstance(found.get(key), int) for key in ("old", "new")) else {}
 
 
-def left_raised(tools: Tools, env: Env) -> str | None:
-    """The command that restores the limit, if everything that should have done so is gone; else None."""
-    record = _record(env)
-    if not record:
-        return None
-    with (env.folders.state / "wired.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            # another session is raising it at this moment
-            return None
-        held = _join(env.folders.state / "wired.fifo")
-        if held is not None:
-            os.close(held)
-            return None
-        if not _is_ours(record, current_mib(tools)) or not _after_a_restore(record, tools)[1]:
-            # after a restart the system's own limit counts again; another value was set by another program
-            (env.folders.state / "wired.json").unlink(missing_ok=True)
-            return None
-    return restore_line(record["old"], tools)
-
-
-def restore_line(old_mib: int, tools: Tools) -> str:
+def restore_line(old_mib: int, env: Env) -> str:
     """The command that restores the limit."""
-    return f"sudo {tools.sysctl} {NAME}={old_mib}"
+    return f"sudo {mac_tool(env.environ, 'sysctl')} {NAME}={old_mib}"

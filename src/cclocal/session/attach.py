@@ -123,15 +123,14 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
     # before the server has to compute anything
     agent, facts = _agent(settings, env)
     with busy(f"Asking {address} for its models"):
-        found = look(address, key, WIRES[agent.WIRE], settings.model)
-    session = _session(f"{found.model} at {address}", found.context_tokens, agent, settings, facts)
-    window = f"a context window of {session.context_tokens:,} tokens"
-    say(f"{found.model} on {found.kind} at {address}, with {window}.")
+        model, kind, served_tokens = look(address, key, WIRES[agent.WIRE], settings.model)
+    session = _session(f"{model} at {address}", served_tokens, agent, settings, facts)
+    say(f"{model} on {kind} at {address}, with a context window of {session.context_tokens:,} tokens.")
     # there is no session folder without a server of ours; exec keeps the process that this one is named after
     attached = env.folders.state / "attached"
     clear_abandoned(attached)
     # a server without keys accepts any
-    endpoint = Endpoint(address, key or "none-needed", found.model)
+    endpoint = Endpoint(address, key or "none-needed", model)
     _become(agent, session, endpoint, own_folder(attached), "", env)
 
 

@@ -2,71 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import NoReturn
 
-from cclocal import tiny
 from cclocal.agents import AGENTS
 from cclocal.backends import BACKENDS, runtime_of
-from cclocal.discovery.hardware import is_mac, mac_tool, resident_servers
-from cclocal.discovery.look import look
-from cclocal.discovery.model_files import look_at_model
-from cclocal.errors import CclocalError, DoesNotFitError, ServerDiedError, UsageError
-from cclocal.facts import Facts
-from cclocal.memory.gguf import BadHeaderError
-from cclocal.models import download
-from cclocal.models.catalog import Catalog, Model
-from cclocal.models.peek import peek
-from cclocal.models.repo_files import ask_hub, listed_bytes, refuse_unnamed
-from cclocal.models.resolve import resolve
+from cclocal.errors import CclocalError, ServerDiedError
+from cclocal.models.catalog import Catalog
 from cclocal.paths import Env
-from cclocal.planning.choose import check_agent, model_path
-from cclocal.planning.make import make_plan
+from cclocal.planning.choose import check_agent
 from cclocal.planning.plan import Plan
 from cclocal.programs import last_lines
-from cclocal.server import wired_limit
 from cclocal.server.keeper import how_it_ended
 from cclocal.server.registry import end_abandoned
 from cclocal.server.start import Server, exec_agent
-from cclocal.server.wired_limit import Tools
 from cclocal.session.serve import check_port, confirm_after_failed_check, lay_out_config, start
+from cclocal.session.steps import fetch, hold_raised_limit, look_at_hub, prepare, raise_limit, settle_memory
 from cclocal.settings import Settings
-from cclocal.ui import memory_view
-from cclocal.ui.console import busy, can_ask, confirm, say
+from cclocal.ui.console import say
 from cclocal.ui.plan_view import show_plan
-from cclocal.ui.progress import download_bar
-from cclocal.units import memory_size
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """What is launched: a model, the settings, the facts so far. Each step returns a new one that knows more."""
-
-    catalog: Catalog
-    model: Model
-    settings: Settings
-    facts: Facts
-
-    @property
-    def env(self) -> Env:
-        return self.facts.env
-
-    def plan(self) -> Plan:
-        """The plan from what is known now."""
-        return make_plan(self.model, self.settings, self.facts)
-
-    def with_model_files(self) -> Launch:
-        """The model that the settings name, and what is on disk of it. The machine is not looked at again."""
-        word = self.settings.model or self.catalog.default
-        model = resolve(self.catalog, word, self.settings.backend, self.env)
-        return replace(self, model=model, facts=look_at_model(self.facts, model, self.settings))
-
-
-def prepare(settings: Settings, catalog: Catalog, env: Env) -> Launch:
-    """Look around once: machine, engines, agent, and what is on disk of the model."""
-    facts = look(env, settings, catalog)
-    return Launch(catalog, catalog.find(catalog.default), settings, facts).with_model_files()
 
 
 def launch(settings: Settings, catalog: Catalog, env: Env) -> NoReturn:
@@ -101,8 +54,7 @@ def run_server(settings: Settings, catalog: Catalog, env: Env) -> None:
 def serve(settings: Settings, catalog: Catalog, env: Env) -> tuple[Plan, Server]:
     """Look, plan, fetch and start, until the server has shown that it answers. If anything fails, nothing is left."""
     _remove_leftovers(env)
-    mac = Tools(mac_tool(env.environ, "sysctl"), mac_tool(env.environ, "sudo")) if is_mac(env.environ) else None
-    limit = _hold_raised_limit(mac, env) if mac else None
+    limit = hold_raised_limit(env)
     now = prepare(settings, catalog, env)
     plan = now.plan()
     if settings.safe:
@@ -111,18 +63,17 @@ def serve(settings: Settings, catalog: Catalog, env: Env) -> tuple[Plan, Server]
         check_agent(AGENTS[plan.agent], now.facts)
     check_port(plan.port, env)
     confirm_after_failed_check(plan)
-    now = _look_at_hub(now)
-    now = _settle_memory(now, safe=settings.safe)
+    now = look_at_hub(now)
+    now = settle_memory(now, safe=settings.safe)
     if now.settings.model != settings.model:
         # another model was chosen there
         confirm_after_failed_check(now.plan())
-    now, limit = _raise_limit(now, mac, limit)
+    now, limit = raise_limit(now, limit)
     is_known = now.plan().fit is not None
-    if _fetch(now.plan(), env):
-        now = now.with_model_files()
+    now = fetch(now)
     if not is_known:
-        # without a header there was nothing to ask about before the file was here
-        now = _settle_memory(now, safe=False)
+        # without a header there was nothing to ask about before the file was here; the answer may be another model
+        now = fetch(settle_memory(now, safe=False))
     plan = now.plan()
     for note in plan.notes:
         say(note, "yellow")
@@ -136,148 +87,3 @@ def _remove_leftovers(env: Env) -> None:
         say(f"Cleaned up after a session whose keeper was killed ({session.model}, port {session.port}).", "yellow")
     for name in BACKENDS:
         runtime_of(name).clean_up(env)
-
-
-# -- the network ------------------------------------------------------------------------------------------------
-
-
-def _look_at_hub(now: Launch) -> Launch:
-    """With the names of the model's files and its header, where they are not on disk: megabytes before gigabytes.
-
-    Failures are left to the download to report. Raises UsageError for a model that must not be used.
-    """
-    now = _with_file_names(now)
-    plan = now.plan()
-    is_elsewhere = plan.fetch.repo or (plan.fetch.tag and plan.fit is None)
-    if not is_elsewhere or not now.settings.mem_check:
-        return now
-    try:
-        with busy(f"{plan.model.name}: looking at its header"):
-            header = peek(plan.variant, now.env)
-    except UsageError:
-        raise
-    except (CclocalError, BadHeaderError):
-        return now
-    return replace(now, facts=now.facts.with_shape(model_path(plan.variant, now.facts), header.shape))
-
-
-def _with_file_names(now: Launch) -> Launch:
-    """With the names of the files and a projector's size, where only the repository was known."""
-    plan = now.plan()
-    repo, projector = plan.fetch.repo, plan.variant.mmproj
-    is_known = plan.fetch.files and (not projector or listed_bytes(repo or "", projector, now.env))
-    if not repo or is_known:
-        return now
-    try:
-        with busy(f"{plan.model.name}: asking the hub for its files"):
-            ask_hub(repo, now.env)
-    except CclocalError:
-        if not plan.fetch.files:
-            raise
-        # only a size was missing; the download reports what is wrong
-        return now
-    now = now.with_model_files()
-    plan = now.plan()
-    if plan.fetch.repo and not plan.fetch.files:
-        refuse_unnamed(plan.variant, now.env)
-    return now
-
-
-def _fetch(plan: Plan, env: Env) -> bool:
-    """Put the model's files on disk. Returns False if they are there already."""
-    if plan.fetch.builtin:
-        build = tiny.build_mlx if plan.variant.is_folder else tiny.build
-        build(env.folders.cache)
-    elif plan.fetch.repo:
-        with download_bar(plan.model.name) as bar:
-            download.fetch(plan.fetch.repo, plan.fetch.files, env.environ, bar)
-    else:
-        return False
-    return True
-
-
-def fetch_only(now: Launch) -> None:
-    """`cclocal fetch`: download a model, and no more. Raises UsageError for a model that Ollama fetches."""
-    plan = now.plan()
-    if plan.fetch.tag:
-        raise UsageError(f"{plan.fetch.tag} is fetched by Ollama.", hint=f"ollama pull {plan.fetch.tag}")
-    now = _with_file_names(now)
-    is_new = _fetch(now.plan(), now.env)
-    say(f"{now.model.name} is on this disk{'' if is_new else ' already'}.")
-
-
-# -- memory -----------------------------------------------------------------------------------------------------
-
-
-def _settle_memory(now: Launch, *, safe: bool) -> Launch:
-    """Say what the plan needs, and ask what to do if that is too much or hardly fits (if `safe`, in any case).
-
-    The answer is a change of the settings, or another model. Raises DoesNotFitError if nothing fits and there is no
-    terminal to ask on, KeyboardInterrupt if the user quits.
-    """
-    plan = now.plan()
-    requested = plan.requested or plan.fit
-    if not now.settings.mem_check or requested is None:
-        if now.settings.mem_check and not plan.fetch.repo:
-            say(f"{plan.model.name}: the memory that it needs is unknown.", "yellow")
-        if safe and not confirm("Start it?"):
-            raise KeyboardInterrupt
-        return now
-    if requested.verdict in ("roomy", "unknown") and not safe:
-        say(f"{plan.model.name} {plan.memory}.", "dim" if requested.verdict == "roomy" else "yellow")
-        return now
-    if not can_ask():
-        _refuse_what_does_not_fit(plan)
-        if plan.requested is None:
-            say(f"{plan.model.name} {plan.memory}.")
-        return now
-    servers = resident_servers() if requested.verdict != "roomy" else []
-    remedy = memory_view.ask(plan.model.name, plan, servers)
-    changes = dict(remedy.changes) if remedy else {"mem_check": False}
-    now = replace(now, settings=now.settings.changed(changes, "memory menu"))
-    if "model" not in changes:
-        return now
-    # these were given for the other model
-    quant = changes.get("quant")
-    kept = replace(now.settings, quant=str(quant) if quant else None, parser=None)
-    now = replace(now, settings=kept).with_model_files()
-    check_port(now.plan().port, now.env)
-    return _look_at_hub(now)
-
-
-def _refuse_what_does_not_fit(plan: Plan) -> None:
-    if plan.settings.mem_check and plan.fit is not None and plan.fit.verdict == "too_big":
-        servers = [f"{name} (pid {pid}) holds {memory_size(held)}" for name, pid, held in resident_servers()]
-        raise DoesNotFitError(
-            f"{plan.model.name} {plan.memory}.",
-            cause=[*(one.words for one in plan.remedies), *servers],
-            hint="a smaller model or a smaller --ctx; --no-mem-check starts it anyway",
-        )
-
-
-def _hold_raised_limit(mac: Tools, env: Env) -> int | None:
-    """On a Mac: the descriptor that keeps the limit that another session raised, if one did."""
-    if line := wired_limit.left_raised(mac, env):
-        say(f"The wired limit is still raised, and no process is left to restore it. To restore it: {line}", "yellow")
-    return wired_limit.join(mac, env)
-
-
-def _raise_limit(now: Launch, mac: Tools | None, held: int | None) -> tuple[Launch, int | None]:
-    """On a Mac, with the limit raised as planned, or with less context if that is denied; and what keeps it raised.
-
-    Done before the download, while the user is there to give a password.
-    """
-    limit_mib = now.plan().wired_limit_mib
-    if not limit_mib or mac is None:
-        return now, held
-    waiting = partial(say, "Waiting for another session that is raising the wired limit…")
-    try:
-        raised = wired_limit.raise_limit(limit_mib, mac, now.env, can_ask=can_ask(), waiting=waiting)
-    except wired_limit.DeniedError as error:
-        say(f"{error.message} Continuing with less context.", "yellow")
-        if error.hint:
-            say(f"To restore it: {error.hint}", "yellow")
-        now = replace(now, settings=now.settings.changed({"wired_limit": None}, "memory menu"))
-        _refuse_what_does_not_fit(now.plan())
-        return now, held
-    return now, raised if raised is not None else held

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cclocal.backends import BACKENDS, in_order
-from cclocal.discovery.look import look
-from cclocal.discovery.model_files import look_at_variant
+from cclocal.discovery.look import look, look_at_model
 from cclocal.errors import BackendMissingError, CclocalError, UsageError
 from cclocal.facts import Engine, Facts, Gpu, Machine
 from cclocal.memory.fit import Fit
@@ -46,7 +45,7 @@ def plan_one(catalog: Catalog, word: str, settings: Settings, other: OtherMachin
     model = resolve(catalog, word, settings.backend, env)
     facts = _look(catalog, settings, other, env)
     variant = choose_variant(model, settings, facts)[0]
-    name, seen = model.name, look_at_variant(facts, model, variant)
+    name, seen = model.name, look_at_model(facts, model, variant)
     source = _source(variant, seen)
     if model_path(variant, seen) not in seen.shapes:
         if not model.untested:
@@ -88,7 +87,7 @@ def plan_catalog(catalog: Catalog, settings: Settings, other: OtherMachine, env:
         with contextlib.suppress(CclocalError):
             one = resolve(catalog, model.id, settings.backend, env)
             variant = choose_variant(one, settings, facts)[0]
-            seen = look_at_variant(facts, one, variant)
+            seen = look_at_model(facts, one, variant)
             if model_path(variant, seen) in seen.shapes:
                 fit, source = _fit(one, variant, settings, seen)[0], _source(variant, seen)
         rows.append(FitRow(model.id, model.name, fit, source, variant=variant))

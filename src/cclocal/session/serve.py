@@ -15,15 +15,14 @@ from cclocal.agents.session import ConfigDir
 from cclocal.backends import BACKENDS, runtime_of
 from cclocal.backends.runtime import StartedServer
 from cclocal.command import Binding, Endpoint, SessionFile
-from cclocal.discovery import calibration
+from cclocal.discovery.look import learn
 from cclocal.errors import CclocalError, DiskFullError, FolderError, PortError, ServerDiedError, UsageError
 from cclocal.models.storage import remember
 from cclocal.paths import DISK_FULL, Env, make_folder
 from cclocal.planning.plan import Plan
 from cclocal.prompt_cache.cache import PromptCache
-from cclocal.server import logs
 from cclocal.server.readiness import holder_of, wait_until_ready
-from cclocal.server.registry import running
+from cclocal.server.registry import new_log, running
 from cclocal.server.start import Server, ServerStart, new_binding, start_server
 from cclocal.ui.console import can_ask, confirm, say
 from cclocal.ui.progress import WaitLine, download_bar
@@ -54,7 +53,7 @@ def _start(plan: Plan, binding: Binding, env: Env, limit: int | None) -> Server:
     if plan.settings.server:
         files = (*files, _endpoint_file(plan, endpoint))
     make_folder(env.folders.sessions)
-    log = logs.new_log(env, binding.session_id)
+    log = new_log(env, binding.session_id)
     # captures what the agent sends first while the model loads
     cache = PromptCache(plan, plan.capture, env) if plan.capture else None
     resume = " ".join(agent.resume_arguments())
@@ -83,7 +82,7 @@ def _start(plan: Plan, binding: Binding, env: Env, limit: int | None) -> Server:
         )
         undo.callback(server.end)
         _until_ready(plan, server, cache)
-        calibration.learn(plan, log, env)
+        learn(plan, log, env)
         with contextlib.suppress(FolderError):
             remember(plan.variant.source or plan.model.id, plan.variant.path, env)
         undo.pop_all()

@@ -9,8 +9,7 @@ from cclocal.backends import BACKENDS
 from cclocal.errors import UsageError
 from cclocal.paths import Env
 from cclocal.server.keeper import LOG_WAS_CUT
-from cclocal.server.logs import newest_first, session_of
-from cclocal.server.registry import running
+from cclocal.server.registry import newest_first, running, session_of
 from cclocal.turns import Turn, turns
 from cclocal.ui.console import output, print_json
 from cclocal.ui.tables import plain_table
@@ -34,7 +33,7 @@ def show(session: str | None, env: Env, *, as_json: bool) -> None:
         raise UsageError(f"There is no log of a session “{session}”.", hint=f"cclocal stats [{' | '.join(known)}]")
     text, name = path.read_text("utf-8", "replace"), session_of(path)
     every, now = turns(text, tuple(backend.LOG_READER for backend in BACKENDS.values() if backend.LOG_READER))
-    if not any(record.id == name for record in running(env)):
+    if not any(record.folder.name == name for record in running(env)):
         # a server that was killed never logged the end of its last reply
         now = None
     rows = [turn for turn in every if not turn.is_ours]

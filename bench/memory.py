@@ -40,13 +40,13 @@ from bench.published_shapes import HEADERS
 from bench.sparse import write
 from cclocal import tiny
 from cclocal.discovery.look import load_catalog
-from cclocal.memory.budget import apple_budget
-from cclocal.memory.buffers import Buffers, read_buffers
-from cclocal.memory.fit import fit
-from cclocal.memory.footprint import CELLS, KV_TYPES, MemoryConfig, compute_bytes, footprint
+from cclocal.facts import Machine
+from cclocal.memory.fit import Budget, fit
+from cclocal.memory.footprint import CELLS, KV_TYPES, Footprint, MemoryConfig, compute_bytes, footprint, read_buffers
 from cclocal.memory.gguf import Header, Tensor
 from cclocal.memory.shape import Shape, shape_of
 from cclocal.models.headers import of_gguf
+from cclocal.planning.memory import apple_budget
 from cclocal.units import GIB
 
 MIB = 2**20
@@ -151,8 +151,6 @@ def engine_maximum(tool: Path, file: Path, shape: Shape, share: float) -> int:
     """
     whole = footprint(shape, MemoryConfig(shape.native_context_tokens), memory="host").need_bytes
     budget_bytes = int(shape.weights_bytes + (whole - shape.weights_bytes) * share)
-    from cclocal.memory.budget import Budget
-
     ours = fit(shape, MemoryConfig(4096), Budget(budget_bytes, "bench")).max_context_tokens or 0
     low, high = 0, shape.native_context_tokens // CELLS
     while low < high:
@@ -246,7 +244,7 @@ def compare_rules(caches: dict[str, Any], compute: dict[str, Any]) -> dict[str, 
         for context, cache in caches[name]["f16_cache_bytes"].items():
             total += 1
             serving, ram = MemoryConfig(context), ram_gib * GIB
-            budget = apple_budget(ram, "26.0")
+            budget = apple_budget(Machine("macos", "26.0", "arm64", "Apple", 8, ram))
             ours = footprint(shape, serving, memory="unified")
             real = shape.device_weights_bytes + cache + ours.compute_bytes - off
             says = {
@@ -327,12 +325,12 @@ def filled(tool: Path, folder: Path) -> dict[str, Any]:
                 evaluated = json.load(reply)["timings"]["prompt_n"]
             held = process.memory_info().rss
             real = read_buffers(log.read_text("utf-8", "replace"))
-        assert isinstance(real, Buffers)
+        assert isinstance(real, Footprint)
         rows[file.stem] = {
             "context_tokens": context,
             "evaluated_tokens": evaluated,
             "planned_mib": round(plan.need_bytes / MIB),
-            "buffers_mib": round(real.total_bytes / MIB),
+            "buffers_mib": round(real.need_bytes / MIB),
             "held_mib": round(held / MIB),
         }
         print(f"{file.stem:10} {rows[file.stem]}", flush=True)

@@ -16,8 +16,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from cclocal.memory.config import FUSED_HEADS
 from cclocal.memory.gguf import BLOCKS, Header, Tensor
+from cclocal.memory.mlx import FUSED_HEADS
 from cclocal.memory.shape import shape_of
 
 F32, F16, Q5_0, Q8_0, Q4_K, Q6_K, MXFP4 = 0, 1, 6, 8, 12, 14, 39
@@ -452,10 +452,10 @@ def shape_row(name: str) -> dict[str, Any]:
     row = asdict(shape) | {
         "layer_kinds": [list(asdict(kind).values()) for kind in kinds],
         "layers": [kinds.index(layer) for layer in shape.layers],
-        "mlx_score_heads": 2 * shape.query_heads if latent else shape.query_heads if unfused else 0,
-        "mlx_unpacked_elements": shape.query_heads * (plain + number("attention.value_length_mla")) if latent else 0,
+        "score_heads": 2 * shape.query_heads if latent else shape.query_heads if unfused else 0,
+        "unpacked_elements": shape.query_heads * (plain + number("attention.value_length_mla")) if latent else 0,
     }
-    for key in ("form", "bound", "score_heads", "unpacked_elements"):
+    for key in ("form", "bound"):
         del row[key]
     return row
 

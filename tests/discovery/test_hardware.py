@@ -17,11 +17,18 @@ import pytest
 
 from cclocal.backends import runtime_of
 from cclocal.discovery import hardware
+from cclocal.errors import UsageError
 from cclocal.facts import Engine, Gpu, Machine
-from cclocal.memory.budget import Card, apple_budget, card_budget, device_memory, highest_limit_mib, safe_limit_mib
 from cclocal.memory.shape import Layer, Shape
 from cclocal.paths import Env
-from cclocal.planning.memory import budget_of
+from cclocal.planning.memory import (
+    apple_budget,
+    budget_of,
+    card_budget,
+    device_memory,
+    safe_limit_mib,
+    wired_limit,
+)
 from cclocal.programs import Answers
 from cclocal.settings import Settings
 from cclocal.units import GIB
@@ -32,6 +39,11 @@ SHAPE = Shape("llama", 32768, (Layer("full", 512, 512),), 0, 8, GIB, GIB)
 
 
 # -- Macs
+
+
+def a_mac(ram_gib: int, macos: str = "26.0") -> Machine:
+    return Machine("macos", macos, "arm64", "Apple", 8, ram_gib * GIB)
+
 
 #: (RAM in GiB, macOS, what Metal grants in decimal MB)
 METAL = [
@@ -54,7 +66,7 @@ METAL = [
 
 @pytest.mark.parametrize(("ram", "macos", "metal_mb"), METAL)
 def test_the_share_of_a_macs_memory_is_what_metal_grants(ram: int, macos: str, metal_mb: float) -> None:
-    budget = apple_budget(ram * GIB, macos)
+    budget = apple_budget(a_mac(ram, macos))
     assert budget.limit_mib == pytest.approx(metal_mb * 1e6 / MIB, rel=0.001)
     assert budget.size_bytes == pytest.approx(metal_mb * 1e6 - GIB, rel=0.001)
 
@@ -134,8 +146,10 @@ def test_the_order_in_which_a_macs_budget_is_read() -> None:
     ("ram", "safe"), [(8, 0), (16, 0), (18, 12), (24, 18), (32, 26), (36, 30), (64, 56), (128, 112)]
 )
 def test_the_highest_limit_that_is_offered(ram: int, safe: int) -> None:
-    assert safe_limit_mib(ram * GIB) == safe * 1024
-    assert highest_limit_mib(ram * GIB) == (ram - 3) * 1024
+    assert safe_limit_mib(a_mac(ram)) == safe * 1024
+    most = f"{(ram - 3) * 1024} MiB at most" if safe else "With 16 GB or less"
+    with pytest.raises(UsageError, match=most):
+        wired_limit(Settings(wired_limit=ram * 1024), a_mac(ram), engine())
 
 
 @pytest.mark.parametrize(
@@ -221,14 +235,16 @@ def test_without_a_driver_there_are_names_or_nothing(tmp_path: Path) -> None:
 
 def test_a_cards_budget_is_what_is_free_on_it() -> None:
     ram = 58 * GIB
-    idle = card_budget([Card("RTX 4090", 24082 * MIB, 23687 * MIB)], ram)
+    idle = card_budget([Gpu("nvidia", "RTX 4090", 24082 * MIB, 23687 * MIB)], ram)
     assert idle
     assert (idle.memory, idle.size_bytes, idle.host_bytes) == ("discrete", 24082 * MIB - GIB, 57 * GIB)
-    busy = card_budget([Card("RTX 3090", 24576 * MIB, 1502 * MIB), Card("RTX 3090", 24576 * MIB, 1470 * MIB)], ram)
+    busy = card_budget(
+        [Gpu("nvidia", "RTX 3090", 24576 * MIB, 1502 * MIB), Gpu("nvidia", "RTX 3090", 24576 * MIB, 1470 * MIB)], ram
+    )
     assert busy
     assert busy.size_bytes == 2972 * MIB
     assert "free now" in busy.source
-    assert card_budget([Card("unknown", 0, 0)], ram) is None
+    assert card_budget([Gpu("nvidia", "unknown", 0, 0)], ram) is None
 
 
 def test_the_cards_an_engine_uses_not_all_there_are() -> None:
@@ -300,7 +316,7 @@ def test_amds_cards_and_processors_with_graphics(tmp_path: Path) -> None:
 
 
 def test_shared_memory_is_bounded_by_what_is_free() -> None:
-    halo = Card("Radeon 8060S", 103079215104, 102 * 10**9, unified=True)
+    halo = Gpu("amd", "Radeon 8060S", 103079215104, 102 * 10**9, unified=True)
     roomy, crowded = card_budget([halo], 118 * GIB), card_budget([halo], 20 * GIB)
     assert roomy
     assert crowded

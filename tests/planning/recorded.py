@@ -9,8 +9,7 @@ from cclocal.agents.claude.command import Context
 from cclocal.backends.llama_server.xllamacpp_server import flags
 from cclocal.facts import AgentFound, Engine, Facts, Gpu, Machine
 from cclocal.memory.gguf import read_header
-from cclocal.memory.known import published_shape
-from cclocal.memory.shape import shape_of
+from cclocal.memory.shape import published_shape, shape_of
 from cclocal.models.catalog import Model
 from cclocal.paths import Env, Folders
 from cclocal.planning.choose import model_path

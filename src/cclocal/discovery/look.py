@@ -24,11 +24,10 @@ from cclocal.config_file import UserFile
 from cclocal.discovery.hardware import machine
 from cclocal.errors import AgentMissingError, FolderError
 from cclocal.facts import Alternative, Facts
-from cclocal.memory.buffers import read_buffers
-from cclocal.memory.config import shape_of_config
+from cclocal.memory.footprint import read_buffers
 from cclocal.memory.gguf import read_header
-from cclocal.memory.known import published_shape
-from cclocal.memory.shape import Shape, shape_of
+from cclocal.memory.mlx import shape_of_config
+from cclocal.memory.shape import Shape, published_shape, shape_of
 from cclocal.models import catalog_file, hub_cache, tags
 from cclocal.models.catalog import CONFIG, Catalog, Model, Rules, Variant
 from cclocal.models.headers import of_folder, of_gguf
@@ -187,7 +186,7 @@ def learn(plan: Plan, log: Path, env: Env) -> None:
         buffers = read_buffers(log.read_text("utf-8", "replace"))
     if fit is None or buffers is None:
         return
-    computed = fit.footprint.compute_bytes - fit.extras.correction_bytes
+    computed = fit.footprint.compute_bytes - fit.config.correction_bytes
     difference = buffers.compute_bytes - computed
     kept = dict(list(corrections(env).items())[-_KEPT:])
     key = correction_key(plan.engine, fit.shape, fit.config)

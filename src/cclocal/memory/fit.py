@@ -1,16 +1,49 @@
-"""Compare need and budget: a verdict, and the largest context that fits."""
+"""Need against budget: a verdict, and the largest context that fits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from bisect import bisect_left
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from cclocal.memory.budget import Budget
-from cclocal.memory.footprint import CELLS, NO_EXTRAS, Extras, Footprint, Memory, MemoryConfig, footprint
+from cclocal.memory.footprint import CELLS, Footprint, Memory, MemoryConfig, footprint
 from cclocal.memory.shape import Shape
-from cclocal.units import GIB, memory_size
+from cclocal.units import GIB, MIB, memory_size
 
 Verdict = Literal["roomy", "tight", "too_big", "unknown"]
+
+
+#: llama.cpp's own default margin (--fit-target), and the larger one that MLX wants: it allocates as it goes.
+MARGIN_BYTES = GIB
+MLX_MARGIN_BYTES = 3 * GIB // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How many bytes a model may use, after the margin, and where that number comes from.
+
+    host_bytes: what host memory has for the rest, where the device has a memory of its own; None = the same memory.
+    limit_mib: on a Mac, the limit of its GPU's memory. available_bytes: what is free now; 0 = unknown.
+    """
+
+    size_bytes: int
+    source: str
+    memory: Memory = "host"
+    host_bytes: int | None = None
+    limit_mib: int | None = None
+    margin_bytes: int = MARGIN_BYTES
+    available_bytes: int = 0
+
+    def limited(self, limit_bytes: int, source: str) -> Budget:
+        """The same Mac with another limit of its GPU's memory: less the margin, and no more than is free now."""
+        size = max(0, limit_bytes - self.margin_bytes)
+        if 0 < self.available_bytes < size:
+            size, source = self.available_bytes, f"{memory_size(self.available_bytes)} are free now; {source}"
+        return replace(self, size_bytes=size, source=source, limit_mib=limit_bytes // MIB)
+
+    def raised(self, limit_mib: int) -> Budget:
+        """The same Mac with another wired limit."""
+        return self.limited(limit_mib * MIB, f"iogpu.wired_limit_mb = {limit_mib}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +56,6 @@ class Fit:
     #: None: the machine's memory is not known
     budget: Budget | None
     max_context_tokens: int | None
-    extras: Extras = NO_EXTRAS
 
     @property
     def left_bytes(self) -> int | None:
@@ -71,24 +103,18 @@ class Fit:
         return f"{need} of {memory_size(self.budget.size_bytes)}: {words}; {most}"
 
     def as_json(self) -> dict[str, Any]:
-        parts = self.footprint
         mlx = self.shape.form == "mlx"
-        batch = {"prefill_step_tokens": self.config.prefill_step_tokens} if mlx else {}
+        batch = "prefill_step_tokens" if mlx else "ubatch_tokens"
         return {
             "architecture": self.shape.architecture,
             "context_tokens": self.config.context_tokens,
             "native_context_tokens": self.shape.native_context_tokens or None,
             "kv_type": "bf16" if mlx else self.config.kv_type,
             "slots": self.config.slots,
-            **(batch or {"ubatch_tokens": self.config.ubatch_tokens}),
-            "weights_bytes": parts.weights_bytes,
-            "kv_bytes": parts.kv_bytes,
-            "state_bytes": parts.state_bytes,
-            "compute_bytes": parts.compute_bytes,
-            "other_bytes": parts.other_bytes,
-            "host_bytes": parts.host_bytes,
-            "need_bytes": parts.need_bytes,
-            "correction_bytes": self.extras.correction_bytes,
+            batch: getattr(self.config, batch),
+            **asdict(self.footprint),
+            "need_bytes": self.footprint.need_bytes,
+            "correction_bytes": self.config.correction_bytes,
             "budget_bytes": self.budget.size_bytes if self.budget else None,
             "budget_source": self.budget.source if self.budget else None,
             "max_context_tokens": self.max_context_tokens,
@@ -97,32 +123,18 @@ class Fit:
         }
 
 
-def fit(
-    shape: Shape,
-    config: MemoryConfig,
-    budget: Budget | None,
-    *,
-    memory: Memory | None = None,
-    extras: Extras = NO_EXTRAS,
-) -> Fit:
-    """Compare what serving a shape needs with what there is. `memory` is the budget's kind unless that is unknown."""
-    kind = budget.memory if budget else memory or "discrete"
-    here = footprint(shape, config, memory=kind, extras=extras)
+def fit(shape: Shape, config: MemoryConfig, budget: Budget | None, *, memory: Memory = "discrete") -> Fit:
+    """Compare what serving a shape needs with what there is. `memory` is its kind where the budget is unknown."""
+    kind = budget.memory if budget else memory
+    here = footprint(shape, config, memory=kind)
     if budget is None:
-        return Fit(shape, config, here, None, None, extras)
+        return Fit(shape, config, here, None, None)
 
-    def fits(context_tokens: int) -> bool:
-        tried_config = replace(config, context_tokens=context_tokens)
-        tried = Fit(shape, tried_config, footprint(shape, tried_config, memory=kind, extras=extras), budget, None)
-        return tried.fits
+    def is_too_much(cells: int) -> bool:
+        tried = replace(config, context_tokens=cells * CELLS)
+        return not Fit(shape, tried, footprint(shape, tried, memory=kind), budget, None).fits
 
     # more context never needs less, so halving finds the last step that fits
     native = shape.native_context_tokens or config.context_tokens
-    low, high = 0, max(1, native // CELLS)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(middle * CELLS):
-            low = middle
-        else:
-            high = middle - 1
-    return Fit(shape, config, here, budget, min(low * CELLS, native), extras)
+    most = bisect_left(range(1, max(1, native // CELLS) + 1), True, key=is_too_much) * CELLS
+    return Fit(shape, config, here, budget, min(most, native))

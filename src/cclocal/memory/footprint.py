@@ -7,6 +7,7 @@ the caches it really makes (tests/memory/recorded_mlx.json).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,6 +32,11 @@ CELLS = 256
 #: Per token of the micro-batch with flash attention: measured 0.21 ± 0.06 MiB, and an f16 mask over the context.
 COMPUTE_BYTES_PER_UBATCH_TOKEN = 0.21 * MIB
 MASK_BYTES = 2
+#: "llama_kv_cache:      CUDA0 KV buffer size =   512.00 MiB"; the words before have changed over the years.
+_LINE = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size\s*=\s*([\d.]+) MiB")
+#: A vision model's projector reports its compute buffer in the same words.
+_PROJECTOR = re.compile(r"^.*(?:clip|reserve_compute_meta).*$", re.MULTILINE)
+_HOST = re.compile(r"CPU|.*_Host$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,8 @@ class MemoryConfig:
 
     gpu_layers counts as llama.cpp's --n-gpu-layers does, the output being the last; None = all. cpu_moe_layers: the
     experts of so many layers stay in host memory. prefill_step_tokens and prefix_cache_bytes are MLX's.
+    projector_bytes: a vision model's projector. correction_bytes: added to the compute buffers, an earlier start's own
+    numbers less its plan's.
     """
 
     context_tokens: int
@@ -51,11 +59,13 @@ class MemoryConfig:
     cpu_moe_layers: int = 0
     prefill_step_tokens: int = 2048
     prefix_cache_bytes: int = 0
+    projector_bytes: int = 0
+    correction_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a server needs on the device that computes, by part, and what it needs in host memory besides."""
+    """What a server needs, or has allocated, on the device that computes, by part, and in host memory besides."""
 
     weights_bytes: int
     kv_bytes: int
@@ -69,48 +79,23 @@ class Footprint:
         return self.weights_bytes + self.kv_bytes + self.state_bytes + self.compute_bytes + self.other_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Extras:
-    """What is needed besides the model: a vision model's projector, and a correction measured at earlier starts."""
-
-    projector_bytes: int = 0
-    #: added to the compute buffers: an earlier start's own numbers less its plan's
-    correction_bytes: int = 0
-
-
-NO_EXTRAS = Extras()
-
-
-def footprint(shape: Shape, config: MemoryConfig, *, memory: Memory, extras: Extras = NO_EXTRAS) -> Footprint:
+def footprint(shape: Shape, config: MemoryConfig, *, memory: Memory) -> Footprint:
     """What serving a shape needs, where `memory` says which kind the device has."""
     if shape.form == "mlx":
-        return _mlx(shape, config, extras)
+        return _mlx(shape, config)
     caches = layer_kv_bytes(shape, config)
     states = [layer.state_bytes * config.slots for layer in shape.layers]
-    compute = max(0, compute_bytes(shape, config) + extras.correction_bytes)
-    if memory == "host":
-        return Footprint(
-            weights_bytes=shape.weights_bytes,
-            kv_bytes=sum(caches),
-            state_bytes=sum(states),
-            compute_bytes=compute,
-            other_bytes=extras.projector_bytes + config.cache_ram_bytes,
-        )
-    on_host, first, extra_compute = _kept_on_host(shape, config)
-    other, host = extras.projector_bytes, shape.weights_bytes - shape.device_weights_bytes + on_host
-    host += sum(caches[:first]) + sum(states[:first])
-    if memory == "unified":
-        # shared memory: the prompt cache (--cache-ram) takes space in it too
-        other += config.cache_ram_bytes
-    else:
-        host += config.cache_ram_bytes
+    weights = shape.weights_bytes if memory == "host" else shape.device_weights_bytes
+    kept, first, copied = (0, 0, 0) if memory == "host" else _kept_on_host(shape, config)
+    # the prompt cache (--cache-ram) is in host memory, which a device may share
+    beside, apart = (0, config.cache_ram_bytes) if memory == "discrete" else (config.cache_ram_bytes, 0)
     return Footprint(
-        weights_bytes=shape.device_weights_bytes - on_host,
+        weights_bytes=weights - kept,
         kv_bytes=sum(caches[first:]),
         state_bytes=sum(states[first:]),
-        compute_bytes=compute + extra_compute,
-        other_bytes=other,
-        host_bytes=host,
+        compute_bytes=max(0, compute_bytes(shape, config) + config.correction_bytes) + copied,
+        other_bytes=config.projector_bytes + beside,
+        host_bytes=shape.weights_bytes - weights + kept + sum(caches[:first]) + sum(states[:first]) + apart,
     )
 
 
@@ -130,11 +115,6 @@ def _kept_on_host(shape: Shape, config: MemoryConfig) -> tuple[int, int, int]:
     return kept, first, copied
 
 
-def kv_bytes(shape: Shape, config: MemoryConfig) -> int:
-    """The KV cache of all layers: the same number that llama.cpp prints."""
-    return sum(layer_kv_bytes(shape, config))
-
-
 def layer_kv_bytes(shape: Shape, config: MemoryConfig) -> list[int]:
     """The KV cache, layer by layer.
 
@@ -148,9 +128,7 @@ def layer_kv_bytes(shape: Shape, config: MemoryConfig) -> list[int]:
     per_element = KV_TYPES[config.kv_type] * config.slots
     cells = {"full": context, "sliding": sliding}
     return [
-        int((layer.key_elements + max(layer.value_elements, widest)) * cells[layer.kind] * per_element)
-        if layer.kind in cells
-        else 0
+        int((layer.key_elements + max(layer.value_elements, widest)) * cells.get(layer.kind, 0) * per_element)
         for layer in shape.layers
     ]
 
@@ -178,7 +156,7 @@ def compute_bytes(shape: Shape, config: MemoryConfig) -> int:
     return int(total)
 
 
-def _mlx(shape: Shape, config: MemoryConfig, extras: Extras) -> Footprint:
+def _mlx(shape: Shape, config: MemoryConfig) -> Footprint:
     """What mlx-lm makes for one conversation, and the scores it materialises while it reads a prompt.
 
     Caches are bf16 and grow in steps of 256 tokens; sliding layers hold their window and all but one token of a
@@ -195,6 +173,33 @@ def _mlx(shape: Shape, config: MemoryConfig, extras: Extras) -> Footprint:
         weights_bytes=shape.weights_bytes,
         kv_bytes=kv * config.slots,
         state_bytes=sum(layer.state_bytes for layer in shape.layers) * config.slots,
-        compute_bytes=max(0, scores + extras.correction_bytes),
-        other_bytes=extras.projector_bytes + 2 * config.prefix_cache_bytes,
+        compute_bytes=max(0, scores + config.correction_bytes),
+        other_bytes=config.projector_bytes + 2 * config.prefix_cache_bytes,
+    )
+
+
+def read_buffers(log: str) -> Footprint | None:
+    """The buffers that llama.cpp's log reports while it loads a model; None if it reports none.
+
+    A device's compute buffer is named each time it grows, so its last size counts; caches of several kinds add up.
+    """
+    sizes: dict[tuple[str, str], int] = {}
+    for device, part, mib in _LINE.findall(_PROJECTOR.sub("", log)):
+        size = round(float(mib) * MIB)
+        key = (device, part)
+        sizes[key] = size if part in ("compute", "output") else sizes.get(key, 0) + size
+    if not any(part in ("KV", "RS") for _, part in sizes):
+        return None
+    # what is not on the host, unless everything is
+    here = {key: size for key, size in sizes.items() if not _HOST.match(key[0])} or sizes
+
+    def total(*parts: str) -> int:
+        return sum(size for (_, part), size in here.items() if part in parts)
+
+    return Footprint(
+        weights_bytes=total("model"),
+        kv_bytes=total("KV"),
+        state_bytes=total("RS"),
+        compute_bytes=total("compute", "output"),
+        host_bytes=sum(sizes.values()) - sum(here.values()),
     )

@@ -10,13 +10,13 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 
 #: Scalar types by id: struct format.
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
-#: Arrays longer than this are counted, not kept: vocabularies, never shapes.
+#: Arrays longer than this are skipped: vocabularies, never shapes.
 _KEPT_ITEMS = 4096
 #: No real file has more; a damaged or hostile one may claim to.
 _MOST_KEYS, _MOST_TENSORS, _MOST_STRINGS, _LONGEST_KEY = 10_000, 100_000, 4_000_000, 65_535
@@ -27,38 +27,14 @@ _NEWEST_VERSION = 1000
 
 #: Bytes per block of weights: ggml type id → (weights per block, bytes per block). Source: ggml's type traits.
 BLOCKS: Mapping[int, tuple[int, int]] = {
-    0: (1, 4),
-    1: (1, 2),
-    2: (32, 18),
-    3: (32, 20),
-    6: (32, 22),
-    7: (32, 24),
-    8: (32, 34),
-    9: (32, 36),
-    10: (256, 84),
-    11: (256, 110),
-    12: (256, 144),
-    13: (256, 176),
-    14: (256, 210),
-    15: (256, 292),
-    16: (256, 66),
-    17: (256, 74),
-    18: (256, 98),
-    19: (256, 50),
-    20: (32, 18),
-    21: (256, 110),
-    22: (256, 82),
-    23: (256, 136),
-    24: (1, 1),
-    25: (1, 2),
-    26: (1, 4),
-    27: (1, 8),
-    28: (1, 8),
-    29: (256, 56),
-    30: (1, 2),
-    34: (256, 54),
-    35: (256, 66),
-    39: (32, 17),
+    kind: (weights, size)
+    for weights, sizes in (
+        (1, {0: 4, 1: 2, 24: 1, 25: 2, 26: 4, 27: 8, 28: 8, 30: 2}),
+        (32, {2: 18, 3: 20, 6: 22, 7: 24, 8: 34, 9: 36, 20: 18, 39: 17}),
+        (256, {10: 84, 11: 110, 12: 144, 13: 176, 14: 210, 15: 292, 34: 54, 35: 66}),
+        (256, {16: 66, 17: 74, 18: 98, 19: 50, 21: 110, 22: 82, 23: 136, 29: 56}),
+    )
+    for kind, size in sizes.items()
 }
 
 Value = bool | int | float | str | list[bool] | list[int] | list[float] | list[str] | None
@@ -88,11 +64,10 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A GGUF header. Arrays too long to be shapes are in `counts` only."""
+    """A GGUF header, without arrays too long to be shapes."""
 
     metadata: Mapping[str, Value]
     tensors: tuple[Tensor, ...]
-    counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -109,30 +84,23 @@ def read_header(data: bytes | memoryview | mmap.mmap) -> Header:
     Raises CutHeaderError if more of the file is needed, BadHeaderError if it cannot be right.
     """
     with memoryview(data) as view:
-        return _read(_Reader(view))
-
-
-def _read(reader: _Reader) -> Header:
-    if bytes(reader.take(4)) != b"GGUF":
-        raise BadHeaderError("it does not begin with GGUF")
-    version, tensor_count, key_count = reader.unpack("<IQQ")
-    if version > _NEWEST_VERSION:
-        raise BadHeaderError(f"it claims the version {version:,}")
-    if version not in (2, 3):
-        raise UnknownHeaderError(f"its version is {version}, and only 2 and 3 are supported")
-    if key_count > _MOST_KEYS or tensor_count > _MOST_TENSORS:
-        raise BadHeaderError(f"it claims {key_count:,} keys and {tensor_count:,} tensors")
-    metadata: dict[str, Value] = {}
-    counts: dict[str, int] = {}
-    for _ in range(key_count):
-        key = reader.text(_LONGEST_KEY)
-        (kind,) = reader.unpack("<I")
-        if kind == _ARRAY:
-            metadata[key], counts[key] = reader.array()
-        else:
-            metadata[key] = reader.scalar(kind)
-    tensors = tuple(reader.tensor() for _ in range(tensor_count))
-    return Header({k: v for k, v in metadata.items() if v is not None}, tensors, counts)
+        reader = _Reader(view)
+        if bytes(reader.take(4)) != b"GGUF":
+            raise BadHeaderError("it does not begin with GGUF")
+        version, tensor_count, key_count = reader.unpack("<IQQ")
+        if version > _NEWEST_VERSION:
+            raise BadHeaderError(f"it claims the version {version:,}")
+        if version not in (2, 3):
+            raise UnknownHeaderError(f"its version is {version}, and only 2 and 3 are supported")
+        if key_count > _MOST_KEYS or tensor_count > _MOST_TENSORS:
+            raise BadHeaderError(f"it claims {key_count:,} keys and {tensor_count:,} tensors")
+        metadata: dict[str, Value] = {}
+        for _ in range(key_count):
+            key = reader.text(_LONGEST_KEY)
+            (kind,) = reader.unpack("<I")
+            metadata[key] = reader.array() if kind == _ARRAY else reader.scalar(kind)
+        tensors = tuple(reader.tensor() for _ in range(tensor_count))
+        return Header({k: v for k, v in metadata.items() if v is not None}, tensors)
 
 
 class _Reader:
@@ -165,37 +133,31 @@ class _Reader:
             return str(text, "utf-8", "replace") if size <= _LONGEST_TEXT else None
         if kind not in _SCALARS:
             raise BadHeaderError(f"it uses a value type {kind} that is not known")
-        value: Value = self.unpack(_SCALARS[kind])[0]
-        return value
+        return self.unpack(_SCALARS[kind])[0]
 
-    def array(self) -> tuple[Value, int]:
-        """(its items if they are few, how many)."""
+    def array(self) -> Value:
+        """Its items if they are few numbers, else None."""
         kind, count = self.unpack("<IQ")
         if kind == _STRING:
             self._skip_strings(count)
-            return None, count
+            return None
         if kind not in _SCALARS:
             raise BadHeaderError(f"it uses an array of type {kind}, which is not known")
         layout = _SCALARS[kind]
         data = self.take(count * struct.calcsize(layout))
-        if count > _KEPT_ITEMS:
-            return None, count
-        return list(struct.unpack(f"<{count}{layout[1]}", data)), count
+        return list(struct.unpack(f"<{count}{layout[1]}", data)) if count <= _KEPT_ITEMS else None
 
     def _skip_strings(self, count: int) -> None:
         if count > _MOST_STRINGS:
             raise BadHeaderError(f"it claims a list of {count:,} words")
-        data, at, end = self.data, self.at, self.end
-        unpack_from = struct.Struct("<Q").unpack_from
-        for _ in range(count):
-            if at + 8 > end:
-                at = end + 1
-                break
-            at += 8 + unpack_from(data, at)[0]
-            if at > end:
-                break
-        if at > end:
-            raise CutHeaderError(f"it ends after {end:,} bytes, in the middle of its vocabulary")
+        data, at, unpack_from = self.data, self.at, struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(count):
+                at += 8 + unpack_from(data, at)[0]
+        except (struct.error, OverflowError):
+            at = self.end + 1
+        if at > self.end:
+            raise CutHeaderError(f"it ends after {self.end:,} bytes, in the middle of its vocabulary")
         self.at = at
 
     def tensor(self) -> Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
 
-from cclocal.memory.gguf import BadHeaderError, Header, Value
+from cclocal.memory.gguf import BadHeaderError, Header
 
 LayerKind = Literal["full", "sliding", "recurrent", "none"]
 #: GGUF is served by llama.cpp, safetensors by MLX.
@@ -20,8 +24,6 @@ KNOWN = frozenset(
 #: Layers slide unless (i mod period) is the last of the period, where the file has no pattern of its own.
 #: Source: llama.cpp's src/llama-model.cpp (set_swa_pattern).
 _DEFAULT_PERIOD = {"gpt-oss": 2}
-#: A hybrid's layer has full attention if (i + 1) is a multiple of this, unless the file says another number.
-_DEFAULT_INTERVAL = 4
 _GATED_DELTA = ("qwen3next", "qwen35")
 #: No real model has more layers or weights; a damaged or hostile header may claim to.
 MOST_LAYERS = 1000
@@ -70,7 +72,7 @@ class Shape:
 
 def shape_of(header: Header) -> Shape:
     """Read a shape from a header. Raises BadHeaderError if a needed number is missing or absurd."""
-    numbers = _Numbers(header)
+    numbers = Numbers(header.metadata, f"{header.architecture}.")
     if not re.fullmatch(r"[\w.-]{1,64}", header.architecture, re.ASCII):
         raise BadHeaderError("its architecture has no plain name")
     count = numbers.one("block_count") - numbers.one("nextn_predict_layers", 0)
@@ -106,36 +108,40 @@ def _by_layer(header: Header, count: int, wanted: re.Pattern[str]) -> tuple[int,
     return tuple(sizes)
 
 
-class _Numbers:
-    """The numbers of a header, checked to be numbers."""
+class Numbers:
+    """The numbers of a header or of a config.json, checked to be numbers.
 
-    def __init__(self, header: Header) -> None:
-        self.header = header
+    prefix: what every key begins with. owner: whose they are, for messages. A null counts as missing, and of a list
+    where one number is wanted the largest is taken.
+    """
+
+    def __init__(self, values: Mapping[str, Any], prefix: str = "", owner: str = "it") -> None:
+        self.values, self.prefix, self.owner = values, prefix, owner
 
     def one(self, key: str, default: int | None = None) -> int:
-        value = self.header.get(key)
+        value = self.values.get(self.prefix + key)
         if isinstance(value, list):
             value = max((int(item) for item in value if isinstance(item, int)), default=None)
         return self._checked(key, default if value is None else value)
 
     def each(self, key: str, count: int, default: int | None = None) -> list[int]:
         """One number per layer, whether the file has one for all or a list."""
-        value = self.header.get(key)
+        value = self.values.get(self.prefix + key)
         if not isinstance(value, list):
             return [self.one(key, default)] * count
         if len(value) < count:
             raise BadHeaderError(f"its {key} has {len(value)} numbers for {count} layers")
         return [self._checked(key, item) for item in value[:count]]
 
-    def _checked(self, key: str, value: Value) -> int:
+    def _checked(self, key: str, value: Any) -> int:
         if value is None:
-            raise BadHeaderError(f"it has no {self.header.architecture}.{key}")
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
-            raise BadHeaderError(f"its {self.header.architecture}.{key} is {value!r}")
-        return int(value)
+            raise BadHeaderError(f"{self.owner} has no {self.prefix}{key}")
+        if type(value) is not int or not 0 <= value < 2**32:
+            raise BadHeaderError(f"{self.owner} says {self.prefix}{key} = {value!r}")
+        return value
 
 
-def _layers(header: Header, numbers: _Numbers, count: int) -> tuple[Layer, ...]:
+def _layers(header: Header, numbers: Numbers, count: int) -> tuple[Layer, ...]:
     architecture = header.architecture
     heads = numbers.each("attention.head_count", count)
     kv_heads = numbers.each("attention.head_count_kv", count, default=max(heads))
@@ -174,7 +180,7 @@ def _layers(header: Header, numbers: _Numbers, count: int) -> tuple[Layer, ...]:
     return tuple(found)
 
 
-def _sliding(header: Header, numbers: _Numbers, count: int) -> list[bool]:
+def _sliding(header: Header, numbers: Numbers, count: int) -> list[bool]:
     if not numbers.one("attention.sliding_window", 0):
         return [False] * count
     pattern = header.get("attention.sliding_window_pattern")
@@ -184,9 +190,10 @@ def _sliding(header: Header, numbers: _Numbers, count: int) -> list[bool]:
     return [period > 1 and i % period != period - 1 for i in range(count)]
 
 
-def _recurrent(header: Header, numbers: _Numbers, kv_heads: list[int], count: int) -> list[bool]:
+def _recurrent(header: Header, numbers: Numbers, kv_heads: list[int], count: int) -> list[bool]:
     if header.architecture in _GATED_DELTA:
-        interval = numbers.one("full_attention_interval", _DEFAULT_INTERVAL) or 1
+        # one layer of so many has full attention
+        interval = numbers.one("full_attention_interval", 4) or 1
         return [(i + 1) % interval != 0 for i in range(count)]
     if header.architecture.startswith("nemotron_h"):
         dense = numbers.each("feed_forward_length", count)
@@ -194,16 +201,17 @@ def _recurrent(header: Header, numbers: _Numbers, kv_heads: list[int], count: in
     return [False] * count
 
 
-def _state_bytes(numbers: _Numbers) -> int:
+def _state_bytes(numbers: Numbers, default: int | None = None) -> int:
     """The state of one recurrent layer for one conversation, in f32: the convolution's tail and the memory.
 
     Source: llama.cpp's n_embd_r() and n_embd_s() in src/llama-hparams.cpp.
     """
-    inner, state, groups = (numbers.one(f"ssm.{part}") for part in ("inner_size", "state_size", "group_count"))
-    return ((numbers.one("ssm.conv_kernel") - 1) * (inner + 2 * groups * state) + state * inner) * 4
+    inner, state, groups = (numbers.one(f"ssm.{part}", default) for part in ("inner_size", "state_size", "group_count"))
+    tail = max(0, numbers.one("ssm.conv_kernel", default) - 1)
+    return (tail * (inner + 2 * groups * state) + state * inner) * 4
 
 
-def _any_state_bytes(numbers: _Numbers, heads: int) -> int:
+def _any_state_bytes(numbers: Numbers, heads: int) -> int:
     """The most that a layer of any kind may keep for one conversation, in f32.
 
     Source: all cases of llama.cpp's n_embd_r() and n_embd_s(): RWKV, short convolutions, delta attention, linear
@@ -215,12 +223,37 @@ def _any_state_bytes(numbers: _Numbers, heads: int) -> int:
 
     width, kda, linear = one("embedding_length"), one("kda.head_dim"), one("attention.linear_head_dim")
     tail = max(0, one("ssm.conv_kernel") - 1)
-    inner, state = one("ssm.inner_size"), one("ssm.state_size")
     kinds = (
         width * (one("token_shift_count") + one("wkv.head_size")),
         width * max(0, one("shortconv.l_cache") - 1),
         (3 * max(tail, 3) + kda) * heads * kda,
         linear * linear * heads,
-        tail * (inner + 2 * one("ssm.group_count") * state) + state * inner,
     )
-    return max(kinds) * 4
+    return max(max(kinds) * 4, _state_bytes(numbers, 0))
+
+
+@cache
+def published_shape(name: str | None, form: Form, weights_bytes: int | None = None) -> Shape | None:
+    """The shape of a model by the name of its dimensions, its weights scaled to `weights_bytes` if that is known.
+
+    None if no dimensions of that name are published. published.json is written by bench/published_shapes.py, which
+    names the source of the dimensions.
+    """
+    row = json.loads(Path(__file__).with_name("published.json").read_text("utf-8")).get(name)
+    if row is None:
+        return None
+    kinds = [Layer(*values) for values in row.pop("layer_kinds")]
+    lists = {key: tuple(value) for key, value in row.items() if isinstance(value, list)}
+    shape = Shape(**{**row, **lists, "layers": tuple(kinds[at] for at in row["layers"])})
+
+    def scaled(size_bytes: int) -> int:
+        return size_bytes * (weights_bytes or shape.weights_bytes) // shape.weights_bytes
+
+    return replace(
+        shape,
+        weights_bytes=scaled(shape.weights_bytes),
+        device_weights_bytes=scaled(shape.weights_bytes if form == "mlx" else shape.device_weights_bytes),
+        layer_weights_bytes=tuple(map(scaled, shape.layer_weights_bytes)),
+        expert_weights_bytes=tuple(map(scaled, shape.expert_weights_bytes)),
+        form=form,
+    )

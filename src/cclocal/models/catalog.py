@@ -119,7 +119,7 @@ class Model:
     out_tokens: Tokens = 8192
     #: the default port of --server
     port: Port = 8000
-    #: the name of its published dimensions (cclocal.memory.known), by which it is planned before it is here
+    #: the name of its published dimensions (cclocal.memory.shape), by which it is planned before it is here
     shape: str | None = None
     #: printed at each launch of the model
     warning: str | None = None

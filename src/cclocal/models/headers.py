@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cclocal.errors import UsageError
-from cclocal.memory.config import shape_of_config
 from cclocal.memory.gguf import BadHeaderError, Header, UnknownHeaderError, read_header
-from cclocal.memory.safetensors import LONGEST_BYTES, weights_bytes
+from cclocal.memory.mlx import LONGEST_BYTES, shape_of_config, weights_bytes
 from cclocal.memory.shape import Shape, shape_of
 from cclocal.models.catalog import CONFIG
 from cclocal.paths import read_table

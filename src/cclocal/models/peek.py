@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from fnmatch import fnmatch
 
-from cclocal.memory.config import shape_of_config
 from cclocal.memory.gguf import read_header
+from cclocal.memory.mlx import shape_of_config
 from cclocal.memory.shape import shape_of
 from cclocal.models import hub, tags
 from cclocal.models.catalog import CONFIG, Variant

@@ -8,19 +8,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cclocal.agents import Agent
-from cclocal.backends import BACKENDS, Backend
+from cclocal.backends import BACKENDS
 from cclocal.backends.request import ServeRequest
 from cclocal.checks import results
-from cclocal.command import Binding
+from cclocal.command import SHOWN
 from cclocal.errors import UsageError
 from cclocal.facts import Engine, Facts
-from cclocal.memory.fit import Fit
-from cclocal.memory.footprint import CELLS
+from cclocal.memory.footprint import CELLS, MemoryConfig
 from cclocal.memory.shape import Shape
 from cclocal.models.catalog import Model, Variant
 from cclocal.planning.choose import agent_session, choose_agent, choose_engine, choose_variant, model_path
-from cclocal.planning.memory import adjusted, fit_on, limit_words, memory_config, what_helps, wired_limit
-from cclocal.planning.plan import Fetch, Plan, slot_tokens
+from cclocal.planning.memory import adjusted, fit_on, limit_words, what_helps, wired_limit
+from cclocal.planning.plan import Fetch, Plan
 from cclocal.settings import Settings
 
 
@@ -37,45 +36,40 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
     if shrink is None:
         return plan
     shrunk = _as_requested(model, settings.changed(shrink.changes, "memory plan"), facts)
-    note = _shrink_note(plan, shrunk)
+    note = _shrink_note(plan.fit.config, shrink.fit.config)
     return replace(shrunk, requested=plan.fit, remedies=plan.remedies, notes=(note, *shrunk.notes))
 
 
-def _shrink_note(requested: Plan, shrunk: Plan) -> str:
+def _shrink_note(then: MemoryConfig, now: MemoryConfig) -> str:
     """What was changed so that the model fits."""
-    assert requested.fit
-    assert shrunk.fit
-    now, then = shrunk.fit.config, requested.fit.config
     parts = []
-    if shrunk.context_tokens != requested.context_tokens:
-        parts.append(f"the context is {shrunk.context_tokens:,} tokens instead of {requested.context_tokens:,}")
-    parts += [f"one slot instead of {then.slots}"] if now.slots != then.slots else []
+    if now.context_tokens != then.context_tokens:
+        parts.append(f"the context is {now.context_tokens:,} tokens instead of {then.context_tokens:,}")
+    if now.slots != then.slots:
+        parts.append(f"one slot instead of {then.slots}")
     if now.prefill_step_tokens != then.prefill_step_tokens:
         parts.append(f"the prefill step {now.prefill_step_tokens}")
     elif now.ubatch_tokens != then.ubatch_tokens:
         parts.append(f"the micro-batch {now.ubatch_tokens}")
-    parts += [f"the KV cache {now.kv_type}"] if now.kv_type != then.kv_type else []
+    if now.kv_type != then.kv_type:
+        parts.append(f"the KV cache {now.kv_type}")
     return f"To fit, {', '.join(parts or ['prompts of idle slots are not kept'])}."
 
 
 def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
     agent = choose_agent(settings)
-    sources = dict(settings.sources)
     variant, reason = choose_variant(model, settings, facts)
-    sources |= {"backend": reason} if reason else {}
-    variant = adjusted(variant, settings)
-    can_think = "enable_thinking" in variant.template_kwargs or variant.reasoning_budget_tokens == 0
-    if settings.think and can_think:
-        variant = _thinking(variant)
+    variant, think_note = _thinking(model, adjusted(variant, settings), settings)
     backend = BACKENDS[variant.backend]
     engine = choose_engine(backend, agent.WIRE, model, variant, facts)
     path = model_path(variant, facts)
     shape = facts.shapes.get(path)
-    context = _context(model, variant, settings, sources, shape)
-    slot = slot_tokens(context, variant.slots)
-    out = _out_tokens(model, settings, agent, slot, sources, variant.slots)
+    context = _context(model, variant, settings, shape)
+    # llama.cpp rounds the window of a slot down to whole cells
+    slot = context // variant.slots // CELLS * CELLS
+    out = _out_tokens(model, settings, agent, slot, variant.slots)
     limit, limit_note = wired_limit(settings, facts.machine, engine)
-    fit = fit_on(shape, memory_config(variant, context), variant, engine, facts, limit) if shape else None
+    fit = fit_on(shape, variant, context, engine, facts, limit) if shape else None
     folders = facts.env.folders
     session = replace(agent_session(settings, facts, slot, out), log_reader=backend.LOG_READER)
     request = ServeRequest(
@@ -87,16 +81,18 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
         own_store=str(folders.data / "ollama"),
         lease_folder=str(folders.state / "ollama"),
     )
-    is_cached = _caches_prompts(settings, variant, backend, engine)
+    # the fixed part of the prompt is read ahead for one conversation, with tools, in this process
+    is_cached = not (settings.cold or settings.server or settings.no_tools) and variant.slots == 1
+    caching = backend.prompt_caching(engine) if is_cached else ""
     # in a daemon that runs already the model has a name of its own, which is in the prompt
-    name = backend.endpoint(engine, request, _NOWHERE).model
-    capture = agent.capture(session, name) if is_cached else None
-    saves = capture is not None and backend.prompt_caching(engine) == "save"
+    name = backend.endpoint(engine, request, SHOWN).model
+    capture = agent.capture(session, name) if caching else None
+    saves = capture is not None and caching == "save"
     if saves:
         request = replace(request, prompt_folder=str(folders.saved_prompts))
     kinds = {layer.kind for layer in shape.layers} if shape else set()
-    is_proven = facts.proofs.get(results.key(model, variant, engine, agent.NAME, lean=session.lean))
-    return Plan(
+    result_key = results.key(model, variant, engine, agent.NAME, lean=session.lean)
+    plan = Plan(
         model=model,
         variant=variant,
         engine=engine,
@@ -105,92 +101,81 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
         fetch=_fetch(variant, facts),
         context_tokens=context,
         out_tokens=out,
-        port=_port(model, settings, sources, engine),
+        port=_port(model, settings, engine),
         request=request,
         session=session,
         fit=fit,
         remedies=what_helps(fit, engine, facts, model.id, agent.window(slot, out).least_tokens) if fit else (),
         wired_limit_mib=limit,
         limit_words=limit_words(fit, facts.machine) if fit else None,
-        notes=(
-            *_notes(model, variant, settings, facts, fit, bool(is_proven), limit_note, can_think),
-            *backend.notes(engine, facts),
-            *agent.notes(session),
-        ),
-        sources=sources,
-        is_proven=is_proven,
+        sources=_sources(settings, reason, engine),
+        result_key=result_key,
+        is_proven=facts.proofs.get(result_key),
+        prompt_caching=caching,
         capture=capture,
-        cache_key=_cache_key(variant, engine) if capture else "",
+        cache_key=_cache_key(variant, engine),
         # llama.cpp cannot continue from a restored sliding window, and saves nothing beside a projector
         can_save_prompt=saves and "sliding" not in kinds and not variant.mmproj,
         word=(settings.model or model.id) if model.untested else model.id,
     )
+    notes = [*_notes(plan, agent, facts), limit_note, think_note, *backend.notes(engine, facts), *agent.notes(session)]
+    return replace(plan, notes=tuple(note for note in notes if note))
 
 
-#: For names that depend on no value of a session.
-_NOWHERE = Binding("0", "", "", "", "")
+def _sources(settings: Settings, backend_reason: str | None, engine: Engine) -> dict[str, str]:
+    """Where each value came from: as the settings say, or a default of the catalog's or of ours."""
+    sources = dict(settings.sources)
+    if backend_reason:
+        sources["backend"] = backend_reason
+    sources |= {name: "catalog" for name in ("ctx", "out_tokens") if getattr(settings, name) is None}
+    if settings.port is None and not engine.url:
+        sources["port"] = "catalog" if settings.server else "default"
+    return sources
 
 
-def _notes(
-    model: Model,
-    variant: Variant,
-    settings: Settings,
-    facts: Facts,
-    fit: Fit | None,
-    is_proven: bool,
-    limit_note: str | None,
-    can_think: bool,
-) -> Iterator[str]:
+def _notes(plan: Plan, agent: Agent, facts: Facts) -> Iterator[str]:
     """What the user should know of a plan before it is carried out."""
+    model, variant, settings = plan.model, plan.variant, plan.settings
     if facts.agent is None and not settings.server:
-        agent = choose_agent(settings)
         yield f"{facts.agent_problem or f'{agent.PROGRAM} was not found on PATH.'} To install it: {agent.INSTALL}"
     if model.warning:
         yield model.warning
-    if model.untested and not is_proven:
-        yield _untested_note(model, variant, settings)
-    if fit and fit.verdict == "too_big":
-        yield f"{model.name} does not fit in memory: it {fit.in_words}."
-    if limit_note:
-        yield limit_note
-    if settings.think and not can_think:
-        yield f"Thinking cannot be switched on for {model.name}."
-
-
-def _untested_note(model: Model, variant: Variant, settings: Settings) -> str:
-    """For a model that was never seen to call a tool."""
-    words = shlex.join((settings.model or model.name, *(("--backend", settings.backend) if settings.backend else ())))
-    note = f"{model.name} is not in the catalog: its tool use is untested (cclocal check {words})."
-    if variant.is_folder and not variant.tool_parser:
-        note += " cclocal does not know its tool call format; --parser NAME sets it."
-    return note
-
-
-def _caches_prompts(settings: Settings, variant: Variant, backend: Backend, engine: Engine) -> bool:
-    """Whether the fixed part of the prompt is read ahead: for one conversation, with tools, in this process."""
-    is_asked = not (settings.cold or settings.server or settings.no_tools) and variant.slots == 1
-    return is_asked and bool(backend.prompt_caching(engine))
+    if model.untested and not plan.is_proven:
+        backend = ("--backend", settings.backend) if settings.backend else ()
+        words = shlex.join((settings.model or model.name, *backend))
+        note = f"{model.name} is not in the catalog: its tool use is untested (cclocal check {words})."
+        if variant.is_folder and not variant.tool_parser:
+            note += " cclocal does not know its tool call format; --parser NAME sets it."
+        yield note
+    if plan.fit and plan.fit.verdict == "too_big":
+        yield f"{model.name} does not fit in memory: it {plan.fit.in_words}."
 
 
 def _cache_key(variant: Variant, engine: Engine) -> str:
     """What a saved prompt depends on beside the agent and the model's file."""
-    model = [dict(variant.template_kwargs), variant.reasoning_budget_tokens, variant.override_kv, variant.mmproj]
-    about = json.dumps([*model, variant.extra_args])
+    kwargs, budget = dict(variant.template_kwargs), variant.reasoning_budget_tokens
+    about = json.dumps([kwargs, budget, variant.override_kv, variant.mmproj, variant.extra_args])
     return f"{engine.form} {engine.version} {','.join(engine.device_names)} {variant.kv_type} {about}"
 
 
-def _thinking(variant: Variant) -> Variant:
-    """The variant with thinking on: the template's switch, no budget of zero, and the card's sampling for it."""
+def _thinking(model: Model, variant: Variant, settings: Settings) -> tuple[Variant, str | None]:
+    """(the variant, with thinking on if that was asked for; a note if it cannot be switched on).
+
+    Switched on are the template's switch, a budget that is not zero, and the card's sampling for it.
+    """
+    if not settings.think:
+        return variant, None
+    if "enable_thinking" not in variant.template_kwargs and variant.reasoning_budget_tokens != 0:
+        return variant, f"Thinking cannot be switched on for {model.name}."
     kwargs = {name: True if name == "enable_thinking" else value for name, value in variant.template_kwargs.items()}
     sampling = variant.think_sampling or variant.sampling
-    return replace(variant, template_kwargs=kwargs, reasoning_budget_tokens=None, sampling=sampling)
+    return replace(variant, template_kwargs=kwargs, reasoning_budget_tokens=None, sampling=sampling), None
 
 
-def _context(model: Model, variant: Variant, settings: Settings, sources: dict[str, str], shape: Shape | None) -> int:
+def _context(model: Model, variant: Variant, settings: Settings, shape: Shape | None) -> int:
     # the file knows what it was trained for, unless the catalog limits it further
     native = min(model.native_context_tokens, (shape and shape.native_context_tokens) or model.native_context_tokens)
     if settings.ctx is None:
-        sources["ctx"] = "catalog"
         return min(variant.context_tokens or model.context_tokens, native) // CELLS * CELLS
     if settings.ctx > native:
         raise UsageError(
@@ -199,9 +184,7 @@ def _context(model: Model, variant: Variant, settings: Settings, sources: dict[s
     return settings.ctx // CELLS * CELLS
 
 
-def _out_tokens(model: Model, settings: Settings, agent: Agent, slot: int, sources: dict[str, str], slots: int) -> int:
-    if settings.out_tokens is None:
-        sources["out_tokens"] = "catalog"
+def _out_tokens(model: Model, settings: Settings, agent: Agent, slot: int, slots: int) -> int:
     out = settings.out_tokens or model.out_tokens
     least = agent.window(slot, out).least_tokens
     if slot < least:
@@ -214,13 +197,12 @@ def _out_tokens(model: Model, settings: Settings, agent: Agent, slot: int, sourc
     return out
 
 
-def _port(model: Model, settings: Settings, sources: dict[str, str], engine: Engine) -> int | None:
+def _port(model: Model, settings: Settings, engine: Engine) -> int | None:
     """The port asked for, the catalog's for --server, else any free one; none for a server that runs already."""
     if engine.url and settings.port is not None:
         raise UsageError(f"--port is for servers that cclocal starts; {engine.url} runs already.")
     if engine.url or settings.port is not None:
         return settings.port
-    sources["port"] = "catalog" if settings.server else "default"
     return model.port if settings.server else None
 
 

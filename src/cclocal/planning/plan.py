@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from cclocal.agents import AGENTS, Agent
-from cclocal.agents.session import AgentSession, Capture, ConfigDir
+from cclocal.agents import AGENTS
+from cclocal.agents.session import AgentSession, Capture
 from cclocal.backends import BACKENDS, Backend, PromptCaching
 from cclocal.backends.request import ServeRequest
-from cclocal.checks import results
 from cclocal.command import SHOWN, Binding, Command, Endpoint, Readiness, SessionFile
 from cclocal.facts import Engine
 from cclocal.memory.fit import Fit
-from cclocal.memory.footprint import CELLS
 from cclocal.memory.remedies import Remedy
 from cclocal.models.catalog import ANY, CONFIG, Model, Variant
 from cclocal.settings import Settings
@@ -62,9 +60,10 @@ class Plan:
 
     settings: as planned, after a remedy. fit: what the model needs in memory against what there is; None if its shape
     is unknown. requested: the fit of the settings as given, set only if the plan shrank them to fit. limit_words: why
-    raising the wired limit is not offered. is_proven: the newest check's result; None = there was none. cache_key:
-    what a saved prompt depends on beside the agent and the model's file. can_save_prompt: its KV cache can be restored.
-    word: what `--model` must be given to mean this model.
+    raising the wired limit is not offered. result_key: the key of the results of checks of this plan. is_proven: the
+    newest check's result; None = there was none. prompt_caching: what is done about the fixed part of the prompt.
+    cache_key: what a saved prompt depends on beside the agent and the model's file. can_save_prompt: its KV cache can
+    be restored. word: what `--model` must be given to mean this model.
     """
 
     model: Model
@@ -85,7 +84,9 @@ class Plan:
     limit_words: str | None = None
     notes: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+    result_key: str = ""
     is_proven: bool | None = None
+    prompt_caching: PromptCaching = ""
     capture: Capture | None = None
     cache_key: str = ""
     can_save_prompt: bool = False
@@ -96,13 +97,9 @@ class Plan:
         return BACKENDS[self.variant.backend]
 
     @property
-    def _agent(self) -> Agent:
-        return AGENTS[self.agent]
-
-    @property
     def slot_tokens(self) -> int:
         """The window of one conversation: slots share the server's context."""
-        return slot_tokens(self.context_tokens, self.variant.slots)
+        return self.session.context_tokens
 
     @property
     def memory(self) -> str:
@@ -112,17 +109,7 @@ class Plan:
     @property
     def is_interactive(self) -> bool:
         """Whether the agent takes over the terminal."""
-        return self._agent.is_interactive(self.settings.agent_args)
-
-    @property
-    def prompt_caching(self) -> PromptCaching:
-        """What can be done about the fixed part of the prompt."""
-        return self._backend.prompt_caching(self.engine)
-
-    @property
-    def result_key(self) -> str:
-        """The key of the results of checks of this plan."""
-        return results.key(self.model, self.variant, self.engine, self.agent, lean=self.session.lean)
+        return AGENTS[self.agent].is_interactive(self.settings.agent_args)
 
     @property
     def shown(self) -> Binding:
@@ -143,13 +130,4 @@ class Plan:
 
     def agent_command(self, binding: Binding) -> tuple[Command, tuple[SessionFile, ...]]:
         """The agent's command, and the files it reads."""
-        return self._agent.command(self.session, self.endpoint(binding), binding)
-
-    def config_dir(self) -> ConfigDir:
-        """The agent's private configuration folder."""
-        return self._agent.config_dir(self.session)
-
-
-def slot_tokens(context_tokens: int, slots: int) -> int:
-    """The window of one slot; llama.cpp rounds it down to whole cells."""
-    return context_tokens // slots // CELLS * CELLS
+        return AGENTS[self.agent].command(self.session, self.endpoint(binding), binding)

@@ -77,7 +77,7 @@ def serve(settings: Settings, catalog: Catalog, env: Env) -> tuple[Plan, Server]
     plan = now.plan()
     for note in plan.notes:
         say(note, "yellow")
-    lay_out_config(plan.config_dir())
+    lay_out_config(AGENTS[plan.agent].config_dir(plan.session))
     return plan, start(plan, env, limit)
 
 

@@ -21,7 +21,7 @@ from cclocal.models.repo_files import ask_hub, refuse_unnamed
 from cclocal.models.resolve import resolve
 from cclocal.paths import Env
 from cclocal.planning.choose import choose_agent, choose_engine, choose_variant, model_path
-from cclocal.planning.memory import adjusted, fit_on, memory_config, what_helps, wired_limit
+from cclocal.planning.memory import adjusted, fit_on, what_helps, wired_limit
 from cclocal.settings import Settings
 from cclocal.ui.console import busy
 from cclocal.ui.memory_view import FitRow
@@ -143,4 +143,4 @@ def _fit(model: Model, variant: Variant, settings: Settings, facts: Facts) -> tu
     with contextlib.suppress(CclocalError):
         engine = choose_engine(BACKENDS[variant.backend], choose_agent(settings).WIRE, model, variant, facts)
     limit = wired_limit(settings, facts.machine, engine)[0] if engine else None
-    return fit_on(shape, memory_config(variant, settings.ctx or served), variant, engine, facts, limit), engine
+    return fit_on(shape, variant, settings.ctx or served, engine, facts, limit), engine

@@ -82,7 +82,7 @@ def _batch(found: Fit) -> str:
     text = f"micro-batch {config.ubatch_tokens}"
     if found.shape.form == "mlx":
         text = f"prefill step {config.prefill_step_tokens}: its attention scores" if found.shape.score_heads else ""
-    learned = found.extras.correction_bytes
+    learned = found.config.correction_bytes
     return text + (f", corrected by {memory_size(learned)} after an earlier start" if learned else "")
 
 
@@ -191,7 +191,7 @@ def _largest(row: FitRow) -> dict[str, int | None]:
         if row.fit is None:
             return None
         config = replace(row.fit.config, kv_type=kv_type)
-        return fit(row.fit.shape, config, row.fit.budget, extras=row.fit.extras).max_context_tokens
+        return fit(row.fit.shape, config, row.fit.budget).max_context_tokens
 
     return {"max_context_tokens_f16": most("f16"), "max_context_tokens_q8_0": most("q8_0")}
 

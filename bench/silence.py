@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from cclocal.agents.claude.environment import environment
+from cclocal.agents.claude.command import environment
 from cclocal.command import Endpoint
 
 LIMITS = ("API_TIMEOUT_MS", "CLAUDE_STREAM_IDLE_TIMEOUT_MS", "API_FORCE_IDLE_TIMEOUT")

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from cclocal.agents.claude.capture import STREAMING
-from cclocal.agents.claude.environment import window
+from cclocal.agents.claude.command import window
+from cclocal.agents.claude.spec import STREAMING
 from tests.world import World
 
 STREAM = ("-p", *STREAMING)

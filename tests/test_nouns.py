@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from cclocal import config_file, tiny
 from cclocal.agents import config_dir, taken_names
-from cclocal.agents.claude.environment import environment, window
+from cclocal.agents.claude.command import environment, window
 from cclocal.agents.claude.spec import FORBIDDEN
 from cclocal.agents.session import ConfigDir
 from cclocal.backends.llama_server import xllamacpp_server
-from cclocal.backends.ollama.address import ollama_url
+from cclocal.backends.ollama.spec import ollama_url
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, SHOWN, Command, Endpoint, refusal
 from cclocal.discovery import hardware
 from cclocal.discovery.look import load_catalog

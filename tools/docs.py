@@ -73,7 +73,7 @@ def settings_table() -> str:
 
 def agent_variables() -> str:
     """Every variable a session of Claude Code is given, with an example's values."""
-    from cclocal.agents.claude.environment import environment
+    from cclocal.agents.claude.command import environment
     from cclocal.command import SHOWN, Endpoint
 
     made = environment(Endpoint.of_session(SHOWN, "gemma"), 65536, 8192)

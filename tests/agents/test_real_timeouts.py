@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.silence import LIMITS, PLACES, ask
-from cclocal.agents.claude.environment import TIMEOUT_MS, environment
+from cclocal.agents.claude.command import TIMEOUT_MS, environment
 from cclocal.command import Endpoint
 from tests.conftest import Claude
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cclocal.agents.claude.environment import window
+from cclocal.agents.claude.command import window
 from tests.conftest import CACHE, CI, CLAUDES, ENGINES, Claude
 from tests.talk import calls, compactions, compacts_at, prompt, results, talk
 from tests.world import World

@@ -15,6 +15,7 @@ from cclocal.programs import Answers
 NAME = PROGRAM = "small-agent"
 TITLE = "Small agent"
 INSTALL = "install small-agent"
+RESUME: tuple[str, ...] = ("again",)
 LOOK = __name__
 WIRE = "anthropic"
 TERMINAL_RESET = ""
@@ -47,10 +48,6 @@ def is_interactive(arguments: Sequence[str]) -> bool:
 
 def ask_once(prompt: str) -> tuple[str, ...]:
     return ("once", prompt)
-
-
-def resume_arguments() -> tuple[str, ...]:
-    return ("again",)
 
 
 def config_dir(session: AgentSession) -> ConfigDir:

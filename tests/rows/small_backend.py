@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from cclocal.backends import Runtime
 from cclocal.backends.request import ServeRequest
-from cclocal.backends.runtime import Runtime
 from cclocal.command import Binding, Command, Endpoint, Readiness, SessionFile, Stop
 from cclocal.facts import Engine, Facts, Machine
 from cclocal.models.catalog import FileForm, Variant

@@ -13,8 +13,7 @@ import pytest
 
 from cclocal import tiny
 from cclocal.agents import AGENTS, Agent, look_of
-from cclocal.backends import BACKENDS, Backend, runtime_of
-from cclocal.backends.runtime import Runtime
+from cclocal.backends import BACKENDS, Backend, Runtime, runtime_of
 from cclocal.wires import WIRES, Wire
 from tests.world import FAKES, World
 

@@ -31,6 +31,8 @@ class Agent(Protocol):
     TITLE: str
     PROGRAM: str
     INSTALL: str
+    #: the arguments that have it continue the last conversation
+    RESUME: tuple[str, ...]
     #: the module that looks around for it
     LOOK: str
     #: the API that it speaks, by the names in cclocal.wires
@@ -58,9 +60,6 @@ class Agent(Protocol):
 
     def ask_once(self, prompt: str) -> tuple[str, ...]:
         """The arguments that have it work on one prompt and end."""
-
-    def resume_arguments(self) -> tuple[str, ...]:
-        """The arguments that have it continue the last conversation."""
 
     def config_dir(self, session: AgentSession) -> ConfigDir:
         """Its private configuration folder."""

@@ -13,8 +13,6 @@ from cclocal.agents.session import ConfigDir
 from cclocal.paths import make_folder, read_table, write_private
 
 _LOCK = ".cclocal.lock"
-
-
 #: The name of a folder beside the configuration folder. It holds what the last clean-up moved out.
 SET_ASIDE = "-set-aside"
 
@@ -25,15 +23,16 @@ def prepare(config: ConfigDir) -> tuple[str, ...]:
     A hook, a plugin or a setting that a tool call planted in one session must not run in the next. Two launches at once
     do it one after the other. Raises FolderError.
     """
-    make_folder(config.path)
-    if (config.path / _LOCK).is_symlink() or (config.path / _LOCK).is_dir():
-        _remove(config.path / _LOCK)
-    with FileLock(config.path / _LOCK):
+    lock = make_folder(config.path) / _LOCK
+    if lock.is_symlink() or lock.is_dir():
+        _remove(lock)
+    with FileLock(lock):
         aside = _set_aside(config)
         for name, wanted in config.seed.items():
             _seed(config.path / name, wanted, config.known)
         for name, target in config.links.items():
-            _link(config.path / name, target)
+            if target:
+                (config.path / name).symlink_to(target)
     return aside
 
 
@@ -75,8 +74,3 @@ def _seed(path: Path, wanted: Mapping[str, object], known: frozenset[str]) -> No
     merged = {**kept, **wanted}
     if merged != now:
         write_private(path, json.dumps(merged, indent=2))
-
-
-def _link(path: Path, target: Path | None) -> None:
-    if target:
-        path.symlink_to(target)

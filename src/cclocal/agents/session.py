@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cclocal.command import Command, SessionFile
 from cclocal.facts import AgentFound
@@ -30,11 +29,6 @@ class AgentSession:
     tools: bool = True
     lean: bool = False
     log_reader: str = ""
-
-    @property
-    def context(self) -> Any:
-        """What the agent looked up on this machine."""
-        return self.found.context if self.found else None
 
 
 @dataclass(frozen=True, slots=True)

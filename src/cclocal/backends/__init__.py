@@ -7,77 +7,112 @@ finds engines, prepares a started server, reads its log. It is imported only whe
 from __future__ import annotations
 
 import importlib
-from typing import Literal, Protocol, cast
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from cclocal.backends.llama_server import spec as llama_server
-from cclocal.backends.ollama import spec as ollama
+from cclocal.backends.llama_server.spec import LlamaServerSpec
+from cclocal.backends.ollama.spec import OllamaSpec
+from cclocal.backends.request import Backend as Backend
+from cclocal.backends.request import PromptCaching as PromptCaching
 from cclocal.backends.request import ServeRequest
-from cclocal.backends.runtime import Runtime
-from cclocal.backends.vllm_mlx import spec as vllm_mlx
-from cclocal.command import Binding, Command, Endpoint, Readiness, SessionFile, Stop
-from cclocal.facts import Engine, Facts, Machine
-from cclocal.models.catalog import FileForm, Variant
+from cclocal.backends.vllm_mlx.spec import VllmMlxSpec
+from cclocal.command import Endpoint
+from cclocal.facts import Engine, Machine
+from cclocal.models.catalog import Catalog
+from cclocal.models.storage import Stored
+from cclocal.paths import Env
+from cclocal.programs import Answers
+from cclocal.settings import Settings
 
-#: What can be done about the fixed part of a prompt: save its KV cache to disk, ask for it ahead of the agent, nothing.
-PromptCaching = Literal["save", "ask ahead", ""]
+if TYPE_CHECKING:
+    import httpx
+
+#: A reply of /v1/models and the like, parsed; None if there was none.
+Get = Callable[[str], Any]
+#: Starts a progress bar: called with (total, finished) bytes.
+Bars = Callable[[int, int], Any]
 
 
-class Backend(Protocol):
-    """What a backend's spec module offers."""
+@dataclass(frozen=True, slots=True)
+class StartedServer:
+    """A server that was just started, as far as a runtime needs to know it.
 
-    NAME: str
-    #: signals that end its server
-    STOP: Stop
-    #: its runtime, as module:class
-    RUNTIME: str
-    #: a program file, standard library only, whose turns(text) reads replies from the server's log; "" = none does
-    LOG_READER: str
-    #: what it serves, the form it prefers first
-    FORMS: tuple[FileForm, ...]
-    #: the APIs that it speaks, by the names in cclocal.wires
-    WIRES: frozenset[str]
-    #: settings that only make sense with this backend, so that they select it
-    ASKED_BY: frozenset[str]
+    `tools`: the agent will use tools. `check_alive` raises ServerDiedError if the server has ended.
+    """
 
-    def rank(self, machine: Machine) -> int:
-        """The order in which backends are tried on a machine, lowest first."""
+    engine: Engine
+    request: ServeRequest
+    endpoint: Endpoint
+    tools: bool
+    log: Path
+    check_alive: Callable[[], None]
 
-    def install_hint(self, engines: tuple[Engine, ...]) -> str:
-        """How to get an engine, or a better one than those that are there."""
 
-    def unsupported(self, engine: Engine, variant: Variant) -> str | None:
-        """Why this engine cannot serve this variant, or None if it can."""
+class Runtime:
+    """A backend's effects. A subclass overrides what it needs; everything else does nothing."""
 
-    def prompt_caching(self, engine: Engine) -> PromptCaching:
-        """What this engine can do about the fixed part of a prompt."""
+    def find(self, env: Env, settings: Settings, machine: Machine, answers: Answers) -> Iterator[Engine]:
+        """The engines on this machine, best first. Raises BackendMissingError if one was asked for and does not run."""
+        yield from ()
 
-    def notes(self, engine: Engine, facts: Facts) -> tuple[str, ...]:
-        """What the user should know about this engine on this machine."""
+    def prepare(self, server: StartedServer, bars: Bars) -> tuple[str, ...]:
+        """Have the server load the model, where it does not by itself. Returns what the user should know."""
+        return ()
 
-    def endpoint(self, engine: Engine, request: ServeRequest, binding: Binding) -> Endpoint:
-        """Where the model will answer, and its name in requests."""
+    def verify(self, server: StartedServer) -> None:
+        """Raises NotReadyError unless the server that is ready serves what was planned."""
 
-    def command(
-        self, engine: Engine, request: ServeRequest, binding: Binding
-    ) -> tuple[Command, tuple[SessionFile, ...]]:
-        """The server's command, and the files it reads."""
+    def clean_up(self, env: Env) -> None:
+        """Remove what killed sessions left elsewhere."""
 
-    def readiness(self, engine: Engine, request: ServeRequest, binding: Binding) -> Readiness:
-        """What the server must show before it is used."""
+    def stored(self, catalog: Catalog, env: Env) -> Iterator[Stored]:
+        """The models in the backend's own store."""
+        yield from ()
+
+    def users_of(self, stored: Stored, env: Env) -> list[str]:
+        """What uses a model of its store at this moment, in words. Raises UsageError if it cannot be removed."""
+        return []
+
+    def remove(self, stored: Stored, env: Env) -> None:
+        """Remove a model from its store. Raises UsageError."""
+
+    def window(self, get: Get, model: str) -> tuple[str, int | None] | None:
+        """(the server's name, the window of one conversation in tokens) of a server that may be of this kind.
+
+        `get` fetches a path of it. None if it is another kind of server.
+        """
+        return None
+
+    def count_tokens(self, client: httpx.Client, text: str) -> int | None:
+        """The tokens of a text, counted by a running server; None if it cannot count."""
+        return None
+
+    def prompt_tokens(self, client: httpx.Client, request: Mapping[str, Any]) -> list[int]:
+        """A request's prompt in tokens, as the server would make it."""
+        raise NotImplementedError
+
+    def read_prompt(self, client: httpx.Client, tokens: list[int]) -> None:
+        """Have the server evaluate a prompt."""
+        raise NotImplementedError
+
+    def save_prompt(self, client: httpx.Client, name: str) -> int:
+        """Save the KV cache under a file name in the request's prompt folder. Returns how many tokens it holds."""
+        raise NotImplementedError
+
+    def restore_prompt(self, client: httpx.Client, name: str) -> bool:
+        """Restore a saved KV cache. Returns False if the server refuses it."""
+        raise NotImplementedError
 
 
 #: One row per backend. (A plain dictionary, so that a test can add its own.)
-BACKENDS: dict[str, Backend] = {llama_server.NAME: llama_server, vllm_mlx.NAME: vllm_mlx, ollama.NAME: ollama}
+BACKENDS: dict[str, Backend] = {row.NAME: row for row in (LlamaServerSpec(), VllmMlxSpec(), OllamaSpec())}
 
 
 def in_order(machine: Machine) -> tuple[str, ...]:
     """The names of the backends, the best for this machine first."""
     return tuple(sorted(BACKENDS, key=lambda name: BACKENDS[name].rank(machine)))
-
-
-def forms() -> dict[str, tuple[FileForm, ...]]:
-    """What each backend serves."""
-    return {name: backend.FORMS for name, backend in BACKENDS.items()}
 
 
 def runtime_of(name: str) -> Runtime:

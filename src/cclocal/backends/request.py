@@ -1,10 +1,13 @@
-"""What a backend is asked to serve."""
+"""What a backend is asked to serve, and what its spec answers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
-from cclocal.models.catalog import Model, Variant
+from cclocal.command import Binding, Command, Endpoint, Readiness, SessionFile, Stop
+from cclocal.facts import Engine, Facts, Machine
+from cclocal.models.catalog import FileForm, Model, Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +27,59 @@ class ServeRequest:
     own_store: str = ""
     lease_folder: str = ""
     prompt_folder: str = ""
+
+
+#: A server's command, and the files it reads.
+ServerCommand = tuple[Command, tuple[SessionFile, ...]]
+#: Longer than the agents' own 30 minutes, so that the server is never the first to hang up.
+SERVER_TIMEOUT_S = 3600
+#: What can be done about the fixed part of a prompt: save its KV cache to disk, ask for it ahead of the agent, nothing.
+PromptCaching = Literal["save", "ask ahead", ""]
+
+
+class Backend(Protocol):
+    """A backend's spec. What has no default here is for each backend to say."""
+
+    NAME: str
+    #: how to get it
+    INSTALL: str
+    #: its runtime, as module:class
+    RUNTIME: str
+    #: a program file, standard library only, whose turns(text) reads replies from the server's log; "" = none does
+    LOG_READER: str
+    #: what it serves, the form it prefers first
+    FORMS: tuple[FileForm, ...]
+    #: signals that end its server
+    STOP: Stop = Stop()
+    #: the APIs that it speaks, by the names in cclocal.wires
+    WIRES: frozenset[str] = frozenset({"anthropic"})
+    #: settings that only make sense with this backend, so that they select it
+    ASKED_BY: frozenset[str] = frozenset()
+
+    def rank(self, machine: Machine) -> int:
+        """The order in which backends are tried on a machine, lowest first."""
+
+    def install_hint(self, engines: tuple[Engine, ...]) -> str:
+        """How to get an engine, or a better one than those that are there."""
+        return self.INSTALL
+
+    def unsupported(self, engine: Engine, variant: Variant) -> str | None:
+        """Why this engine cannot serve this variant, or None if it can."""
+
+    def prompt_caching(self, engine: Engine) -> PromptCaching:
+        """What this engine can do about the fixed part of a prompt."""
+        return "ask ahead"
+
+    def notes(self, engine: Engine, facts: Facts) -> tuple[str, ...]:
+        """What the user should know about this engine on this machine."""
+
+    def endpoint(self, engine: Engine, request: ServeRequest, binding: Binding) -> Endpoint:
+        """Where the model will answer, and its name in requests."""
+        return Endpoint.of_session(binding, request.model.id)
+
+    def command(self, engine: Engine, request: ServeRequest, binding: Binding) -> ServerCommand:
+        """The server's command, and the files it reads."""
+
+    def readiness(self, engine: Engine, request: ServeRequest, binding: Binding) -> Readiness:
+        """What the server must show before it is used."""
+        return Readiness(self.endpoint(engine, request, binding))

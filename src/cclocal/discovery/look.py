@@ -18,7 +18,7 @@ from typing import Any
 
 from cclocal import tiny
 from cclocal.agents import look_of, taken_names
-from cclocal.backends import BACKENDS, forms, runtime_of
+from cclocal.backends import BACKENDS, runtime_of
 from cclocal.checks import results
 from cclocal.config_file import UserFile
 from cclocal.discovery.hardware import machine
@@ -50,7 +50,7 @@ _KEPT = 50
 
 def rules() -> Rules:
     """What the backends and agents of this installation demand of models."""
-    return Rules(forms(), taken_names())
+    return Rules({name: backend.FORMS for name, backend in BACKENDS.items()}, taken_names())
 
 
 def load_catalog(user: UserFile | None = None) -> Catalog:

@@ -111,6 +111,6 @@ def _window(client: httpx.Client, row: dict[str, Any], model: str) -> tuple[str,
             return None
 
     for name in BACKENDS:
-        if found := runtime_of(name).window(get, row, model):
+        if found := runtime_of(name).window(get, model):
             return found
     return "a server", row.get("max_model_len")

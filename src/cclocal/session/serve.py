@@ -12,8 +12,7 @@ from dataclasses import asdict
 
 from cclocal.agents import AGENTS, config_dir
 from cclocal.agents.session import ConfigDir
-from cclocal.backends import BACKENDS, runtime_of
-from cclocal.backends.runtime import StartedServer
+from cclocal.backends import BACKENDS, StartedServer, runtime_of
 from cclocal.command import Binding, Endpoint, SessionFile
 from cclocal.discovery.look import learn
 from cclocal.errors import CclocalError, DiskFullError, FolderError, PortError, ServerDiedError, UsageError
@@ -56,7 +55,7 @@ def _start(plan: Plan, binding: Binding, env: Env, limit: int | None) -> Server:
     log = new_log(env, binding.session_id)
     # captures what the agent sends first while the model loads
     cache = PromptCache(plan, plan.capture, env) if plan.capture else None
-    resume = " ".join(agent.resume_arguments())
+    resume = " ".join(agent.RESUME)
     with contextlib.ExitStack() as undo:
         if cache:
             undo.callback(cache.close)

@@ -1,15 +1,14 @@
-"""The command that starts Claude Code, the settings that it reads, and its configuration folder."""
+"""The command that starts Claude Code, its variables and settings, its configuration folder, its use of the window."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cclocal.agents.claude.environment import environment, result_characters
-from cclocal.agents.session import AgentSession, ConfigDir
+from cclocal.agents.session import AgentSession, ConfigDir, Window
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, Binding, Command, Endpoint, SessionFile
 
 PROGRAM = "claude"
@@ -53,6 +52,22 @@ _KNOWN = frozenset(
     promptQueueUseCount hasUsedBackslashReturn hasSeenTasksHint memoryUsageCount""".split()
 )
 
+#: Claude Code compacts at MAX_CONTEXT_TOKENS - min(MAX_OUTPUT_TOKENS, 20000) - 13000 (measured on both versions).
+COMPACT_RESERVE_TOKENS = 13000
+COMPACT_MAX_OUTPUT_TOKENS = 20000
+#: What a compaction adds to the conversation that it summarises (2,809 of the tiny model's tokens, which are short).
+COMPACT_PROMPT_TOKENS = 3072
+#: The fixed part of the prompt, plus a few turns: with less than this a session cannot work.
+LEAST_PROMPT_TOKENS = 8192
+#: AUTO_COMPACT_WINDOW is clamped to at least this by Claude Code.
+LEAST_AUTO_COMPACT_TOKENS = 100000
+#: Claude Code's own limits of one result; both are cut to fit a smaller window.
+MOST_RESULT_TOKENS, MOST_RESULT_CHARACTERS = 25_000, 30_000
+LEAST_RESULT_TOKENS = 1024
+#: For code; prose has four, and digits may be a token each.
+CHARACTERS_PER_TOKEN = 2
+TIMEOUT_MS = 1_800_000
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -70,7 +85,8 @@ class Context:
 
 
 def context_of(session: AgentSession) -> Context:
-    return session.context if isinstance(session.context, Context) else Context()
+    context = session.found.context if session.found else None
+    return context if isinstance(context, Context) else Context()
 
 
 def instructions_above(context: Context) -> dict[str, object]:
@@ -110,6 +126,78 @@ def _status_line(session: AgentSession, model: str, log: str) -> dict[str, objec
     words = (*program, session.log_reader, log, str(session.context_tokens), model)
     line = {"type": "command", "command": shlex.join(words), "padding": 0, "refreshInterval": STATUS_EVERY_S}
     return {"statusLine": line}
+
+
+def window(context_tokens: int, out_tokens: int) -> Window:
+    """Claude Code looks at the window between results, so one result must not use what is reserved for compaction.
+
+    It compacts so early that one more result, the request to summarise and the summary still fit. A result is at most a
+    fifth of the window beside a reply and the least prompt.
+    """
+    fifth = (context_tokens - LEAST_PROMPT_TOKENS - out_tokens - COMPACT_PROMPT_TOKENS) // 5
+    result = max(LEAST_RESULT_TOKENS, min(fifth, MOST_RESULT_TOKENS))
+    return Window(
+        least_tokens=LEAST_PROMPT_TOKENS + out_tokens + COMPACT_PROMPT_TOKENS + LEAST_RESULT_TOKENS,
+        compacts_at_tokens=context_tokens - out_tokens - COMPACT_PROMPT_TOKENS - result,
+        result_tokens=result,
+    )
+
+
+def result_characters(context_tokens: int, out_tokens: int) -> int:
+    """The longest output of a command, which Claude Code counts in characters."""
+    return min(CHARACTERS_PER_TOKEN * window(context_tokens, out_tokens).result_tokens, MOST_RESULT_CHARACTERS)
+
+
+def environment(endpoint: Endpoint, context_tokens: int, out_tokens: int) -> dict[str, str]:
+    """Every variable that the session depends on."""
+    model = endpoint.model
+    planned = window(context_tokens, out_tokens)
+    # what makes compaction start at `compacts_at_tokens`
+    limit = planned.compacts_at_tokens + COMPACT_RESERVE_TOKENS + min(out_tokens, COMPACT_MAX_OUTPUT_TOKENS)
+    return {
+        "ANTHROPIC_BASE_URL": endpoint.url,
+        "ANTHROPIC_AUTH_TOKEN": endpoint.key,
+        # Every tier and every subagent asks for the one model that is loaded.
+        "ANTHROPIC_MODEL": model,
+        "ANTHROPIC_DEFAULT_OPUS_MODEL": model,
+        "ANTHROPIC_DEFAULT_SONNET_MODEL": model,
+        "ANTHROPIC_DEFAULT_HAIKU_MODEL": model,
+        "CLAUDE_CODE_SUBAGENT_MODEL": model,
+        # Nothing from a file may change base URL, token, model or provider.
+        "CLAUDE_CODE_PROVIDER_MANAGED_BY_HOST": "1",
+        # Quiet: no telemetry, no update, no marketplace, no title request.
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "DISABLE_TELEMETRY": "1",
+        "DISABLE_ERROR_REPORTING": "1",
+        "DISABLE_AUTOUPDATER": "1",
+        "CLAUDE_CODE_DISABLE_OFFICIAL_MARKETPLACE_AUTOINSTALL": "1",
+        "CLAUDE_CODE_DISABLE_TERMINAL_TITLE": "1",
+        # Lean and byte-stable, so that the KV cache holds from turn to turn.
+        "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
+        "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
+        "CLAUDE_CODE_DISABLE_GIT_INSTRUCTIONS": "1",
+        "CLAUDE_CODE_DISABLE_EXPERIMENTAL_BETAS": "1",
+        "CLAUDE_CODE_DISABLE_THINKING": "1",
+        "CLAUDE_CODE_EFFORT_LEVEL": "unset",
+        # Strict chat templates refuse a system message in mid-conversation.
+        "CLAUDE_CODE_MODEL_CAPABILITIES": "-mid_conv_system",
+        # `claude --bg` would leave processes that outlive the session.
+        "CLAUDE_CODE_DISABLE_AGENT_VIEW": "1",
+        # CLAUDE.md of the project, without its settings and hooks (with --add-dir).
+        "CLAUDE_CODE_ADDITIONAL_DIRECTORIES_CLAUDE_MD": "1",
+        # One window, from the plan.
+        "CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(out_tokens),
+        "CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(limit),
+        "CLAUDE_CODE_AUTO_COMPACT_WINDOW": str(max(limit, LEAST_AUTO_COMPACT_TOKENS)),
+        "CLAUDE_CODE_FILE_READ_MAX_OUTPUT_TOKENS": str(planned.result_tokens),
+        "BASH_MAX_OUTPUT_LENGTH": str(result_characters(context_tokens, out_tokens)),
+        # A local prefill may take minutes: all three, or a gap of 300 s ends the request.
+        "API_TIMEOUT_MS": str(TIMEOUT_MS),
+        "CLAUDE_STREAM_IDLE_TIMEOUT_MS": str(TIMEOUT_MS),
+        "API_FORCE_IDLE_TIMEOUT": "0",
+        # A proxy would carry the loopback traffic, prompt and key included.
+        "NO_PROXY": "127.0.0.1,localhost,::1",
+    }
 
 
 def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> tuple[Command, tuple[SessionFile, ...]]:
@@ -178,7 +266,3 @@ def config_dir(session: AgentSession) -> ConfigDir:
         renewed=_RENEWED,
         known=_KNOWN,
     )
-
-
-def is_interactive(arguments: Sequence[str]) -> bool:
-    return not {"-p", "--print", "--version", "-v", "--help", "-h"} & set(arguments)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from cclocal.agents.claude import status_line
@@ -25,9 +24,12 @@ def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentF
     path = Path(found).absolute()
     key = answers.key(path)
     version = answers.get(key) or answers.put(key, _version(path, env))
+    of_user = Path(env.environ.get("CLAUDE_CONFIG_DIR") or Path(env.environ["HOME"], ".claude"), "CLAUDE.md")
+    folders = [folder for folder in reversed(cwd.parents) if git_root and folder.is_relative_to(git_root)]
+    above = [folder / "CLAUDE.md" for folder in folders if (folder / "CLAUDE.md").is_file()]
     context = Context(
-        user_claude_md=_user_claude_md(env),
-        parent_claude_mds=dict(reversed(list(_parent_claude_mds(cwd, git_root)))),
+        user_claude_md=of_user if of_user.is_file() else None,
+        parent_claude_mds={path: path.stat().st_size for path in above},
         mcp_config=packaged("mcp-local.json"),
         status_line=(sys.executable, "-I", "-S", str(status_line.__file__)),
     )
@@ -47,17 +49,3 @@ def _version(path: Path, env: Env) -> str:
             hint=INSTALL,
         )
     return version[0]
-
-
-def _user_claude_md(env: Env) -> Path | None:
-    folder = Path(env.environ.get("CLAUDE_CONFIG_DIR") or Path(env.environ["HOME"], ".claude"))
-    path = folder / "CLAUDE.md"
-    return path if path.is_file() else None
-
-
-def _parent_claude_mds(cwd: Path, root: Path | None) -> Iterator[tuple[Path, int]]:
-    for folder in cwd.parents if root else ():
-        if not folder.is_relative_to(root or folder):
-            return
-        if (folder / "CLAUDE.md").is_file():
-            yield folder / "CLAUDE.md", (folder / "CLAUDE.md").stat().st_size

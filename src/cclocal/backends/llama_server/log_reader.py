@@ -12,10 +12,10 @@ from typing import Any
 _TASK = re.compile(r"(?:[\d.]+ [A-Z] )?slot .*?\| task (\d+) \| +(.*)")
 _PROMPT = re.compile(r"new prompt, .*task\.n_tokens = +(\d+)")
 _PLACE = re.compile(r"cached n_tokens = +(\d+)")
-_PROGRESS = re.compile(r"prompt processing.* ([\d.]+) tokens per second")
-_WRITING = re.compile(r"n_gen = .* tg_3s = +([\d.]+) t/s")
-_READ = re.compile(r"prompt eval time = +([\d.]+) ms / +(\d+) tokens")
-_WRITTEN = re.compile(r"eval time = +([\d.]+) ms / +(\d+) tokens")
+_PROGRESS = re.compile(r"prompt processing.* (\d+(?:\.\d+)?) tokens per second")
+_WRITING = re.compile(r"n_gen = .* tg_3s = +(\d+(?:\.\d+)?) t/s")
+_READ = re.compile(r"prompt eval time = +(\d+(?:\.\d+)?) ms / +(\d+) tokens")
+_WRITTEN = re.compile(r"eval time = +(\d+(?:\.\d+)?) ms / +(\d+) tokens")
 
 
 def turns(text: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
@@ -27,45 +27,40 @@ def turns(text: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     tasks: dict[str, dict[str, Any]] = {}
     for line in text.splitlines():
         match = _TASK.match(line)
-        try:
-            turn = _after(tasks, match[1], match[2]) if match else None
-        except ValueError:
+        if not match:
             continue
-        found += [turn] if turn else []
+        task, said = match.groups()
+        now = tasks.get(task)
+        if new := _PROMPT.match(said):
+            tasks[task] = {"prompt_tokens": int(new[1]), "place_tokens": 0}
+        elif now is None:
+            continue
+        elif at := _PLACE.match(said):
+            now["place_tokens"] = int(at[1])
+        elif said.startswith("init sampler"):
+            now["is_last"] = True
+        elif going := _WRITING.match(said):
+            now["write_per_s"] = float(going[1])
+        elif going := _PROGRESS.match(said):
+            now["read_per_s"] = float(going[1])
+        elif done := _READ.match(said):
+            now["first_s"], now["read_tokens"] = float(done[1]) / 1000, int(done[2])
+        elif "first_s" in now and (done := _WRITTEN.match(said)):
+            del tasks[task]
+            found.append(_turn(now, float(done[1]) / 1000, int(done[2])))
+        elif said.startswith("stop processing"):
+            # cancelled by the client
+            del tasks[task]
     return found, next(reversed(tasks.values()), None)
 
 
-def _after(tasks: dict[str, dict[str, Any]], task: str, text: str) -> dict[str, Any] | None:
-    """Note what a line says of a task. Returns the turn that ends with it, if one does."""
-    if new := _PROMPT.match(text):
-        tasks[task] = {"prompt_tokens": int(new[1]), "place_tokens": 0}
-        return None
-    now = tasks.get(task)
-    if now is None:
-        return None
-    if at := _PLACE.match(text):
-        now["place_tokens"] = int(at[1])
-    elif text.startswith("init sampler"):
-        now["is_last"] = True
-    elif going := _WRITING.match(text):
-        now["write_per_s"] = float(going[1])
-    elif going := _PROGRESS.match(text):
-        now["read_per_s"] = float(going[1])
-    elif done := _READ.match(text):
-        now["first_s"], now["read_tokens"] = float(done[1]) / 1000, int(done[2])
-    elif "first_s" in now and (done := _WRITTEN.match(text)):
-        del tasks[task]
-        writing_s, read, first_s = float(done[1]) / 1000, now["read_tokens"], now["first_s"]
-        return {
-            "prompt_tokens": now["prompt_tokens"],
-            "read_tokens": read,
-            "kept_tokens": now["prompt_tokens"] - read,
-            "written_tokens": int(done[2]),
-            "first_s": first_s,
-            "writing_s": writing_s,
-            "whole_s": first_s + writing_s,
-        }
-    elif text.startswith("stop processing"):
-        # cancelled by the client
-        del tasks[task]
-    return None
+def _turn(now: dict[str, Any], writing_s: float, written_tokens: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": now["prompt_tokens"],
+        "read_tokens": now["read_tokens"],
+        "kept_tokens": now["prompt_tokens"] - now["read_tokens"],
+        "written_tokens": written_tokens,
+        "first_s": now["first_s"],
+        "writing_s": writing_s,
+        "whole_s": now["first_s"] + writing_s,
+    }

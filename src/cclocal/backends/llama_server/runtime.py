@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cclocal.backends import Get, Runtime
 from cclocal.backends.llama_server.spec import BINARY, WHEEL
 from cclocal.backends.llama_server.xllamacpp_server import flags
-from cclocal.backends.runtime import Get, Runtime
 from cclocal.errors import BackendMissingError
 from cclocal.facts import Engine, Machine
 from cclocal.paths import Env, find_program
@@ -112,25 +112,22 @@ class LlamaServer(Runtime):
     def find(self, env: Env, settings: Settings, machine: Machine, answers: Answers) -> Iterator[Engine]:
         """The llama-server asked for, else the one on PATH and then the wheel's."""
         asked = settings.llama_server
-        if asked == "wheel":
-            yield from _wheel(env, machine, answers)
-            return
-        found = find_program(asked or "llama-server", env.environ)
+        found = None if asked == WHEEL else find_program(asked or "llama-server", env.environ)
         if found:
             try:
                 yield _binary(Path(found).absolute(), env, machine, answers)
             except (OSError, subprocess.SubprocessError) as error:
                 if asked:
                     raise BackendMissingError(f"{found} does not run: {error}.") from None
-        elif asked:
+        elif asked and asked != WHEEL:
             raise BackendMissingError(
                 f"There is no program {asked}.{settings.origin('llama_server')}",
                 hint="--llama-server PATH, or “wheel” for the xllamacpp package",
             )
-        if not asked:
+        if not asked or asked == WHEEL:
             yield from _wheel(env, machine, answers)
 
-    def window(self, get: Get, row: Mapping[str, Any], model: str) -> tuple[str, int | None] | None:
+    def window(self, get: Get, model: str) -> tuple[str, int | None] | None:
         """llama.cpp reports the window of one slot in /props."""
         props = get("/props")
         settings = props.get("default_generation_settings") if isinstance(props, dict) else None

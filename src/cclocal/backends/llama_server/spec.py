@@ -8,64 +8,128 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
 
-from cclocal.backends.request import ServeRequest
-from cclocal.command import (
-    SERVER_NAMES,
-    SERVER_PREFIXES,
-    Binding,
-    Command,
-    Endpoint,
-    Readiness,
-    SessionFile,
-    Stop,
-)
+from cclocal.backends.request import SERVER_TIMEOUT_S, Backend, PromptCaching, ServerCommand, ServeRequest
+from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Binding, Command, SessionFile, Stop
 from cclocal.facts import Engine, Facts, Machine, version_in
-from cclocal.models.catalog import FileForm, Variant
+from cclocal.models.catalog import Variant
 
-NAME = "llama-server"
-RUNTIME = "cclocal.backends.llama_server.runtime:LlamaServer"
-LOG_READER = str(Path(__file__).with_name("log_reader.py"))
-FORMS: tuple[FileForm, ...] = ("gguf",)
-WIRES = frozenset({"anthropic"})
-ASKED_BY = frozenset({"llama_server"})
 #: The two forms of the engine.
 BINARY, WHEEL = "binary", "wheel"
-#: TERM waits for the batch in flight (58-88 s measured on a large CPU model), so KILL follows. On a Mac a process that
-#: is killed may leak wired memory, so TERM comes first.
-STOP = Stop((("TERM", 5.0), ("KILL", 2.0)))
-
 #: Flags every launch relies on: without one of them the engine is too old.
 NEEDED = ("--jinja", "--api-key-file", "--alias", "--parallel", "--ctx-size")
 #: Without it no KV cache is saved.
 SLOT_SAVE_PATH = "--slot-save-path"
-#: Longer than the agents' own 30 minutes, so that the server is never the first to hang up.
-SERVER_TIMEOUT_S = 3600
 LOG_VERBOSITY = 4
 #: llama.cpp's own default.
 DEFAULT_BATCH_TOKENS = 2048
 
 
-def rank(machine: Machine) -> int:
-    return 1
+class LlamaServerSpec(Backend):
+    """llama.cpp's server."""
 
+    NAME = "llama-server"
+    INSTALL = 'pip install "cclocal[engine]"    or: brew install llama.cpp'
+    RUNTIME = "cclocal.backends.llama_server.runtime:LlamaServer"
+    LOG_READER = str(Path(__file__).with_name("log_reader.py"))
+    FORMS = ("gguf",)
+    ASKED_BY = frozenset({"llama_server"})
+    #: TERM waits for the batch in flight (58-88 s measured on a large CPU model), so KILL follows. On a Mac a process
+    #: that is killed may leak wired memory, so TERM comes first.
+    STOP = Stop((("TERM", 5.0), ("KILL", 2.0)))
 
-def install_hint(engines: tuple[Engine, ...]) -> str:
-    if [engine.form for engine in engines] == [WHEEL]:
-        return "a newer llama-server on PATH (brew install llama.cpp, or github.com/ggml-org/llama.cpp/releases)"
-    return 'pip install "cclocal[engine]"    or: brew install llama.cpp'
+    def rank(self, machine: Machine) -> int:
+        return 1
 
+    def install_hint(self, engines: tuple[Engine, ...]) -> str:
+        if [engine.form for engine in engines] == [WHEEL]:
+            return "a newer llama-server on PATH (brew install llama.cpp, or github.com/ggml-org/llama.cpp/releases)"
+        return self.INSTALL
 
-def unsupported(engine: Engine, variant: Variant) -> str | None:
-    if too_old := _too_old(engine, variant):
-        return too_old
-    missing = [flag for flag in (*NEEDED, *_variant_flags(variant)) if not engine.has(flag)]
-    if not missing:
-        return None
-    if engine.form == WHEEL:
-        return f"the engine in the xllamacpp wheel lacks {', '.join(missing)}; a llama-server on PATH has it"
-    return f"{engine.command[0]} (version {engine.version}) lacks {', '.join(missing)}; a newer llama.cpp has it"
+    def unsupported(self, engine: Engine, variant: Variant) -> str | None:
+        if too_old := _too_old(engine, variant):
+            return too_old
+        missing = [flag for flag in (*NEEDED, *_variant_flags(variant)) if not engine.has(flag)]
+        if not missing:
+            return None
+        if engine.form == WHEEL:
+            return f"the engine in the xllamacpp wheel lacks {', '.join(missing)}; a llama-server on PATH has it"
+        return f"{engine.command[0]} (version {engine.version}) lacks {', '.join(missing)}; a newer llama.cpp has it"
+
+    def prompt_caching(self, engine: Engine) -> PromptCaching:
+        return "save" if engine.has(SLOT_SAVE_PATH) else ""
+
+    def notes(self, engine: Engine, facts: Facts) -> tuple[str, ...]:
+        gpus = facts.machine.gpus
+        names = " and ".join(gpu.name for gpu in gpus)
+        if engine.devices:
+            return ()
+        if not gpus:
+            return ("No GPU was found: the model runs on the CPU, which is slow for anything but the smallest.",)
+        vendor = gpus[0].vendor
+        if vendor == "apple":
+            cure = "brew install llama.cpp"
+        else:
+            index = "cu128" if vendor == "nvidia" else "rocm-6.4.1"
+            wheels = f"https://xorbitsai.github.io/xllamacpp/whl/{index}"
+            cure = f"{facts.pip} xllamacpp --force-reinstall --index-url {wheels}"
+            if engine.form == BINARY:
+                cure += "    and then --llama-server wheel"
+        return (f"This engine uses only the CPU and leaves {names} idle. To change that: {cure}",)
+
+    def command(self, engine: Engine, request: ServeRequest, binding: Binding) -> ServerCommand:
+        variant = request.variant
+        key_file = SessionFile("key", binding.key + "\n")
+        argv = [
+            *engine.command,
+            *("--model", request.model_file),
+            *("--alias", request.model.id),
+            *("--host", "127.0.0.1"),
+            *("--port", binding.port),
+            *("--api-key-file", binding.file(key_file.name)),
+            *("--ctx-size", str(request.context_tokens)),
+            # One slot by default: llama.cpp's four split the cache, so that large requests lose their shared prefix.
+            *("--parallel", str(variant.slots)),
+            "--jinja",
+        ]
+
+        def add(flag: str, value: object) -> None:
+            if value is not None and engine.has(flag):
+                argv.extend((flag, str(value)))
+
+        # llama.cpp's default is 8 GiB of host memory, which the plan does not count.
+        add("--cache-ram", variant.cache_ram_mib)
+        add("--timeout", SERVER_TIMEOUT_S)
+        add(SLOT_SAVE_PATH, request.prompt_folder or None)
+        batch = max(variant.batch_tokens or DEFAULT_BATCH_TOKENS, variant.ubatch_tokens or 0)
+        # llama.cpp silently cuts a micro-batch to the batch
+        add("--batch-size", batch if batch > DEFAULT_BATCH_TOKENS else variant.batch_tokens)
+        add("--ubatch-size", variant.ubatch_tokens)
+        if variant.kv_type != "f16":
+            argv += ["--cache-type-k", variant.kv_type, "--cache-type-v", variant.kv_type]
+            # llama.cpp refuses a quantised V without it
+            add("--flash-attn", "on")
+        add("--n-gpu-layers", variant.gpu_layers)
+        if variant.cpu_moe_layers:
+            argv += ["--n-cpu-moe", str(variant.cpu_moe_layers)]
+        # from this level on the log contains the sizes of buffers
+        add("--log-verbosity", LOG_VERBOSITY)
+        add("--mmproj", request.mmproj_file)
+        add("--chat-template-file", variant.chat_template_file)
+        if variant.template_kwargs:
+            add("--chat-template-kwargs", json.dumps(dict(variant.template_kwargs), separators=(",", ":")))
+        add("--reasoning-budget", variant.reasoning_budget_tokens)
+        for override in variant.override_kv:
+            add("--override-kv", override)
+        sampling = variant.sampling
+        add("--temp", sampling.temp)
+        add("--top-p", sampling.top_p)
+        add("--top-k", sampling.top_k)
+        add("--min-p", sampling.min_p)
+        add("--repeat-penalty", sampling.repeat_penalty)
+        argv += [flag for flag in ("--no-webui", "--offline") if engine.has(flag)]
+        argv += variant.extra_args
+        return Command(tuple(argv), keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), (key_file,)
 
 
 def _too_old(engine: Engine, variant: Variant) -> str | None:
@@ -81,106 +145,15 @@ def _too_old(engine: Engine, variant: Variant) -> str | None:
 
 def _variant_flags(variant: Variant) -> list[str]:
     """The flags without which this variant would run wrongly rather than slowly."""
-    flags: list[str] = []
-    if variant.override_kv:
-        flags.append("--override-kv")
-    if variant.mmproj:
-        flags.append("--mmproj")
-    if variant.reasoning_budget_tokens is not None:
-        flags.append("--reasoning-budget")
-    if variant.template_kwargs:
-        flags.append("--chat-template-kwargs")
-    if variant.chat_template_file:
-        flags.append("--chat-template-file")
-    if variant.kv_type != "f16":
-        flags += ["--cache-type-k", "--cache-type-v"]
-    if variant.gpu_layers is not None:
-        flags.append("--n-gpu-layers")
-    if variant.cpu_moe_layers:
-        flags.append("--n-cpu-moe")
-    return flags
-
-
-def prompt_caching(engine: Engine) -> Literal["save", ""]:
-    return "save" if engine.has(SLOT_SAVE_PATH) else ""
-
-
-def notes(engine: Engine, facts: Facts) -> tuple[str, ...]:
-    gpus = facts.machine.gpus
-    names = " and ".join(gpu.name for gpu in gpus)
-    if engine.devices:
-        return ()
-    if not gpus:
-        return ("No GPU was found: the model runs on the CPU, which is slow for anything but the smallest.",)
-    vendor = gpus[0].vendor
-    if vendor == "apple":
-        cure = "brew install llama.cpp"
-    else:
-        index = "cu128" if vendor == "nvidia" else "rocm-6.4.1"
-        cure = f"{facts.pip} xllamacpp --force-reinstall --index-url https://xorbitsai.github.io/xllamacpp/whl/{index}"
-        if engine.form == BINARY:
-            cure += "    and then --llama-server wheel"
-    return (f"This engine uses only the CPU and leaves {names} idle. To change that: {cure}",)
-
-
-def endpoint(engine: Engine, request: ServeRequest, binding: Binding) -> Endpoint:
-    return Endpoint.of_session(binding, request.model.id)
-
-
-def command(engine: Engine, request: ServeRequest, binding: Binding) -> tuple[Command, tuple[SessionFile, ...]]:
-    variant = request.variant
-    key_file = SessionFile("key", binding.key + "\n")
-    argv = [
-        *engine.command,
-        *("--model", request.model_file),
-        *("--alias", request.model.id),
-        *("--host", "127.0.0.1"),
-        *("--port", binding.port),
-        *("--api-key-file", binding.file(key_file.name)),
-        *("--ctx-size", str(request.context_tokens)),
-        # One slot by default: llama.cpp's four split the cache, so that large requests lose their shared prefix.
-        *("--parallel", str(variant.slots)),
-        "--jinja",
-    ]
-
-    def add(flag: str, value: object) -> None:
-        if value is not None and engine.has(flag):
-            argv.extend((flag, str(value)))
-
-    # llama.cpp's default is 8 GiB of host memory, which the plan does not count.
-    add("--cache-ram", variant.cache_ram_mib)
-    add("--timeout", SERVER_TIMEOUT_S)
-    add(SLOT_SAVE_PATH, request.prompt_folder or None)
-    batch = max(variant.batch_tokens or DEFAULT_BATCH_TOKENS, variant.ubatch_tokens or 0)
-    # llama.cpp silently cuts a micro-batch to the batch
-    add("--batch-size", batch if batch > DEFAULT_BATCH_TOKENS else variant.batch_tokens)
-    add("--ubatch-size", variant.ubatch_tokens)
-    if variant.kv_type != "f16":
-        argv += ["--cache-type-k", variant.kv_type, "--cache-type-v", variant.kv_type]
-        # llama.cpp refuses a quantised V without it
-        add("--flash-attn", "on")
-    add("--n-gpu-layers", variant.gpu_layers)
-    if variant.cpu_moe_layers:
-        argv += ["--n-cpu-moe", str(variant.cpu_moe_layers)]
-    # from this level on the log contains the sizes of buffers
-    add("--log-verbosity", LOG_VERBOSITY)
-    add("--mmproj", request.mmproj_file)
-    add("--chat-template-file", variant.chat_template_file)
-    if variant.template_kwargs:
-        add("--chat-template-kwargs", json.dumps(dict(variant.template_kwargs), separators=(",", ":")))
-    add("--reasoning-budget", variant.reasoning_budget_tokens)
-    for override in variant.override_kv:
-        add("--override-kv", override)
-    sampling = variant.sampling
-    add("--temp", sampling.temp)
-    add("--top-p", sampling.top_p)
-    add("--top-k", sampling.top_k)
-    add("--min-p", sampling.min_p)
-    add("--repeat-penalty", sampling.repeat_penalty)
-    argv += [flag for flag in ("--no-webui", "--offline") if engine.has(flag)]
-    argv += variant.extra_args
-    return Command(tuple(argv), keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), (key_file,)
-
-
-def readiness(engine: Engine, request: ServeRequest, binding: Binding) -> Readiness:
-    return Readiness(endpoint(engine, request, binding))
+    needs: dict[str, object] = {
+        "--override-kv": variant.override_kv,
+        "--mmproj": variant.mmproj,
+        "--reasoning-budget": variant.reasoning_budget_tokens is not None,
+        "--chat-template-kwargs": variant.template_kwargs,
+        "--chat-template-file": variant.chat_template_file,
+        "--cache-type-k": variant.kv_type != "f16",
+        "--cache-type-v": variant.kv_type != "f16",
+        "--n-gpu-layers": variant.gpu_layers is not None,
+        "--n-cpu-moe": variant.cpu_moe_layers,
+    }
+    return [flag for flag, is_needed in needs.items() if is_needed]

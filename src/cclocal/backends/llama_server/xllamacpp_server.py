@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--top-p", type=float)
     p.add_argument("--top-k", type=int)
     p.add_argument("--min-p", type=float)
-    p.add_argument("--repeat-penalty", type=float)
+    p.add_argument("--repeat-penalty", type=float, dest="penalty_repeat", metavar="REPEAT_PENALTY")
     return p
 
 
@@ -102,8 +102,7 @@ def _params(engine: Any, options: argparse.Namespace) -> Any:
     p.use_jinja = True
     p.ui = not options.no_webui
     p.offline = options.offline
-    threads = options.threads or _usable_cores()
-    p.cpuparams.n_threads = p.cpuparams_batch.n_threads = threads
+    p.cpuparams.n_threads = p.cpuparams_batch.n_threads = options.threads or _usable_cores()
     if options.alias:
         p.model_alias = {options.alias}
     if options.api_key_file:
@@ -137,20 +136,11 @@ def _params(engine: Any, options: argparse.Namespace) -> Any:
 
 def _sample(engine: Any, sampling: Any, options: argparse.Namespace) -> None:
     """The requested sampling, marked as set: a GGUF file's own values replace unmarked ones."""
-    bits = engine.common_params_sampling_config
-    wishes = {
-        "temp": (options.temp, "TEMP"),
-        "top_p": (options.top_p, "TOP_P"),
-        "top_k": (options.top_k, "TOP_K"),
-        "min_p": (options.min_p, "MIN_P"),
-        "penalty_repeat": (options.repeat_penalty, "PENALTY_REPEAT"),
-    }
-    for name, (value, bit) in wishes.items():
-        if value is not None:
+    for name in ("temp", "top_p", "top_k", "min_p", "penalty_repeat"):
+        if (value := getattr(options, name)) is not None:
             setattr(sampling, name, value)
-            mark = getattr(bits, f"COMMON_PARAMS_SAMPLING_CONFIG_{bit}", None)
-            if mark is not None:
-                sampling.user_sampling_config |= int(mark)
+            bit = f"COMMON_PARAMS_SAMPLING_CONFIG_{name.upper()}"
+            sampling.user_sampling_config |= int(getattr(engine.common_params_sampling_config, bit))
 
 
 def _usable_cores() -> int:

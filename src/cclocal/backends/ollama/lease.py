@@ -30,25 +30,21 @@ _ANSWER_LIMIT_S = 2.0
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class _EndedError(Exception):
-    """The keeper has ended the session."""
-
-
 def main() -> None:
     """Hold the model until TERM or INT, or until the daemon is gone."""
     record, url, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     for number in _ENDS:
         signal.signal(number, _end)
-    try:
-        with _held(record, {"url": url, "name": name}) as file:
-            try:
-                print(HOLDING, name, "at", url, flush=True)
-                _watch(url)
-            finally:
-                _ignore_signals()
-                remove(record, file, url, name)
-    except _EndedError:
-        sys.exit(0)
+    with _held(record, {"url": url, "name": name}) as file:
+        try:
+            print(HOLDING, name, "at", url, flush=True)
+            missed = 0
+            while missed < _MISSED:
+                time.sleep(_LOOK_S)
+                missed = 0 if ask(url, "GET", "/api/version")[0] == 200 else missed + 1
+        finally:
+            _ignore_signals()
+            remove(record, file, url, name)
     print(f"error: the Ollama at {url} no longer answers", flush=True)
     sys.exit(1)
 
@@ -56,19 +52,12 @@ def main() -> None:
 def _end(number: int, frame: object) -> None:
     # a second signal must not interrupt the removal
     _ignore_signals()
-    raise _EndedError
+    sys.exit(0)
 
 
 def _ignore_signals() -> None:
     for number in _ENDS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def _watch(url: str) -> None:
-    missed = 0
-    while missed < _MISSED:
-        time.sleep(_LOOK_S)
-        missed = 0 if ask(url, "GET", "/api/version")[0] == 200 else missed + 1
 
 
 @contextlib.contextmanager
@@ -96,39 +85,25 @@ def _is_still(record: Path, file: IO[str]) -> bool:
     return False
 
 
-def remove(record: Path, file: IO[str], url: str, name: str) -> bool:
-    """Remove the model from its daemon unless another session uses it. Returns whether it is gone."""
+def remove(record: Path, file: IO[str], url: str, name: str) -> None:
+    """Remove the model from its daemon, and then the record, unless another session uses it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return False
+        return
     if not _is_still(record, file):
-        return False
+        return
     loaded = ask(url, "GET", "/api/ps")[1].get("models")
     if isinstance(loaded, list) and any(isinstance(row, dict) and is_named(row, name) for row in loaded):
         # a runner listed under another name is used by others too
         ask(url, "POST", "/api/generate", {"model": name, "keep_alive": 0})
-    gone = ask(url, "DELETE", "/api/delete", {"model": name})[0] in (200, 404)
-    if gone:
+    if ask(url, "DELETE", "/api/delete", {"model": name})[0] in (200, 404):
         record.unlink(missing_ok=True)
-    return gone
 
 
 def is_named(row: dict[str, Any], name: str) -> bool:
     """Whether a row of Ollama's lists is that model: every name has its tag there."""
     return row.get("name") in (name, f"{name}:latest")
-
-
-def remove_leftovers(records: Path) -> list[str]:
-    """Remove what killed sessions left in daemons that run. Returns the names of the models."""
-    gone = []
-    for record in sorted(records.glob("*.json")):
-        # a record that cannot be read names no model, and stays
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), record.open(encoding="utf-8") as file:
-            content = json.load(file)
-            if remove(record, file, str(content["url"]), str(content["name"])):
-                gone.append(str(content["name"]))
-    return gone
 
 
 def ask(url: str, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
@@ -144,10 +119,9 @@ def ask(url: str, method: str, path: str, body: object = None) -> tuple[int, dic
         return 0, {}
     finally:
         connection.close()
-    try:
+    content = None
+    with contextlib.suppress(ValueError):
         content = json.loads(text)
-    except ValueError:
-        content = None
     return reply.status, content if isinstance(content, dict) else {}
 
 

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from cclocal.backends.runtime import Runtime
+from cclocal.backends import Runtime
 from cclocal.backends.vllm_mlx import wrapper
-from cclocal.backends.vllm_mlx.spec import INSTALL, NAME
+from cclocal.backends.vllm_mlx.spec import VllmMlxSpec
 from cclocal.errors import BackendMissingError
 from cclocal.facts import Engine, Machine
 from cclocal.paths import Env, find_program
@@ -61,8 +61,8 @@ class VllmMlx(Runtime):
                 versions = json.loads(answer.stdout)
                 names = flags_of([str(program), "serve"], env.environ, _IMPORTS_LIMIT_S)
             except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
-                if settings.backend == NAME:
-                    raise BackendMissingError(f"{path} does not run: {error}.", hint=INSTALL) from None
+                if settings.backend == VllmMlxSpec.NAME:
+                    raise BackendMissingError(f"{path} does not run: {error}.", hint=VllmMlxSpec.INSTALL) from None
                 return
             version = f"{versions['vllm-mlx']}, mlx-lm {versions['mlx-lm']}"
             known = answers.put(key, {"version": version, "flags": names})

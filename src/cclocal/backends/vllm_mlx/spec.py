@@ -10,34 +10,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
 
 from packaging.version import Version
 
-from cclocal.backends.request import ServeRequest
-from cclocal.command import (
-    SERVER_NAMES,
-    SERVER_PREFIXES,
-    Binding,
-    Command,
-    Endpoint,
-    Readiness,
-    SessionFile,
-    Stop,
-)
+from cclocal.backends.request import SERVER_TIMEOUT_S, Backend, ServerCommand, ServeRequest
+from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Binding, Command, Readiness, SessionFile, Stop
 from cclocal.facts import Engine, Facts, Machine, version_in
-from cclocal.models.catalog import FileForm, Variant
-
-NAME = "vllm-mlx"
-INSTALL = 'uv tool install "vllm-mlx>=0.6,<0.7" --with "mlx-lm>=0.31.3"'
-RUNTIME = "cclocal.backends.vllm_mlx.runtime:VllmMlx"
-LOG_READER = str(Path(__file__).with_name("log_reader.py"))
-FORMS: tuple[FileForm, ...] = ("mlx",)
-WIRES = frozenset({"anthropic"})
-ASKED_BY = frozenset({"parser"})
-#: TERM alone waits for the stream in flight, without limit; INT after it does not. A Mac that loses a process holding
-#: wired memory by KILL may keep that memory wired until it is restarted, so KILL comes late.
-STOP = Stop((("TERM", 1.0), ("INT", 30.0), ("KILL", 2.0)))
+from cclocal.models.catalog import Variant
 
 #: Flags every launch relies on: without one of them it is too old.
 NEEDED = ("--served-model-name", "--api-key", "--timeout", "--max-request-tokens", "--offline")
@@ -45,103 +24,99 @@ NEEDED = ("--served-model-name", "--api-key", "--timeout", "--max-request-tokens
 OLDEST, UNTRIED = Version("0.6"), Version("0.7")
 #: Older ones execute code from a model's repository (CVE-2026-5843).
 OLDEST_MLX_LM = Version("0.31.3")
-#: Longer than the agents' own 30 minutes, so that the server is never the first to hang up.
-SERVER_TIMEOUT_S = 3600
 
 
-def rank(machine: Machine) -> int:
-    return 0 if machine.is_apple_silicon else 2
+class VllmMlxSpec(Backend):
+    """vllm-mlx's own server."""
 
+    NAME = "vllm-mlx"
+    INSTALL = 'uv tool install "vllm-mlx>=0.6,<0.7" --with "mlx-lm>=0.31.3"'
+    RUNTIME = "cclocal.backends.vllm_mlx.runtime:VllmMlx"
+    LOG_READER = str(Path(__file__).with_name("wrapper.py"))
+    FORMS = ("mlx",)
+    ASKED_BY = frozenset({"parser"})
+    #: TERM alone waits for the stream in flight, without limit; INT after it does not. A Mac that loses a process
+    #: holding wired memory by KILL may keep that memory wired until it is restarted, so KILL comes late.
+    STOP = Stop((("TERM", 1.0), ("INT", 30.0), ("KILL", 2.0)))
 
-def install_hint(engines: tuple[Engine, ...]) -> str:
-    return INSTALL
+    def rank(self, machine: Machine) -> int:
+        return 0 if machine.is_apple_silicon else 2
 
+    def unsupported(self, engine: Engine, variant: Variant) -> str | None:
+        version, mlx_lm = versions(engine)
+        if version and version < OLDEST:
+            return f"vllm-mlx {version} is too old: {OLDEST} or newer is needed"
+        if mlx_lm and mlx_lm < OLDEST_MLX_LM:
+            why = f"before {OLDEST_MLX_LM} mlx-lm executes code from a model's repository"
+            return f"its mlx-lm {mlx_lm} is too old: {why}"
+        if missing := [flag for flag in NEEDED if not engine.has(flag)]:
+            return f"{engine.command[0]} (version {engine.version}) does not support {', '.join(missing)}"
+        if variant.kv_type not in ("f16", "bf16"):
+            return f"vllm-mlx keeps the KV cache in 16 bits; {variant.kv_type} would apply only to stored prefixes"
+        if variant.slots > 1 or variant.cpu_moe_layers or variant.gpu_layers is not None:
+            return "cclocal does not support --slots above 1, --cpu-moe or --gpu-layers with vllm-mlx"
+        lost = [key for key in ("chat_template_file", "mmproj", "override_kv") if getattr(variant, key)]
+        return f"vllm-mlx has no setting for {', '.join(lost)}" if lost else None
 
-def prompt_caching(engine: Engine) -> Literal["ask ahead"]:
-    return "ask ahead"
+    def notes(self, engine: Engine, facts: Facts) -> tuple[str, ...]:
+        version, _ = versions(engine)
+        said = []
+        if version and version >= UNTRIED:
+            said.append(f"vllm-mlx {engine.version} is newer than the versions cclocal was tested with.")
+        if not facts.machine.is_apple_silicon:
+            said.append("MLX computes on the processor here, which is slow for anything but the smallest model.")
+        return tuple(said)
 
+    def command(self, engine: Engine, request: ServeRequest, binding: Binding) -> ServerCommand:
+        variant = request.variant
+        key_file = SessionFile("key", binding.key + "\n")
+        argv = [
+            *engine.command,
+            binding.file(key_file.name),
+            "serve",
+            request.model_file,
+            *("--served-model-name", request.model.id),
+            *("--host", "127.0.0.1"),
+            *("--port", binding.port),
+            *("--timeout", str(SERVER_TIMEOUT_S)),
+            # it has no context window of its own; a longer request is refused with 400
+            *("--max-request-tokens", str(request.context_tokens)),
+            *("--max-tokens", str(request.context_tokens)),
+            "--offline",
+        ]
 
-def unsupported(engine: Engine, variant: Variant) -> str | None:
-    version, mlx_lm = versions(engine)
-    if version and version < OLDEST:
-        return f"vllm-mlx {version} is too old: {OLDEST} or newer is needed"
-    if mlx_lm and mlx_lm < OLDEST_MLX_LM:
-        return f"its mlx-lm {mlx_lm} is too old: before {OLDEST_MLX_LM} mlx-lm executes code from a model's repository"
-    if missing := [flag for flag in NEEDED if not engine.has(flag)]:
-        return f"{engine.command[0]} (version {engine.version}) does not support {', '.join(missing)}"
-    if variant.kv_type not in ("f16", "bf16"):
-        return f"vllm-mlx keeps the KV cache in 16 bits; {variant.kv_type} would apply only to stored prefixes"
-    if variant.slots > 1 or variant.cpu_moe_layers or variant.gpu_layers is not None:
-        return "cclocal does not support --slots above 1, --cpu-moe or --gpu-layers with vllm-mlx"
-    lost = [key for key in ("chat_template_file", "mmproj", "override_kv") if getattr(variant, key)]
-    return f"vllm-mlx has no setting for {', '.join(lost)}" if lost else None
+        def add(flag: str, value: object) -> None:
+            if value is not None and engine.has(flag):
+                argv.extend((flag, str(value)))
+
+        if variant.tool_parser:
+            # the parser "auto" turns tool results into plain text
+            argv += ["--enable-auto-tool-choice", "--tool-call-parser", variant.tool_parser]
+        add("--reasoning-parser", variant.reasoning_parser)
+        if variant.template_kwargs:
+            add("--default-chat-template-kwargs", json.dumps(dict(variant.template_kwargs), separators=(",", ":")))
+        add("--default-thinking-token-budget", variant.reasoning_budget_tokens)
+        add("--prefill-step-size", variant.ubatch_tokens)
+        sampling = variant.sampling
+        add("--default-temperature", sampling.temp)
+        add("--default-top-p", sampling.top_p)
+        add("--default-min-p", sampling.min_p)
+        argv += variant.extra_args
+        env = {
+            # two requests at once wait for each other instead of failing
+            "VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION": "wait",
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+        return Command(tuple(argv), env, keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), (key_file,)
+
+    def readiness(self, engine: Engine, request: ServeRequest, binding: Binding) -> Readiness:
+        return Readiness(self.endpoint(engine, request, binding), health_path="/health")
 
 
 def versions(engine: Engine) -> tuple[Version | None, Version | None]:
     """(vllm-mlx's own version, mlx-lm's), None where they are not known."""
     own, _, mlx_lm = engine.version.partition(", mlx-lm ")
     return version_in(own), version_in(mlx_lm)
-
-
-def notes(engine: Engine, facts: Facts) -> tuple[str, ...]:
-    version, _ = versions(engine)
-    said = []
-    if version and version >= UNTRIED:
-        said.append(f"vllm-mlx {engine.version} is newer than the versions cclocal was tested with.")
-    if not facts.machine.is_apple_silicon:
-        said.append("MLX computes on the processor here, which is slow for anything but the smallest model.")
-    return tuple(said)
-
-
-def endpoint(engine: Engine, request: ServeRequest, binding: Binding) -> Endpoint:
-    return Endpoint.of_session(binding, request.model.id)
-
-
-def command(engine: Engine, request: ServeRequest, binding: Binding) -> tuple[Command, tuple[SessionFile, ...]]:
-    variant = request.variant
-    key_file = SessionFile("key", binding.key + "\n")
-    argv = [
-        *engine.command,
-        binding.file(key_file.name),
-        "serve",
-        request.model_file,
-        *("--served-model-name", request.model.id),
-        *("--host", "127.0.0.1"),
-        *("--port", binding.port),
-        *("--timeout", str(SERVER_TIMEOUT_S)),
-        # it has no context window of its own; a longer request is refused with 400
-        *("--max-request-tokens", str(request.context_tokens)),
-        *("--max-tokens", str(request.context_tokens)),
-        "--offline",
-    ]
-
-    def add(flag: str, value: object) -> None:
-        if value is not None and engine.has(flag):
-            argv.extend((flag, str(value)))
-
-    if variant.tool_parser:
-        # the parser "auto" turns tool results into plain text
-        argv += ["--enable-auto-tool-choice", "--tool-call-parser", variant.tool_parser]
-    add("--reasoning-parser", variant.reasoning_parser)
-    if variant.template_kwargs:
-        add("--default-chat-template-kwargs", json.dumps(dict(variant.template_kwargs), separators=(",", ":")))
-    add("--default-thinking-token-budget", variant.reasoning_budget_tokens)
-    add("--prefill-step-size", variant.ubatch_tokens)
-    sampling = variant.sampling
-    add("--default-temperature", sampling.temp)
-    add("--default-top-p", sampling.top_p)
-    add("--default-min-p", sampling.min_p)
-    argv += variant.extra_args
-    env = {
-        # two requests at once wait for each other instead of failing
-        "VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION": "wait",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-    return Command(tuple(argv), env, keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), (key_file,)
-
-
-def readiness(engine: Engine, request: ServeRequest, binding: Binding) -> Readiness:
-    return Readiness(endpoint(engine, request, binding), health_path="/health")

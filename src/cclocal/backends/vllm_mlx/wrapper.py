@@ -1,4 +1,4 @@
-"""vllm-mlx with its key from a file, and with replies that report what the engine knows.
+"""vllm-mlx with its key from a file, and with replies that report what the engine knows; and the reader of its log.
 
 A program of its own, run by the Python that vllm-mlx is installed in: wrapper.py KEYFILE serve MODEL … The key
 is not an argument, because every user of the machine can read the arguments of a process.
@@ -15,11 +15,28 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-#: What is written to the log for each stream that came to its end; `cclocal stats` reads it.
+#: What starts the line in the log for each stream that came to its end, and the numbers in it.
 TURN = "[cclocal] turn "
+_FIELDS = ("prompt_tokens", "written_tokens", "first_s", "writing_s")
+
+
+def turns(text: str) -> tuple[list[dict[str, Any]], None]:
+    """(the replies in a log, None), as fields of Turn in cclocal.turns.
+
+    The status line loads this file by its path, so it imports nothing of cclocal.
+    """
+    found = []
+    for line in text.splitlines():
+        # a line that only looks like one is skipped
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if line.startswith(TURN):
+                row = json.loads(line.removeprefix(TURN))
+                turn = {name: row[name] for name in _FIELDS}
+                found.append({**turn, "whole_s": round(turn["first_s"] + turn["writing_s"], 3)})
+    return found, None
 
 
 class Watched:
@@ -44,52 +61,12 @@ class Watched:
                 self.was_cut = getattr(output, "finish_reason", None) == "length"
                 yield output
 
-    def turn(self) -> dict[str, Any]:
-        """The reply in numbers, for the log."""
+    def log_turn(self) -> None:
+        """Write the reply in numbers to the log."""
         now = time.monotonic()
         first = self.first_s or now
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "written_tokens": self.written_tokens,
-            "first_s": round(first - self.began_s, 3),
-            "writing_s": round(now - first, 3),
-        }
-
-
-class Amended:
-    """Adds the recorded numbers and the stop reason to the frames of a stream."""
-
-    def __init__(self, engine: Watched) -> None:
-        self.engine = engine
-        #: the frames of a tool call, held until the next frame shows whether the call is complete
-        self.call: list[str] = []
-
-    def frames(self, frame: str) -> Iterator[str]:
-        """The frames to send instead of this one."""
-        event = _event(frame)
-        kind = event.get("type")
-        if kind == "content_block_start":
-            yield from self._held()
-            if event["content_block"].get("type") == "tool_use":
-                self.call = [frame]
-                return
-        elif self.call and kind in ("content_block_delta", "content_block_stop"):
-            self.call.append(frame)
-            return
-        elif kind == "message_delta":
-            if self.engine.was_cut:
-                # the last call may be incomplete, so it is dropped: the model can make it again
-                self.call = []
-                event["delta"]["stop_reason"] = "max_tokens"
-            yield from self._held()
-            event["usage"] = {**event.get("usage", {}), "input_tokens": self.engine.prompt_tokens}
-            yield f"event: message_delta\ndata: {json.dumps(event)}\n\n"
-            return
-        yield frame
-
-    def _held(self) -> list[str]:
-        held, self.call = self.call, []
-        return held
+        numbers = (self.prompt_tokens, self.written_tokens, round(first - self.began_s, 3), round(now - first, 3))
+        print(TURN + json.dumps(dict(zip(_FIELDS, numbers, strict=True))), flush=True)
 
 
 def _event(frame: str) -> dict[str, Any]:
@@ -117,14 +94,35 @@ def amend(server: Any, window_tokens: int) -> None:
 
 
 def _reporting(stream: Callable[..., AsyncIterator[str]]) -> Callable[..., AsyncIterator[str]]:
+    """The stream with the recorded numbers and the stop reason in its frames."""
+
     async def reporting(engine: Any, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
         watched = Watched(engine)
-        amended = Amended(watched)
+        # the frames of a tool call, held until the next frame shows whether the call is complete
+        call: list[str] = []
         async with contextlib.aclosing(stream(watched, *args, **kwargs)) as frames:  # type: ignore[type-var]
             async for frame in frames:
-                for amended_frame in amended.frames(frame):
-                    yield amended_frame
-        print(TURN + json.dumps(watched.turn()), flush=True)
+                event = _event(frame)
+                kind = event.get("type")
+                if call and kind in ("content_block_delta", "content_block_stop"):
+                    call.append(frame)
+                    continue
+                if kind == "message_delta":
+                    if watched.was_cut:
+                        # the last call may be incomplete, so it is dropped: the model can make it again
+                        call = []
+                        event["delta"]["stop_reason"] = "max_tokens"
+                    event["usage"] = {**event.get("usage", {}), "input_tokens": watched.prompt_tokens}
+                    frame = f"event: message_delta\ndata: {json.dumps(event)}\n\n"
+                if kind in ("content_block_start", "message_delta"):
+                    for held in call:
+                        yield held
+                    call = []
+                if kind == "content_block_start" and event["content_block"].get("type") == "tool_use":
+                    call = [frame]
+                else:
+                    yield frame
+        watched.log_turn()
 
     return reporting
 

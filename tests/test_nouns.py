@@ -27,7 +27,7 @@ from cclocal.http import is_loopback
 from cclocal.models import catalog, hub_cache
 from cclocal.paths import packaged, write_private
 from cclocal.server import keeper
-from cclocal.ui.plan_view import quoted
+from cclocal.ui.tables import quoted
 from tools.tiny_model import circuit
 
 NAMES = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ_", min_size=1, max_size=12)

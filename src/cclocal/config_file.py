@@ -120,27 +120,18 @@ def line_of(text: str, loc: tuple[str | int, ...]) -> int:
 def _keys(text: str) -> Iterator[tuple[tuple[str | int, ...], int]]:
     """Every table header and key of a TOML text with its line. Inline tables count as their key."""
     table: tuple[str | int, ...] = ()
-    counts: dict[tuple[str | int, ...], int] = {}
+    #: the index of the newest element of each array of tables
     latest: dict[tuple[str | int, ...], int] = {}
-
-    def path_of(dotted: str) -> tuple[str | int, ...]:
-        path: tuple[str | int, ...] = ()
-        for part in re.findall(r'"[^"]*"|\'[^\']*\'|[^.\s]+', dotted):
-            path = (*path, part.strip("\"'"))
-            if path in latest:
-                path = (*path, latest[path])
-        return path
-
     for number, line in enumerate(text.splitlines(), 1):
-        if many := re.match(r"\s*\[\[(.+?)\]\]", line):
-            *head, last = re.findall(r'"[^"]*"|\'[^\']*\'|[^.\s]+', many[1])
-            base = (*path_of(".".join(head)), last.strip("\"'"))
-            counts[base] = counts.get(base, -1) + 1
-            latest[base] = counts[base]
-            table = (*base, counts[base])
-            yield table, number
-        elif one := re.match(r"\s*\[(.+?)\]\s*(#.*)?$", line):
-            table = path_of(one[1])
+        if header := re.match(r"\s*\[(\[?)(.+?)\]\]?\s*(#.*)?$", line):
+            table = ()
+            parts = re.findall(r'"[^"]*"|\'[^\']*\'|[^.\s]+', header[2])
+            for at, part in enumerate(parts, 1):
+                table = (*table, part.strip("\"'"))
+                if header[1] and at == len(parts):
+                    latest[table] = latest.get(table, -1) + 1
+                if table in latest:
+                    table = (*table, latest[table])
             yield table, number
         elif key := re.match(r'\s*((?:"[^"]*"|[A-Za-z0-9_.-]+))\s*=', line):
             yield (*table, *(p.strip('"') for p in key[1].split("."))), number

@@ -169,8 +169,7 @@ def default_of(name: str) -> Any:
 def base_type(name: str) -> type:
     """int, str, bool or tuple: the type of a setting without its None."""
     kind = options()[name][0]
-    found = [part for part in (get_args(kind) or (kind,)) if part is not type(None) and part is not Ellipsis]
-    return tuple if kind == tuple[str, ...] else found[0]
+    return tuple if kind == tuple[str, ...] else (get_args(kind) or (kind,))[0]
 
 
 def type_in_words(name: str) -> str:

@@ -24,7 +24,7 @@ from cclocal.planning.choose import check_agent
 from cclocal.planning.make import make_plan
 from cclocal.planning.plan import Plan
 from cclocal.settings import Settings
-from cclocal.ui.plan_view import plan_lines
+from cclocal.ui.tables import plan_lines
 from cclocal.units import memory_size
 from tests.planning.recorded import ENVIRON, MACHINES, facts
 from tests.talk import compacts_at

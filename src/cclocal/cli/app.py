@@ -1,19 +1,26 @@
-"""The Typer application: the launch, its commands, one option per model, and corrections for mistyped words."""
+"""The Typer application: the commands, corrections for mistyped words, and the launch."""
 
 from __future__ import annotations
 
-import inspect
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cclocal.cli import attach, check, launch, models, plan, prompt, sessions
-from cclocal.cli.options import Call
+from cclocal import __version__
+from cclocal.cli import commands
+from cclocal.cli.options import Call, if_typed, takes, typed
+from cclocal.config_file import COMMANDS
 from cclocal.errors import UsageError
-from cclocal.settings import MODELS, flags, options
+from cclocal.settings import Settings, flags, options
+
+#: An option that starts nothing.
+_Look = partial(typer.Option, rich_help_panel="Look without starting")
+
 
 #: (command, what it does), for `cclocal --help`
 EXAMPLES = (
@@ -54,76 +61,74 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     pretty_exceptions_enable=False,
 )
-_COMMANDS = {
-    "attach": (attach.attach, attach.EXAMPLES),
-    "check": (check.check, check.EXAMPLES),
-    "fetch": (models.fetch, models.FETCH_EXAMPLES),
-    "list": (models.list_, models.LIST_EXAMPLES),
-    "logs": (sessions.logs, sessions.LOGS_EXAMPLES),
-    "plan": (plan.plan, plan.EXAMPLES),
-    "prompt": (prompt.prompt, prompt.EXAMPLES),
-    "rm": (models.rm, models.RM_EXAMPLES),
-    "stats": (sessions.stats, sessions.STATS_EXAMPLES),
+_EXAMPLES = {
+    commands.attach: (
+        ("cclocal attach 8132", "on the server that listens there (also: cclocal 8132)"),
+        ("cclocal attach 8132 -- --continue", "continue this folder's last conversation"),
+    ),
+    commands.check: (
+        ("cclocal check gemma", "real requests, real tool calls, a real file"),
+        ("cclocal check gemma --kv q8_0 --json", "as it would be started with these options"),
+    ),
+    commands.fetch: (
+        ("cclocal --fetch gemma coder", "download now, start later"),
+        ("cclocal fetch owner/name:Q8_0", "any model of the hub"),
+    ),
+    commands.list_: (
+        ("cclocal --list", "every model that cclocal can see"),
+        ("cclocal list gemma --json", "one of them, for scripts"),
+    ),
+    commands.logs: (("cclocal logs", "the newest server's log"), ("cclocal logs -f", "follow it")),
+    commands.plan: (
+        ("cclocal plan", "the whole catalog on this machine"),
+        ("cclocal plan gemma --ram 24 --macos 26", "one model on another machine"),
+    ),
+    commands.prompt: (
+        ("cclocal prompt", "of a session on a terminal"),
+        ("cclocal prompt --lean -- -p", "of print mode, with the short prompt"),
+    ),
+    commands.rm: (
+        ("cclocal --rm coder", "remove one, after a question"),
+        ("cclocal rm all --dry-run", "what would be removed"),
+    ),
+    commands.stats: (
+        ("cclocal stats", "the newest session"),
+        ("cclocal stats 5be0c1d2 --json", "another one, for scripts"),
+    ),
 }
-for _name, (_command, _examples) in _COMMANDS.items():
-    _lines = [f"  [cyan]{typed}[/]    [dim]{words}[/]" for typed, words in _examples]
+for _command, _examples in _EXAMPLES.items():
+    _lines = [f"  [cyan]{example}[/]    [dim]{words}[/]" for example, words in _examples]
+    _name = _command.__name__.rstrip("_")
     app.command(_name, cls=_Command, epilog="\n".join(("[bold]Examples[/]", *_lines)))(_command)
-
-
-def _epilog(call_user_file: str) -> str:
-    rows = [f"  [cyan]{command}[/]\n      [dim]{words}[/]" for command, words in EXAMPLES]
-    rest = f"Everything after the first “--” goes to the agent.\nLasting defaults: {call_user_file}"
-    return "\n".join(("[bold]Examples[/]", *rows, "", rest))
-
-
-def _parameter_name(id_: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in id_)
-
-
-def add_model_flags(found: Mapping[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
-    """Give the launch one option per model, so that a new model needs no code. Returns parameter name → model id."""
-    ids: dict[str, str] = {}
-    made = []
-    for id_, (text, names) in found.items():
-        name = _parameter_name(id_)
-        if name in ids or not names:
-            # two ids that differ in a dash are refused when the catalog is checked
-            continue
-        ids[name] = id_
-        option = typer.Option(*(f"--{flag}" for flag in names), rich_help_panel=MODELS, help=text, metavar="")
-        annotation = Annotated[bool, option]
-        made.append(
-            inspect.Parameter(f"model_{name}", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-        )
-    fixed = inspect.signature(launch.launch).parameters.values()
-    parameters = [*(p for p in fixed if p.name == "context"), *made, *(p for p in fixed if p.name != "context")]
-    launch.launch.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    launch.launch.__annotations__ = {p.name: p.annotation for p in parameters}
-    return ids
 
 
 def run(words: list[str], call: Call, default_map: dict[str, Any]) -> int | None:
     """Run a command. Raises UsageError for words that it does not know, with the line that was probably meant."""
-    app.callback(invoke_without_command=True, cls=_Group, epilog=_epilog(str(call.user_file.path)))(launch.launch)
+    rows = [f"  [cyan]{command}[/]\n      [dim]{does}[/]" for command, does in EXAMPLES]
+    rest = f"Everything after the first “--” goes to the agent.\nLasting defaults: {call.user_file.path}"
+    epilog = "\n".join(("[bold]Examples[/]", *rows, "", rest))
+    with_options = takes(*options(), models=call.models.values())(launch)
+    app.callback(invoke_without_command=True, cls=_Group, epilog=epilog)(with_options)
     try:
         result = app(words, prog_name="cclocal", standalone_mode=False, obj=call, default_map=default_map)
     except typer.TyperException as error:
-        raise _in_words(error.format_message().rstrip(), words, call.model_flags) from None
+        raise _in_words(error.format_message().rstrip(), words, call) from None
     return result if isinstance(result, int) else None
 
 
-def _in_words(complaint: str, words: Sequence[str], model_flags: Mapping[str, str]) -> UsageError:
+def _in_words(complaint: str, words: Sequence[str], call: Call) -> UsageError:
     """The error for what Typer complained about, with the line that was probably meant."""
-    command = words[0] if words and words[0] in _COMMANDS else ""
+    command = words[0] if words and words[0] in COMMANDS else ""
     help_line = f"cclocal {command} -h" if command else "cclocal -h"
     if not complaint.startswith("No such"):
         return UsageError(complaint, hint=help_line)
     at = next((i for i, word in enumerate(words) if word.split("=")[0] in complaint.split("(")[0]), len(words))
     word = "".join(words[at : at + 1]).split("=")[0]
-    if _parameter_name(word) in model_flags:
+    of_models = {name for _, names in call.models.values() for name in names}
+    if word in of_models:
         return UsageError(complaint, hint=shlex.join(("cclocal", *words[:at], f"--{word}", *words[at + 1 :])))
-    flag = word.removeprefix("--")
-    if command == "attach" and (flag in _server_flags() or _parameter_name(flag) in model_flags):
+    of_server = {flag for name, (_, option) in options().items() if option.scope == "server" for flag in flags(name)}
+    if command == "attach" and word.removeprefix("--") in of_models | of_server:
         # the sentence that --url has for it
         return UsageError(f"cclocal {command} uses a server that runs already, so {word} does nothing.", hint=help_line)
     if command not in ("", "attach"):
@@ -132,6 +137,104 @@ def _in_words(complaint: str, words: Sequence[str], model_flags: Mapping[str, st
     return UsageError(complaint, hint=f"{meant}    if that is for the agent; else {help_line}")
 
 
-def _server_flags() -> set[str]:
-    """The flags of settings that concern how a server is started."""
-    return {flag for name, (_, option) in options().items() if option.scope == "server" for flag in flags(name)}
+# -- a launch, and looking without starting
+
+
+def launch(
+    call: Call,
+    dry_run: Annotated[bool, _Look("--dry-run", help="Show what would run, and why.")] = False,
+    list_models: Annotated[bool, _Look("--list-models", help="Show the catalog.")] = False,
+    as_json: Annotated[bool, _Look("--json", help="With --dry-run or --list-models: for scripts.")] = False,
+    version: Annotated[bool, _Look("--version", help="The version.")] = False,
+) -> None:
+    """A coding agent on a model on your own machine: one command, tools that execute, nothing sent anywhere."""
+    settings = _with_model(call.settings, call.named)
+    if call.invoked:
+        if given := typed(settings, "server", "agent", "window", ""):
+            hint = f"cclocal {call.invoked} -h"
+            raise UsageError(f"{given[0]} is an option of a launch and does nothing for “{call.invoked}”.", hint=hint)
+        return
+    if version:
+        print(f"cclocal {__version__}")
+        return
+    if list_models:
+        from cclocal.ui.tables import show_catalog
+
+        show_catalog(call.catalog(), as_json=as_json)
+        return
+    if as_json and not dry_run:
+        raise UsageError("--json goes with --dry-run or --list-models.")
+    if settings.url and not _starts_a_server(settings, bool(call.named), dry_run):
+        from cclocal.session.attach import attach_url
+        from cclocal.session.serve import os_errors_in_words
+
+        with os_errors_in_words(call.env):
+            attach_url(if_typed(settings, "model", "ctx"), call.env)
+    if (settings.key_env or settings.insecure_http) and not settings.url:
+        raise UsageError("--key-env and --insecure-http go with --url.")
+    _launch(settings, call, dry_run=dry_run, as_json=as_json)
+
+
+def _with_model(settings: Settings, named: tuple[str, ...]) -> Settings:
+    """The settings with the model that a flag names: it beats a lasting default, but two on one line are a mistake."""
+    given = [f"--{id_}" for id_ in named]
+    if settings.model and settings.sources.get("model") == "command line":
+        given.append(f"--model {settings.model}")
+    if len(given) > 1:
+        raise UsageError(f"Choose one model: {' or '.join(given)}.")
+    return settings.changed({"model": named[0]}, "command line") if named else settings
+
+
+def _starts_a_server(settings: Settings, is_model_flag: bool, dry_run: bool) -> bool:
+    """Whether a server is started although an address is given: only if the address comes from CCLOCAL_URL.
+
+    Raises UsageError for a typed address with options about a server that is started.
+    """
+    flags = typed(settings, "server") + (["--dry-run"] if dry_run else [])
+    is_typed = settings.sources.get("url") == "command line"
+    if flags and is_typed:
+        raise UsageError(f"--url uses a server that runs already, so {flags[0]} does nothing.")
+    starts = not is_typed and (is_model_flag or bool(flags))
+    if starts:
+        from cclocal.ui.console import say
+
+        reason = "a model was named" if is_model_flag else f"{flags[0]} is for a server that cclocal starts"
+        say(f"CCLOCAL_URL is set but not used: {reason}.", "dim")
+    return starts
+
+
+def _launch(settings: Settings, call: Call, *, dry_run: bool, as_json: bool) -> None:
+    from cclocal.models.resolve import canonical
+    from cclocal.session import launch as story
+    from cclocal.session.serve import os_errors_in_words
+    from cclocal.ui.console import can_ask, say
+
+    env, catalog = call.env, call.catalog()
+    settings = replace(settings, model=settings.model and canonical(catalog, settings.model))
+    if settings.model is None:
+        if settings.server or settings.safe or dry_run:
+            settings = settings.changed({"model": catalog.default}, "catalog")
+        else:
+            from cclocal.session.models import choose
+
+            settings = settings.changed({"model": choose(catalog, settings, env)}, "menu")
+    if dry_run:
+        from cclocal.session.steps import prepare
+        from cclocal.ui.tables import show_plan
+
+        show_plan(prepare(settings, catalog, env).plan(), env.environ, as_json=as_json)
+        return
+    if settings.safe and not can_ask():
+        raise UsageError("--safe asks first, and there is no terminal to ask on.", hint="--no-safe")
+    from cclocal.session import attach
+
+    with os_errors_in_words(env):
+        # options about the server or the window ask for one of their own
+        port = None if typed(settings, "server", "window") else attach.port_of(settings.model or "", env)
+        if port is not None:
+            say(f"{settings.model} is served in another terminal already, on port {port}: using that.")
+            attach.attach(port, replace(settings, ctx=None), env)
+        if settings.server:
+            story.run_server(settings, catalog, env)
+        else:
+            story.launch(settings, catalog, env)

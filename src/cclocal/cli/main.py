@@ -5,21 +5,30 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from cclocal import config_file
 from cclocal.config_file import COMMANDS
 from cclocal.errors import CclocalError, UsageError
 from cclocal.paths import Env, folders, packaged
-
-if TYPE_CHECKING:
-    from cclocal.cli.options import Call
+from cclocal.settings import options
 
 #: Commands that may also be given as a flag, because users of earlier scripts type them so.
 _BY_FLAG = {"--check": "check", "--list": "list", "-l": "list", "--rm": "rm", "--clean": "rm", "--fetch": "fetch"}
 #: Commands that take models by name, where a model's flag means the same as its name.
 _WITH_MODELS = ("check", "fetch", "list", "plan", "rm")
+
+#: The examples on the first help page: (what to type, what it does).
+_EXAMPLES = (
+    ("cclocal", "choose a model from a menu"),
+    ("cclocal --gemma", "Claude Code on Gemma 4"),
+    ("cclocal --gemma -- --continue", "continue the last conversation"),
+    ("cclocal --tiny -- -p 'Create the file a.txt'", "no download: see it work"),
+    ("cclocal plan", "which models fit this machine"),
+    ("cclocal --list; cclocal --rm coder", "what is on this disk; remove it"),
+)
+#: How wide its columns are.
+_COLUMN = 39
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,15 +72,17 @@ def _run(words: list[str], agent_args: tuple[str, ...], environ: Mapping[str, st
     if words[:1] and words[0] in _WITH_MODELS:
         flags = {f"--{name}" for _, names in models.values() for name in names}
         words = [word.removeprefix("--") if word in flags else word for word in words]
-    call = Call(env, user_file, agent_args, app.add_model_flags(models))
     _complete_commands_by_flag(environ)
-    sys.exit(app.run(words, call, default_map(call)) or 0)
+    lasting = dict(user_file.defaults)
+    # the server of `attach` runs already
+    of_agent = {name: value for name, value in lasting.items() if options()[name][1].scope == "agent"}
+    defaults = {**lasting, **dict.fromkeys(COMMANDS, lasting), "attach": of_agent}
+    sys.exit(app.run(words, Call(env, user_file, agent_args, models), defaults) or 0)
 
 
 def _short_answer(word: str, environ: Mapping[str, str]) -> None:
     """`-h` and `--version`, without Typer: they must be fast, and work even if the configuration is wrong."""
     from cclocal import __version__
-    from cclocal.cli.short_help import page
 
     if word == "--version":
         print(f"cclocal {__version__}")
@@ -81,22 +92,42 @@ def _short_answer(word: str, environ: Mapping[str, str]) -> None:
     except CclocalError:
         user_file = packaged("models.toml")
     models = config_file.flags(packaged("models.toml"), user_file)
-    print(page(models, color=sys.stdout.isatty() and "NO_COLOR" not in environ))
+    print(_page(models, color=sys.stdout.isatty() and "NO_COLOR" not in environ))
 
 
-def default_map(call: Call) -> dict[str, Any]:
-    """The user's lasting defaults by the names of parameters, for every command that has them."""
-    lasting = dict(call.user_file.defaults)
-    # without a model `cclocal plan` shows the whole catalog
-    of_plan = {name: value for name, value in lasting.items() if name != "model"}
-    return {**lasting, **dict.fromkeys(COMMANDS, lasting), "plan": of_plan, "attach": _agent_defaults(lasting)}
+def _page(models: Mapping[str, tuple[str, tuple[str, ...]]], *, color: bool) -> str:
+    """The page of `cclocal -h`: one screen. `models`: id → (a line about it, its flags)."""
+
+    def bold(text: str) -> str:
+        return f"\x1b[1m{text}\x1b[0m" if color else text
+
+    shown = [
+        (f"{option.declarations[0].split('/')[0]} {option.metavar.split('|')[0]}", option.short)
+        for _, option in options().values()
+        if option.short
+    ]
+    flags = [f"{flag.strip():<20} {words}" for flag, words in (*shown, ("--dry-run", "show the plan"))]
+    names = [f"--{id_:<12} {text.partition(':')[0]}" for id_, (text, _) in models.items()]
+    return "\n".join(
+        (
+            "Usage: cclocal [OPTIONS] [-- ARGUMENTS OF THE AGENT]",
+            "A coding agent on a model on your own machine: tools execute, nothing is sent.",
+            *(f"  {command:<45} {words}" for command, words in _EXAMPLES),
+            bold("Options"),
+            *_in_columns(flags),
+            bold("Models"),
+            *_in_columns(names),
+            f"Commands: {' '.join(COMMANDS)} (cclocal plan -h)",
+            f"{bold('cclocal --help')} for everything",
+        )
+    )
 
 
-def _agent_defaults(lasting: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults for a server that runs already: those about the agent."""
-    from cclocal.settings import options
-
-    return {name: value for name, value in lasting.items() if options()[name][1].scope == "agent"}
+def _in_columns(cells: Sequence[str]) -> Iterator[str]:
+    """The cells in two columns, down the first and then down the second."""
+    half = -(-len(cells) // 2)
+    for left, right in zip(cells[:half], [*cells[half:], ""], strict=False):
+        yield f"  {left[: _COLUMN - 1]:<{_COLUMN}}{right[:_COLUMN]}".rstrip()
 
 
 def _command_first(words: list[str]) -> list[str]:

@@ -1,13 +1,15 @@
-"""Command-line options made from the fields of `Settings`."""
+"""Command-line options made from the fields of `Settings`, and what completes their values."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import os
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +17,10 @@ from cclocal import config_file
 from cclocal.config_file import UserFile
 from cclocal.errors import InterruptedByUser, UsageError
 from cclocal.paths import Env, packaged
-from cclocal.settings import Settings, base_type, default_of, flags, options, variables
+from cclocal.settings import MODELS, Settings, base_type, default_of, flags, options, variables
+
+if TYPE_CHECKING:
+    from cclocal.models.catalog import Catalog
 
 _SOURCES = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment", "DEFAULT_MAP": "user file"}
 #: An option that is no setting, for commands with a result.
@@ -24,13 +29,24 @@ Json = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 @dataclass(frozen=True)
 class Call:
-    """What main() found before the options were read: the environment, the user's file, the agent's arguments."""
+    """The environment, the user's file, the agent's arguments; and, once the options are read, what they say."""
 
     env: Env
     user_file: UserFile
-    agent_args: tuple[str, ...] = ()
-    #: parameter name of each model flag → the model's id
-    model_flags: Mapping[str, str] = field(default_factory=dict)
+    agent_args: tuple[str, ...]
+    #: model id → (a line about it, its flags)
+    models: Mapping[str, tuple[str, tuple[str, ...]]]
+    settings: Settings = field(default_factory=Settings)
+    #: the ids of the models whose flags were given
+    named: tuple[str, ...] = ()
+    #: the name of the subcommand that follows, if any
+    invoked: str | None = None
+
+    def catalog(self) -> Catalog:
+        """The shipped catalog and the user's models. Raises UsageError with file:line for a mistake."""
+        from cclocal.discovery.look import load_catalog
+
+        return load_catalog(self.user_file)
 
     def origin(self, name: str) -> str:
         """Where the user's file sets a lasting default: "user file PATH:LINE"."""
@@ -41,39 +57,39 @@ class Call:
 WITHOUT_A_SESSION = tuple(
     name
     for name in options()
-    if name not in ("server", "url", "key_env", "insecure_http", "yes", "cold", "no_tools", "safe")
+    if name not in ("model", "server", "url", "key_env", "insecure_http", "yes", "cold", "no_tools", "safe")
 )
 
 
-def takes(*names: str, model_argument: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command these settings as options; it is called with `settings` and `call`.
+def takes(
+    *names: str, models: Iterable[tuple[str, tuple[str, ...]]] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command these settings as options; it is called with `call` and its own parameters.
 
-    A parameter `invoked` gets the name of the subcommand that follows, if any.
-
-    model_argument: the model is an argument of the command instead of an option.
+    models: (a line about it, its flags) of each model that gets an option, so that a new model needs no code.
     """
 
     def wrap(command: Callable[..., Any]) -> Callable[..., Any]:
-        own = [
-            parameter.replace(kind=parameter.KEYWORD_ONLY)
-            for parameter in inspect.signature(command, eval_str=True).parameters.values()
-            if parameter.name not in ("settings", "call", "invoked") and parameter.kind is not parameter.VAR_KEYWORD
-        ]
-        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-        made = [_model_argument() if model_argument and name == "model" else _parameter(name) for name in names]
-
         @functools.wraps(command)
         def run(context: typer.Context, **given: Any) -> Any:
             call: Call = context.obj
-            if "invoked" in inspect.signature(command).parameters:
-                given["invoked"] = context.invoked_subcommand
+            named = tuple(id_ for number, id_ in enumerate(call.models) if given.pop(f"model_{number}", False))
             settings = _settings(context, call, names, given)
+            call = replace(call, settings=settings, named=named, invoked=context.invoked_subcommand)
             try:
-                return command(settings=settings, call=call, **given)
+                return command(call, **given)
             except KeyboardInterrupt:
                 raise InterruptedByUser("Interrupted; nothing was left running.") from None
 
-        parameters = [context, *made, *own]
+        parameters = [_keyword("context", typer.Context)]
+        for number, (text, flags_of_model) in enumerate(models):
+            declared = [f"--{flag}" for flag in flags_of_model]
+            option = typer.Option(*declared, rich_help_panel=MODELS, help=text, metavar="")
+            if declared:
+                parameters.append(_keyword(f"model_{number}", Annotated[bool, option], default=False))
+        parameters += map(_option, names)
+        _, *own = inspect.signature(command, eval_str=True).parameters.values()
+        parameters += (parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in own)
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
@@ -81,10 +97,14 @@ def takes(*names: str, model_argument: bool = False) -> Callable[[Callable[..., 
     return wrap
 
 
-def _parameter(name: str) -> inspect.Parameter:
+def _keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _option(name: str) -> inspect.Parameter:
     """A setting as a parameter that Typer makes an option of."""
     kind, option = options()[name]
-    is_flag = base_type(name) is bool
+    assert base_type(name) is bool or option.metavar, f"{name} needs a metavar"
     declared = typer.Option(
         *option.declarations,
         metavar=option.metavar,
@@ -96,26 +116,9 @@ def _parameter(name: str) -> inspect.Parameter:
         max=option.at_most,
         autocompletion=_COMPLETIONS.get(name),
     )
-    if base_type(name) is tuple:
-        kind = list[str] | None
-    default = None if base_type(name) is tuple else default_of(name)
-    assert is_flag or option.metavar, f"{name} needs a metavar"
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, declared]
-    )
-
-
-def _model_argument() -> inspect.Parameter:
-    option = options()["model"][1]
-    declared = typer.Argument(
-        metavar="[MODEL]",
-        help=option.help,
-        show_default=False,
-        envvar=list(variables("model")),
-        autocompletion=complete_model,
-    )
-    annotation = Annotated[str | None, declared]
-    return inspect.Parameter("model", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    # Typer knows no tuple of any length
+    kind = list[str] if base_type(name) is tuple else kind
+    return _keyword(name, Annotated[kind, declared], default_of(name))
 
 
 def _settings(context: typer.Context, call: Call, names: Sequence[str], given: dict[str, Any]) -> Settings:
@@ -128,11 +131,17 @@ def _settings(context: typer.Context, call: Call, names: Sequence[str], given: d
     values = {name: given.pop(name) for name in names}
     if "mem_check" in values and _memory_check_is_off(call, sources):
         values["mem_check"], sources["mem_check"] = False, "environment"
-    if values.get("pass_env") is not None:
+    if "pass_env" in values:
         values["pass_env"] = tuple(values["pass_env"])
-    values = {name: default_of(name) if value is None else value for name, value in values.items()}
     settings = Settings(**values, agent_args=call.agent_args, sources=sources)
-    _check_passed(settings)
+    if settings.pass_env:
+        from cclocal.command import refusal
+        from cclocal.planning.choose import choose_agent
+
+        forbidden = choose_agent(settings).FORBIDDEN
+        for variable in settings.pass_env:
+            if reason := refusal(variable, forbidden):
+                raise UsageError(f"--pass-env: {reason}.{settings.origin('pass_env')}")
     return settings
 
 
@@ -143,19 +152,6 @@ def _memory_check_is_off(call: Call, sources: Mapping[str, str]) -> bool:
     return not is_typed and value not in ("", "0", "false", "no", "off")
 
 
-def _check_passed(settings: Settings) -> None:
-    """Raises UsageError for a variable in --pass-env that must never reach the agent."""
-    if not settings.pass_env:
-        return
-    from cclocal.command import refusal
-    from cclocal.planning.choose import choose_agent
-
-    forbidden = choose_agent(settings).FORBIDDEN
-    for variable in settings.pass_env:
-        if reason := refusal(variable, forbidden):
-            raise UsageError(f"--pass-env: {reason}.{settings.origin('pass_env')}")
-
-
 def if_typed(settings: Settings, *names: str) -> Settings:
     """The settings with these kept only if they were typed: on a server that runs already, a lasting default of the
     window or the model does not count, because it is about servers that cclocal starts.
@@ -164,76 +160,42 @@ def if_typed(settings: Settings, *names: str) -> Settings:
     return replace(settings, **dropped)
 
 
-def typed(settings: Settings, scope: str) -> list[str]:
-    """The flags of the settings of a scope that stand on the command line."""
+def typed(settings: Settings, *scopes: str) -> list[str]:
+    """The flags that stand on the command line, of the settings of these scopes; of a pair, the one for its value."""
     return [
-        f"--{_typed_flag(settings, name)}"
+        f"--{flags(name)[-1 if getattr(settings, name) is False else 0]}"
         for name, (_, option) in options().items()
-        if option.scope == scope and settings.sources.get(name) == "command line"
+        if option.scope in scopes and settings.sources.get(name) == "command line"
     ]
 
 
-def _typed_flag(settings: Settings, name: str) -> str:
-    """The flag by which a setting was given: of a pair, the one for its value."""
-    first, *rest = flags(name)
-    return rest[0] if rest and getattr(settings, name) is False else first
+# -- completion: Typer keeps what begins as the word that is being typed
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Names of models, and files and folders, that begin so."""
-    names = [name for name in config_file.flags(packaged("models.toml")) if name.startswith(incomplete)]
-    return [*names, *complete_path(incomplete)]
-
-
-def complete_path(incomplete: str) -> list[str]:
-    """GGUF files and folders that begin so."""
-    base = Path(incomplete).expanduser()
-    folder = base if incomplete.endswith("/") else base.parent
-    try:
-        found = [path for path in folder.iterdir() if path.suffix == ".gguf" or path.is_dir()]
-    except OSError:
-        return []
-    stem = "" if incomplete.endswith("/") else base.name
-    prefix = incomplete if incomplete.endswith("/") else incomplete[: len(incomplete) - len(stem)]
+    """Names of models, and GGUF files and folders that begin so."""
+    place = "".join(incomplete.rpartition("/")[:2])
+    found = sorted(Path(place or ".").expanduser().glob("[!.]*")) if incomplete else []
     return [
-        f"{prefix}{path.name}{'/' if path.is_dir() else ''}"
-        for path in sorted(found)
-        if path.name.startswith(stem) and (stem or prefix) and not path.name.startswith(".")
+        *config_file.flags(packaged("models.toml")),
+        *(
+            f"{place}{path.name}/" if path.is_dir() else f"{place}{path.name}"
+            for path in found
+            if path.suffix == ".gguf" or path.is_dir()
+        ),
     ]
 
 
-def complete_backend(incomplete: str) -> list[str]:
-    """Names of backends that begin so."""
-    from cclocal.backends import BACKENDS
-
-    return [name for name in BACKENDS if name.startswith(incomplete)]
+def _rows(table: str) -> Callable[[], list[str]]:
+    """Completes with the names in a table, "module:NAME", which is imported only then."""
+    return lambda: list(pkgutil.resolve_name(table))
 
 
-def complete_agent(incomplete: str) -> list[str]:
-    """Names of agents that begin so."""
-    from cclocal.agents import AGENTS
-
-    return [name for name in AGENTS if name.startswith(incomplete)]
-
-
-def complete_kv(incomplete: str) -> list[str]:
-    """KV cache types that begin so."""
-    from cclocal.memory.footprint import KV_TYPES
-
-    return [name for name in KV_TYPES if name.startswith(incomplete)]
-
-
-def _complete_variable(incomplete: str) -> list[str]:
-    import os
-
-    return sorted(name for name in os.environ if name.startswith(incomplete))
-
-
-_COMPLETIONS: Mapping[str, Callable[[str], list[str]]] = {
+_COMPLETIONS: Mapping[str, Callable[..., list[str]]] = {
     "model": complete_model,
-    "backend": complete_backend,
-    "agent": complete_agent,
-    "kv": complete_kv,
-    "pass_env": _complete_variable,
-    "key_env": _complete_variable,
+    "backend": _rows("cclocal.backends:BACKENDS"),
+    "agent": _rows("cclocal.agents:AGENTS"),
+    "kv": _rows("cclocal.memory.footprint:KV_TYPES"),
+    "pass_env": lambda: sorted(os.environ),
+    "key_env": lambda: sorted(os.environ),
 }

@@ -19,7 +19,7 @@ from cclocal.session.serve import check_port, confirm_after_failed_check, lay_ou
 from cclocal.session.steps import fetch, hold_raised_limit, look_at_hub, prepare, raise_limit, settle_memory
 from cclocal.settings import Settings
 from cclocal.ui.console import say
-from cclocal.ui.plan_view import show_plan
+from cclocal.ui.tables import show_plan
 
 
 def launch(settings: Settings, catalog: Catalog, env: Env) -> NoReturn:

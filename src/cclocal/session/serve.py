@@ -23,8 +23,7 @@ from cclocal.prompt_cache.cache import PromptCache
 from cclocal.server.readiness import holder_of, wait_until_ready
 from cclocal.server.registry import new_log, running
 from cclocal.server.start import Server, ServerStart, new_binding, start_server
-from cclocal.ui.console import can_ask, confirm, say
-from cclocal.ui.progress import WaitLine, download_bar
+from cclocal.ui.console import WaitLine, can_ask, confirm, download_bar, say
 from cclocal.wires import WIRES
 
 #: A free port may be taken between looking and listening; then another one is tried, this many times.
@@ -97,7 +96,7 @@ def _until_ready(plan: Plan, server: Server, cache: PromptCache | None) -> None:
     with download_bar(plan.model.name) as bars:
         for note in runtime.prepare(started, bars):
             say(note, "yellow")
-    with line.shown():
+    with line.status:
         wait_until_ready(server, plan.readiness(server.binding), WIRES[AGENTS[plan.agent].WIRE], line)
         runtime.verify(started)
         note_of_cache = cache.fill(server, line) if cache else None

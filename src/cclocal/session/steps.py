@@ -25,8 +25,7 @@ from cclocal.server import wired_limit
 from cclocal.session.serve import check_port
 from cclocal.settings import Settings
 from cclocal.ui import memory_view
-from cclocal.ui.console import busy, can_ask, confirm, say
-from cclocal.ui.progress import download_bar
+from cclocal.ui.console import busy, can_ask, confirm, download_bar, say
 from cclocal.units import memory_size
 
 

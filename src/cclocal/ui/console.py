@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
+from cclocal.units import file_size
+
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from cclocal.errors import CclocalError
+    from cclocal.server.readiness import Waiting
+
+#: Off a terminal, seconds between two lines of progress.
+_QUIET_STEP_S = 10.0
 
 
 def console() -> Console:
@@ -59,12 +68,67 @@ def confirm(question: str, *, default: bool = True) -> bool:
     return answer in ("y", "yes") or (default and not answer)
 
 
+# -- progress of what takes longer than a second; rich's live lines are silent off a terminal
+
+
+def busy(text: str) -> Status:
+    """A spinner while something takes long."""
+    return console().status(escape(text))
+
+
+class WaitLine:
+    """The live line while a server loads, shown in `with line.status`: phase, seconds, the last line of its log."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.screen = console()
+        self.status = self.screen.status(f"{name}: starting")
+        self.said = time.monotonic()
+
+    def __call__(self, now: Waiting) -> None:
+        said = f"{self.name}: {now.phase}… {now.seconds:.0f} s"
+        if self.screen.is_terminal and not self.screen.is_dumb_terminal:
+            room = max(10, self.screen.width - len(self.name) - len(now.phase) - 16)
+            self.status.update(f"{said}  [dim]{escape(now.log_line[:room])}[/]")
+        elif time.monotonic() - self.said > _QUIET_STEP_S:
+            self.said = time.monotonic()
+            self.screen.print(said)
+
+
 @contextmanager
-def busy(text: str) -> Iterator[None]:
-    """A spinner while something takes long; nothing off a terminal."""
+def download_bar(name: str) -> Iterator[type]:
+    """One progress bar for a whole download. Yields what is called with (total, finished) bytes to start it."""
+    from rich import progress as bars
+
     screen = console()
-    if not screen.is_terminal or screen.is_dumb_terminal:
-        yield
-        return
-    with screen.status(escape(text)):
-        yield
+    columns = (bars.BarColumn(), bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn())
+    progress = bars.Progress("{task.description}", *columns, console=screen)
+
+    class Bar:
+        def __init__(self, total_bytes: int, finished_bytes: int) -> None:
+            # not earlier, because an empty bar is an empty line
+            progress.start()
+            self.total, self.received, self.said = total_bytes, finished_bytes, time.monotonic()
+            self.task = progress.add_task(f"Downloading {name}", total=total_bytes, completed=finished_bytes)
+
+        @staticmethod
+        def note(text: str) -> None:
+            screen.print(escape(text), soft_wrap=True)
+
+        def expect(self, total_bytes: int) -> None:
+            """More has to be downloaded than was known."""
+            self.total = total_bytes
+            progress.update(self.task, total=total_bytes)
+
+        def advance(self, received_bytes: int) -> None:
+            self.received += received_bytes
+            progress.advance(self.task, received_bytes)
+            if not screen.is_terminal and time.monotonic() - self.said > _QUIET_STEP_S:
+                self.said = time.monotonic()
+                screen.print(f"Downloading {name}: {file_size(self.received)} of {file_size(self.total)}")
+
+    try:
+        yield Bar
+    finally:
+        if progress.tasks:
+            progress.stop()

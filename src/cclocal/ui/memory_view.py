@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -35,20 +34,17 @@ _FIRST_OTHER = 4
 def fit_table(name: str, found: Fit, width: int) -> Table:
     """One model's memory, part by part; without remarks on a narrow screen."""
     parts, config, budget = found.footprint, found.config, found.budget
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(overflow="fold")
-    table.add_column(justify="right", no_wrap=True)
-    if width >= _WIDE:
-        table.add_column(style="dim", overflow="fold")
+    table = plain_table("part", "size", "remark", right=("size",), no_wrap=("size",))
+    table.show_header, table.columns[-1].style = False, "dim"
 
-    def row(label: str | Text, size: str | Text, remark: str = "") -> None:
+    def row(part: str, size: str, remark: str = "", style: str = "") -> None:
         # as Text, because names come from files and drivers and may look like markup
-        cells = [Text(label) if isinstance(label, str) else label, Text(size) if isinstance(size, str) else size]
-        table.add_row(*cells, *((Text(remark),) if width >= _WIDE else ()))
+        table.add_row(Text(part), Text(size, style=style), Text(remark))
 
-    row(Text(name, style="bold"), "", found.shape.architecture)
+    table.add_row(Text(name, style="bold"), "", Text(found.shape.architecture))
     row("weights", memory_size(parts.weights_bytes), _where_weights_are(found))
-    row("KV cache", memory_size(parts.kv_bytes), f"{config.context_tokens:,} tokens of {_kv_type(found)}")
+    kv_type = "bf16" if found.shape.form == "mlx" else config.kv_type
+    row("KV cache", memory_size(parts.kv_bytes), f"{config.context_tokens:,} tokens of {kv_type}")
     if parts.state_bytes:
         conversations = "one conversation" if config.slots == 1 else f"{config.slots} conversations"
         row("state", memory_size(parts.state_bytes), f"of recurrent layers, {conversations}")
@@ -59,22 +55,19 @@ def fit_table(name: str, found: Fit, width: int) -> Table:
     row("need", memory_size(parts.need_bytes), bound)
     if budget is None:
         row("budget", "?", "what this machine has for it is unknown")
-        return table
-    row("budget", memory_size(budget.size_bytes), budget.source)
-    left = found.left_bytes or 0
-    style = {"roomy": "green", "tight": "yellow", "too_big": "red"}.get(found.verdict, "")
-    row("left over", Text(memory_size(left), style=style), found.verdict.replace("_", " "))
-    if parts.host_bytes:
-        has = f"of {memory_size(budget.host_bytes)}" if budget.host_bytes is not None else ""
-        row("in host memory", memory_size(parts.host_bytes), has)
-    native = found.shape.native_context_tokens
-    own = f"the model's own is {native:,}" if native else "the file does not give the model's own"
-    row("largest context", f"{found.max_context_tokens:,}", own)
+    else:
+        row("budget", memory_size(budget.size_bytes), budget.source)
+        style = {"roomy": "green", "tight": "yellow", "too_big": "red"}.get(found.verdict, "")
+        row("left over", memory_size(found.left_bytes or 0), found.verdict.replace("_", " "), style)
+        if parts.host_bytes:
+            has = f"of {memory_size(budget.host_bytes)}" if budget.host_bytes is not None else ""
+            row("in host memory", memory_size(parts.host_bytes), has)
+        native = found.shape.native_context_tokens
+        own = f"the model's own is {native:,}" if native else "the file does not give the model's own"
+        row("largest context", f"{found.max_context_tokens:,}", own)
+    if width < _WIDE:
+        table.columns.pop()
     return table
-
-
-def _kv_type(found: Fit) -> str:
-    return "bf16" if found.shape.form == "mlx" else found.config.kv_type
 
 
 def _batch(found: Fit) -> str:
@@ -97,24 +90,20 @@ def _where_weights_are(found: Fit) -> str:
 def chart(found: Fit) -> Iterator[str]:
     """Need against context, as bars with a line for the budget."""
     native = found.shape.native_context_tokens or found.config.context_tokens
-    contexts = []
-    tokens = min(_CHART_FROM_TOKENS, native)
     last = native // CELLS * CELLS or CELLS
-    while tokens < last:
-        contexts.append(tokens)
-        tokens *= 2
-    needs = [(tokens, replace_context(found, tokens)) for tokens in (*contexts, last)]
+    doubled = (_CHART_FROM_TOKENS * 2**power for power in range(20))
+    contexts = [*(tokens for tokens in doubled if tokens < last), last]
+    needs = [(tokens, replace_context(found, tokens)) for tokens in contexts]
     budget = found.budget.size_bytes if found.budget else 0
     most = max([budget, *(one.footprint.need_bytes for _, one in needs)]) or 1
-    line = round(budget / most * _CHART_WIDTH) if found.budget else -1
+    line = round(budget / most * _CHART_WIDTH)
     for tokens, one in needs:
         size = round(one.footprint.need_bytes / most * _CHART_WIDTH)
-        bar = "".join("█" if i < size else " " for i in range(_CHART_WIDTH + 1))
-        if line >= 0:
-            bar = bar[:line] + "│" + bar[line + 1 :]
+        bar = f"{'█' * size:<{_CHART_WIDTH + 1}}"
+        if found.budget:
+            bar = f"{bar[:line]}│{bar[line + 1 :]}"
         words = {"too_big": "too big", "tight": "tight"}.get(one.verdict, "")
-        size_in_words = memory_size(one.footprint.need_bytes)
-        yield f"{tokens:>9,}  {bar.rstrip():<{_CHART_WIDTH + 1}}  {size_in_words:>8} {words}".rstrip()
+        yield f"{tokens:>9,}  {bar}  {memory_size(one.footprint.need_bytes):>8} {words}".rstrip()
     if found.budget:
         yield f"{'tokens':>9}  {' ' * line}│ budget {memory_size(budget)}"
 
@@ -187,13 +176,11 @@ def show_all(rows: Sequence[FitRow], *, as_json: bool) -> None:
 
 
 def _largest(row: FitRow) -> dict[str, int | None]:
-    def most(kv_type: str) -> int | None:
-        if row.fit is None:
-            return None
-        config = replace(row.fit.config, kv_type=kv_type)
-        return fit(row.fit.shape, config, row.fit.budget).max_context_tokens
-
-    return {"max_context_tokens_f16": most("f16"), "max_context_tokens_q8_0": most("q8_0")}
+    largest: dict[str, int | None] = {}
+    for kv_type in ("f16", "q8_0"):
+        most = row.fit and fit(row.fit.shape, replace(row.fit.config, kv_type=kv_type), row.fit.budget)
+        largest[f"max_context_tokens_{kv_type}"] = most.max_context_tokens if most else None
+    return largest
 
 
 def _tokens(tokens: int | None) -> str:
@@ -227,13 +214,6 @@ def _remedy_line(remedy: Remedy) -> str:
     return f"{remedy.words}{context}" + (f", {memory_size(left)} left" if left >= GIB / 10 else "")
 
 
-def choices(plan: Plan) -> list[tuple[str, Remedy]]:
-    """(key, remedy) in the order of the menu."""
-    others = iter(range(_FIRST_OTHER, 100))
-    listed = [(_KEYS.get(remedy.name) or str(next(others)), remedy) for remedy in plan.remedies]
-    return sorted(listed, key=lambda row: int(row[0]))
-
-
 def ask(name: str, plan: Plan, servers: Sequence[tuple[str, int, int]]) -> Remedy | None:
     """Ask what to do about a model that does not fit, or hardly. Returns a remedy, or None to go on as requested.
 
@@ -242,42 +222,33 @@ def ask(name: str, plan: Plan, servers: Sequence[tuple[str, int, int]]) -> Remed
     requested = plan.requested or plan.fit
     assert requested is not None
     screen = console()
-    listed = dict(choices(plan))
+    others = iter(range(_FIRST_OTHER, 100))
+    keyed = [(_KEYS.get(remedy.name) or str(next(others)), remedy) for remedy in plan.remedies]
+    listed = dict(sorted(keyed, key=lambda row: int(row[0])))
     verdict = {"too_big": "Too big", "tight": "Tight memory"}.get(requested.verdict, "Memory")
     screen.print(f"[yellow]⚠ {verdict}[/]" if requested.verdict != "roomy" else verdict)
-    screen.print(Group(*_screenful(name, requested, servers, screen.width)))
+    screen.print(fit_table(name, requested, screen.width))
+    for server, pid, held in servers:
+        screen.print(Text(f"{server} (pid {pid}) is running and holds {memory_size(held)}", style="yellow"))
     # a bare Enter never selects another model, which may have to be downloaded
-    helpful = [key for key, remedy in listed.items() if remedy.name != "smaller"]
-    default = next(iter(helpful), "c" if requested.fits else "q")
-    keys = [*listed, "c", "q"]
+    best = next((key for key, remedy in listed.items() if remedy.name != "smaller"), "")
+    default = best or ("c" if requested.fits else "q")
     lines = {key: _remedy_line(remedy) for key, remedy in listed.items()}
     if plan.limit_words and not {"2", "3"} & listed.keys():
         lines["2"] = plan.limit_words
-    for key in sorted(lines, key=int):
-        _option(screen, key, lines[key], recommended=key == default, off=key not in listed)
-    _option(screen, "c", "continue unchanged" + (" (risky)" if requested.verdict == "too_big" else ""))
-    _option(screen, "q", "quit")
+    lines = dict(sorted(lines.items(), key=lambda line: int(line[0])))
+    risk = " (risky)" if requested.verdict == "too_big" else ""
+    lines |= {"c": f"continue unchanged{risk}", "q": "quit"}
+    keys = (*listed, "c", "q")
+    for key, words in lines.items():
+        mark = "   (recommended)" if key == best else ""
+        style = "bold" if key == best else "" if key in keys else "dim"
+        screen.print(f"  {key}) {words}{mark}", style=style, markup=False)
     while True:
         prompt = f"Choose [{'/'.join(keys)}] (Enter = {default}): "
         answer = screen.input(prompt, markup=False).strip().lower() or default
         if answer == "q":
             raise KeyboardInterrupt
-        if answer == "c":
-            return None
-        if answer in listed:
-            return listed[answer]
+        if answer in (*listed, "c"):
+            return listed.get(answer)
         screen.print(f"{escape(answer)} is not one of the choices.", style="yellow")
-
-
-def _screenful(name: str, requested: Fit, servers: Sequence[tuple[str, int, int]], width: int) -> list[RenderableType]:
-    rows: list[RenderableType] = [fit_table(name, requested, width)]
-    rows += [
-        Text(f"{server} (pid {pid}) is running and holds {memory_size(held)}", style="yellow")
-        for server, pid, held in servers
-    ]
-    return rows
-
-
-def _option(screen: Console, key: str, words: str, *, recommended: bool = False, off: bool = False) -> None:
-    mark = "   (recommended)" if recommended else ""
-    screen.print(f"  {key}) {words}{mark}", style="dim" if off else "bold" if recommended else "", markup=False)

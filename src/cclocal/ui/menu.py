@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from prompt_toolkit.application import Application, get_app
-from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.input import create_input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -28,6 +26,9 @@ _STYLE = Style.from_dict(
 )
 _FITS = {"roomy": ("fits", "good"), "tight": ("tight", "warn"), "too_big": ("too big", "bad"), "unknown": ("?", "dim")}
 _HELP = "Enter start · / filter · d plan · l list · m manage · q quit"
+#: What moves in the list, and by how many rows; letters only while no filter is typed.
+_STEPS = {"up": -1, "k": -1, "down": 1, "j": 1, "pageup": -10, "pagedown": 10}
+_STEPS |= {"home": -(10**6), "g": -(10**6), "end": 10**6, "G": 10**6}
 #: Below this width only name and verdict are shown.
 _NARROW = 60
 
@@ -71,11 +72,31 @@ class _List:
             self.number = ""
         self.at = max(0, min(to, len(self.shown) - 1))
 
-    def type_number(self, digit: str) -> None:
-        """Go to the row of that number; a second digit makes it larger, if there is such a row."""
-        typed = f"{self.number}{digit}"
-        self.number = typed if 0 < int(typed) <= len(self.shown) else digit
-        self.move(int(self.number) - 1)
+    def press(self, key: str, text: str) -> None:
+        """Do what a key means; `text` is what it types."""
+        if key in _STEPS and (len(key) > 1 or not self.filtering):
+            self.move(self.at + _STEPS[key])
+        elif key == Keys.Escape:
+            self.filtering, self.filter, self.at = False, "", 0
+        elif self.filtering and key == Keys.Backspace:
+            self.filter = self.filter[:-1]
+        elif self.filtering and text.isprintable():
+            self.filter, self.at = self.filter + text, 0
+        elif self.filtering:
+            return
+        elif key == "/":
+            self.filtering, self.at = True, 0
+        elif key.isdecimal():
+            # a second digit makes the number larger, if there is such a row
+            typed = f"{self.number}{key}"
+            self.number = typed if 0 < int(typed) <= len(self.shown) else key
+            self.move(int(self.number) - 1)
+        elif self.many and key in (" ", "x") and self.current:
+            self.ticked ^= {self.current.id}
+            self.move(self.at + 1)
+        elif self.many and key == "a":
+            every = {row.id for row in self.shown}
+            self.ticked = set() if every <= self.ticked else self.ticked | every
 
     def fragments(self) -> StyleAndTextTuples:
         size = get_app().output.get_size()
@@ -109,8 +130,7 @@ class _List:
 
 def pick(rows: Sequence[MenuRow], title: str) -> tuple[str, str]:
     """(what to do, with which row): "start", "manage", "list" or "plan". Raises KeyboardInterrupt on q, Esc, Ctrl-C."""
-    shown = _List(rows, title, _HELP)
-    return _run(shown, {"m": "manage", "l": "list", "d": "plan"})
+    return _run(_List(rows, title, _HELP), {"m": "manage", "l": "list", "d": "plan"})
 
 
 def picture(rows: Sequence[MenuRow], title: str) -> StyleAndTextTuples:
@@ -127,80 +147,22 @@ def tick(rows: Sequence[MenuRow], title: str) -> list[str]:
 
 def _run(shown: _List, actions: dict[str, str]) -> tuple[str, str]:
     keys = KeyBindings()
-    typing = Condition(lambda: shown.filtering)
 
-    def on(*names: str, when: Any = ~typing) -> Callable[[Callable[[KeyPressEvent], None]], None]:
-        def bind(act: Callable[[KeyPressEvent], None]) -> None:
-            for name in names:
-                keys.add(name, filter=when, eager=True)(act)
+    @keys.add(Keys.Any)
+    def press(event: KeyPressEvent) -> None:
+        key, current = event.key_sequence[0].key, shown.current
+        is_quit = not shown.filtering and (key == "q" or (key == Keys.Escape and not shown.filter))
+        if is_quit or key in (Keys.ControlC, Keys.ControlD):
+            event.app.exit(exception=KeyboardInterrupt)
+        elif key == Keys.Enter and shown.filtering and shown.many:
+            shown.filtering = False
+        elif key == Keys.Enter and current:
+            event.app.exit(result=("start", current.id))
+        elif not shown.filtering and key in actions:
+            event.app.exit(result=(actions[key], current.id if current else ""))
+        else:
+            shown.press(key, event.data)
 
-        return bind
-
-    on("up", "k")(lambda event: shown.move(shown.at - 1))
-    on("down", "j")(lambda event: shown.move(shown.at + 1))
-    on("up", when=typing)(lambda event: shown.move(shown.at - 1))
-    on("down", when=typing)(lambda event: shown.move(shown.at + 1))
-    on("home", "g")(lambda event: shown.move(0))
-    on("end", "G")(lambda event: shown.move(len(shown.rows)))
-    on("pageup")(lambda event: shown.move(shown.at - 10))
-    on("pagedown")(lambda event: shown.move(shown.at + 10))
-    for digit in "0123456789":
-        on(digit)(lambda event: shown.type_number(event.data))
-
-    def start_typing(event: KeyPressEvent) -> None:
-        shown.filtering, shown.at = True, 0
-
-    def stop_typing(event: KeyPressEvent) -> None:
-        shown.filtering = False
-
-    def clear(event: KeyPressEvent) -> None:
-        shown.filtering, shown.filter, shown.at = False, "", 0
-
-    def typed(event: KeyPressEvent) -> None:
-        if event.data.isprintable():
-            shown.filter, shown.at = shown.filter + event.data, 0
-
-    def rub_out(event: KeyPressEvent) -> None:
-        shown.filter = shown.filter[:-1]
-
-    on("/")(start_typing)
-    on("escape", when=typing)(clear)
-    on("backspace", when=typing)(rub_out)
-    keys.add(Keys.Any, filter=typing)(typed)
-
-    def quit_it(event: KeyPressEvent) -> None:
-        event.app.exit(exception=KeyboardInterrupt)
-
-    on("q")(quit_it)
-    on("escape")(lambda event: clear(event) if shown.filter else quit_it(event))
-    on("c-c", "c-d", when=True)(quit_it)
-
-    def enter(event: KeyPressEvent) -> None:
-        if shown.filtering and shown.many:
-            stop_typing(event)
-        elif shown.current:
-            event.app.exit(result=("start", shown.current.id))
-
-    on("enter", when=True)(enter)
-    if shown.many:
-
-        def tick_one(event: KeyPressEvent) -> None:
-            if shown.current:
-                shown.ticked ^= {shown.current.id}
-                shown.move(shown.at + 1)
-
-        def tick_all(event: KeyPressEvent) -> None:
-            every = {row.id for row in shown.shown}
-            shown.ticked = set() if every <= shown.ticked else shown.ticked | every
-
-        on("space", "x")(tick_one)
-        on("a")(tick_all)
-    for key, action in actions.items():
-
-        def act(event: KeyPressEvent, action: str = action) -> None:
-            event.app.exit(result=(action, shown.current.id if shown.current else ""))
-
-        on(key)(act)
     output = Vt100_Output.from_pty(sys.stderr)
     # the cursor's position is not needed, and not every terminal answers
     output.enable_cpr = False

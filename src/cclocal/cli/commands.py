@@ -1,0 +1,259 @@
+"""The commands beside a launch: a running server, a check, the plan, the prompt, sessions, the models on this disk."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Exit, Option
+
+from cclocal.cli.options import WITHOUT_A_SESSION, Call, Json, complete_model, if_typed, takes
+from cclocal.errors import InterruptedByUser, UsageError
+from cclocal.paths import Env
+from cclocal.settings import options
+
+if TYPE_CHECKING:
+    from cclocal.prompt_cache.breakdown import Breakdown
+
+_MODEL_HELP = options()["model"][1].help
+_Model = partial(Argument, metavar="[MODEL]", show_default=False, autocompletion=complete_model)
+
+
+# -- completion: Typer keeps what begins as the word that is being typed
+
+
+def _ports() -> list[str]:
+    from cclocal.server.registry import running
+
+    return [session.port for session in running(Env.of(os.environ))]
+
+
+def _sessions() -> list[str]:
+    from cclocal.server.registry import newest_first, session_of
+
+    return [session_of(log) for log in newest_first(Env.of(os.environ))]
+
+
+def _stored() -> list[str]:
+    from cclocal.discovery.look import load_catalog
+    from cclocal.session.models import stored
+
+    rows = stored(load_catalog(), Env.of(os.environ))
+    flags = [(row.flag or "").split(" ")[0].removeprefix("--") for row in rows]
+    return list(dict.fromkeys([*(flag for flag in flags if flag not in ("", "model")), *(r.name for r in rows), "all"]))
+
+
+# -- the agent, and what it needs
+
+
+@takes(*(name for name, (_, option) in options().items() if option.scope in ("agent", "window")))
+def attach(
+    call: Call,
+    port: Annotated[int, Argument(help="A port of this machine.", show_default=False, autocompletion=_ports)],
+    model: Annotated[
+        str | None, Option("--model", metavar="NAME", help="Model to use, if the server has several.")
+    ] = None,
+) -> None:
+    """Run the agent on a running server (also: cclocal PORT), started by --server or otherwise; it is not stopped."""
+    from cclocal.session.attach import attach as story
+    from cclocal.session.serve import os_errors_in_words
+
+    with os_errors_in_words(call.env):
+        story(port, replace(if_typed(call.settings, "ctx"), model=model), call.env)
+
+
+@takes(*WITHOUT_A_SESSION)
+def check(
+    call: Call,
+    model: Annotated[str | None, _Model(help=_MODEL_HELP, envvar="CCLOCAL_MODEL")] = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that a model drives the agent: real requests, real tool calls, a real file. Exit 0 only if it does."""
+    from cclocal.models.resolve import canonical
+    from cclocal.session.check import check as story
+    from cclocal.session.serve import os_errors_in_words
+    from cclocal.ui.console import output, print_json
+
+    catalog = call.catalog()
+    # the check works in a folder of its own
+    program = call.settings.llama_server
+    settings = replace(
+        call.settings,
+        model=canonical(catalog, model or catalog.default),
+        llama_server=str(Path(program).expanduser().absolute()) if program and "/" in program else program,
+    )
+    with os_errors_in_words(call.env):
+        plan, report = story(settings, catalog, call.env, show=not as_json)
+    if as_json:
+        print_json(report)
+    else:
+        verdict = "can drive the agent." if report["works"] else "cannot be relied on: see what failed."
+        output().print(f"\n{plan.model.name} on {plan.variant.backend} {verdict}", style="bold", markup=False)
+    if not report["works"]:
+        raise Exit(1)
+
+
+@takes(*WITHOUT_A_SESSION)
+def plan(
+    call: Call,
+    # not “model”: a lasting default of that name must not hide the catalog
+    word: Annotated[str | None, _Model(help=f"{_MODEL_HELP} Without one: the whole catalog.")] = None,
+    ram: Annotated[
+        int | None, Option("--ram", metavar="GB", min=1, help="Plan for a machine with this much memory.")
+    ] = None,
+    macos: Annotated[
+        str | None, Option("--macos", metavar="VERSION", help="Plan for a Mac with this version, such as 26.")
+    ] = None,
+    last: Annotated[
+        bool, Option("--last", help="The last start: what was planned, what the engine allocated.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """What a model needs in memory, and how much context fits. Starts and downloads nothing."""
+    from cclocal.discovery.look import last_start
+    from cclocal.session.plan import OtherMachine, plan_catalog, plan_one
+    from cclocal.ui import memory_view
+
+    if last:
+        report = last_start(call.env)
+        if report is None:
+            raise UsageError("No start has been measured yet.")
+        memory_view.show_last(report, as_json=as_json)
+        return
+    catalog, other = call.catalog(), OtherMachine(ram, macos)
+    if word is None:
+        memory_view.show_all(plan_catalog(catalog, call.settings, other, call.env), as_json=as_json)
+    else:
+        memory_view.show_one(plan_one(catalog, word, call.settings, other, call.env), as_json=as_json)
+
+
+@takes("agent", "lean")
+def prompt(call: Call, as_json: Json = False) -> None:
+    """Where the bytes and tokens of the agent's first request go, against a plain launch; “-- -p” for print mode."""
+    from cclocal.prompt_cache.breakdown import break_down
+    from cclocal.ui.console import busy, print_json
+
+    with busy("Starting the agent twice, as cclocal starts it and plain"):
+        found = break_down(call.settings, call.env)
+    found = replace(found, blocks=tuple(sorted(found.blocks, key=lambda block: (-block.bytes, -block.plain_bytes))))
+    if as_json:
+        print_json(asdict(found))
+    else:
+        _show_prompt(found)
+
+
+def _show_prompt(found: Breakdown) -> None:
+    """Print a table, in which the tools that are left out are one row."""
+    from rich.text import Text
+
+    from cclocal.ui.console import output
+    from cclocal.ui.tables import plain_table
+    from cclocal.units import count
+
+    def sizes(*numbers: int) -> list[str]:
+        return [count(number or None) for number in numbers]
+
+    headings = ("block", "bytes", "tokens", "plain, bytes", "fixed")
+    table = plain_table(*headings, right=headings[1:], no_wrap=headings)
+    left_out = []
+    for block in found.blocks:
+        if block.bytes:
+            fixed = "yes" if block.same else "no"
+            table.add_row(block.name, *sizes(block.bytes, block.tokens, block.plain_bytes), fixed)
+        else:
+            left_out.append(block.plain_bytes)
+    if left_out:
+        table.add_row(f"{len(left_out)} other tools", *sizes(0, 0, sum(left_out)), style="dim")
+    total = [sum(getattr(block, name) for block in found.blocks) for name in ("bytes", "tokens", "plain_bytes")]
+    table.add_row("together", *sizes(*total), style="bold")
+    notes = [
+        f"\nThe first request of {found.agent} without your prompt, compared with a launch without cclocal.",
+        f"Tokens: {found.counted_by}'s."
+        if found.counted_by
+        else "Tokens: estimated as bytes / 4; a running server of cclocal's would count them.",
+        "fixed: the same bytes in every session and folder.",
+    ]
+    if not total[2]:
+        notes.append("The plain launch sent no request within its time limit.")
+    out = output()
+    out.print(table)
+    out.print(Text("\n".join(notes), style="dim"))
+
+
+# -- sessions
+
+
+@takes()
+def stats(
+    call: Call,
+    session: Annotated[
+        str | None, Argument(help="Session id; default: the newest.", show_default=False, autocompletion=_sessions)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What each turn of a session cost: tokens read, kept and written; seconds to the first word."""
+    from cclocal.session.stats import show
+
+    show(session, call.env, as_json=as_json)
+
+
+@takes()
+def logs(call: Call, follow: Annotated[bool, Option("--follow", "-f", help="Follow the log.")] = False) -> None:
+    """What the newest model server says."""
+    from cclocal.server.registry import read_log
+
+    for piece in read_log(call.env, follow=follow):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+
+# -- the models on this disk
+
+
+@takes()
+def list_(
+    call: Call,
+    names: Annotated[list[str] | None, Argument(metavar="[NAME]…", help="Only these.", autocompletion=_stored)] = None,
+    as_json: Json = False,
+) -> None:
+    """The models on this disk (also: cclocal --list): the hub's cache, Ollama's store, files you used."""
+    from cclocal.session.models import show_stored
+
+    show_stored(call.catalog(), call.env, as_json=as_json, names=names or ())
+
+
+@takes()
+def rm(
+    call: Call,
+    names: Annotated[
+        list[str] | None,
+        Argument(
+            metavar="[NAME]…",
+            help="Model flags or repositories; “all” for everything cclocal downloaded.",
+            autocompletion=_stored,
+        ),
+    ] = None,
+    yes: Annotated[bool, Option("--yes", "-y", help="Without asking.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be removed.")] = False,
+) -> None:
+    """Remove models from this disk (also: cclocal --rm). Without a name: a list to tick."""
+    from cclocal.session.models import remove_named
+
+    remove_named(names or (), call.catalog(), call.env, yes=yes, dry_run=dry_run)
+
+
+@takes("quant", "backend")
+def fetch(call: Call, names: Annotated[list[str], Argument(metavar="MODEL…", autocompletion=complete_model)]) -> None:
+    """Download models and exit (also: cclocal --fetch); a launch needs no network then."""
+    from cclocal.session.steps import fetch_only, prepare
+
+    settings, catalog = replace(call.settings, server=True, mem_check=False), call.catalog()
+    try:
+        for name in names:
+            fetch_only(prepare(replace(settings, model=name), catalog, call.env))
+    except KeyboardInterrupt:
+        raise InterruptedByUser("Interrupted; finished files are kept.") from None

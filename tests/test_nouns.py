@@ -24,7 +24,7 @@ from cclocal.discovery import hardware
 from cclocal.discovery.look import load_catalog
 from cclocal.errors import FolderError
 from cclocal.http import is_loopback
-from cclocal.models import catalog, hub_cache
+from cclocal.models import catalog, hub
 from cclocal.paths import packaged, write_private
 from cclocal.server import keeper
 from cclocal.ui.tables import quoted
@@ -203,12 +203,12 @@ def test_the_private_home_is_laid_out_anew_and_keeps_only_known_plain_values(tmp
 
 
 def test_the_hubs_cache_is_found_as_the_hub_finds_it(tmp_path: Path) -> None:
-    assert hub_cache.folder({"HOME": "/h"}) == Path("/h/.cache/huggingface/hub")
-    assert hub_cache.folder({"HOME": "/h", "XDG_CACHE_HOME": "/x"}) == Path("/x/huggingface/hub")
-    assert hub_cache.folder({"HOME": "/h", "HF_HOME": "/f"}) == Path("/f/hub")
-    assert hub_cache.folder({"HOME": "/h", "HF_HOME": "/f", "HF_HUB_CACHE": "/c"}) == Path("/c")
+    assert hub.cache({"HOME": "/h"}) == Path("/h/.cache/huggingface/hub")
+    assert hub.cache({"HOME": "/h", "XDG_CACHE_HOME": "/x"}) == Path("/x/huggingface/hub")
+    assert hub.cache({"HOME": "/h", "HF_HOME": "/f"}) == Path("/f/hub")
+    assert hub.cache({"HOME": "/h", "HF_HOME": "/f", "HF_HUB_CACHE": "/c"}) == Path("/c")
     environ = {"HF_HUB_CACHE": str(tmp_path)}
-    assert hub_cache.files("o/m", ("a", "b"), environ) == {}
+    assert hub.cached("o/m", ("a", "b"), environ) == {}
     repo = tmp_path / "models--o--m"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("abc")
@@ -216,7 +216,7 @@ def test_the_hubs_cache_is_found_as_the_hub_finds_it(tmp_path: Path) -> None:
     (repo / "snapshots" / "abc" / "a").write_text("x")
     # an interrupted link points at a blob that is not there
     (repo / "snapshots" / "abc" / "b").symlink_to("../../blobs/none")
-    assert set(hub_cache.files("o/m", ("a", "b"), environ)) == {"a"}
+    assert set(hub.cached("o/m", ("a", "b"), environ)) == {"a"}
 
 
 # -- machines, from recorded files

@@ -122,7 +122,7 @@ def test_its_own_request_timeout_would_end_a_prefill_and_ours_does_not(mlx: Worl
 
 def test_a_folder_of_ones_own_and_one_that_brings_a_program_along(mlx: World, tmp_path: Path) -> None:
     mlx.fake_claude(exits=0)
-    folder = tiny.build_mlx(tmp_path / "models")
+    folder = tiny.build(tmp_path / "models", is_mlx=True)
     done = mlx.run("--model", str(folder))
     assert done.returncode == 0, done.stderr
     assert "untested" in done.stderr

@@ -147,7 +147,7 @@ def test_a_lasting_backend_is_what_is_planned_and_fetched_too(mlx: World, hub: d
 
 @pytest.mark.parametrize("missing", ["tokenizer.json", "shard", "bytes"])
 def test_half_a_model_is_none(mlx: World, missing: str) -> None:
-    folder = tiny.build_mlx(mlx.root / "models").rename(mlx.root / "half")
+    folder = tiny.build(mlx.root / "models", is_mlx=True).rename(mlx.root / "half")
     weights = folder / "model.safetensors"
     if missing == "shard":
         weights.rename(folder / "model-00001-of-00002.safetensors")
@@ -162,7 +162,7 @@ def test_half_a_model_is_none(mlx: World, missing: str) -> None:
 
 def test_names_of_the_catalog_come_before_what_is_in_the_folder(mlx: World) -> None:
     (mlx.project / "review").write_text("notes")
-    tiny.build_mlx(mlx.root / "models").rename(mlx.project / "tiny")
+    tiny.build(mlx.root / "models", is_mlx=True).rename(mlx.project / "tiny")
     for flag, name in (("--review", "GLM 4.7 Flash"), ("--tiny", "Tiny copy circuit")):
         assert name in mlx.run(flag, "--dry-run").stdout
     # with a separator it is the folder, however it is written

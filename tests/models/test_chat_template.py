@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cclocal.models.chat_template import Traits, traits
+from cclocal.models.headers import Traits, traits
 from tools.tiny_model.circuit import CHAT_TEMPLATE
 
 

@@ -27,7 +27,7 @@ def shelf(world: World) -> World:
     world.program("ollama", "llama_server")
     (world.bin / "ollama").write_text('#!/bin/sh\necho "client version is 0.17.4"\n')
     (world.project / "own.gguf").write_bytes(tiny.gguf())
-    shutil.copytree(tiny.build_mlx(world.root / "built"), world.project / "folder")
+    shutil.copytree(tiny.build(world.root / "built", is_mlx=True), world.project / "folder")
     snapshot = world.home / SNAPSHOT
     snapshot.mkdir(parents=True)
     repo = snapshot.parents[1]

@@ -28,7 +28,7 @@ from cclocal.memory.footprint import read_buffers
 from cclocal.memory.gguf import read_header
 from cclocal.memory.mlx import shape_of_config
 from cclocal.memory.shape import Shape, published_shape, shape_of
-from cclocal.models import catalog_file, hub_cache, tags
+from cclocal.models import catalog_file, hub, tags
 from cclocal.models.catalog import CONFIG, Catalog, Model, Rules, Variant
 from cclocal.models.headers import of_folder, of_gguf
 from cclocal.models.repo_files import listed_bytes
@@ -129,7 +129,7 @@ def _cached(variant: Variant, env: Env) -> dict[tuple[str, str], Path]:
         file = built / CONFIG if variant.is_folder else built
         return {("", variant.builtin): file} if file.exists() else {}
     repo = variant.repo or ""
-    here = hub_cache.files(repo, variant.hub_files, env.environ) if repo else {}
+    here = hub.cached(repo, variant.hub_files, env.environ) if repo else {}
     return {(repo, file): path for file, path in here.items()}
 
 

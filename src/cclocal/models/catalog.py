@@ -20,19 +20,16 @@ FileForm = Literal["gguf", "mlx", "tag"]
 KvType = Literal["f16", "bf16", "q8_0", "q5_1", "q4_0"]
 Tokens = Annotated[int, Ge(256)]
 Count = Annotated[int, Ge(0)]
-Port = Annotated[int, Ge(1), Le(65535)]
 #: The file of an MLX model by which its folder is found.
 CONFIG = "config.json"
 #: The quantisation of a model of which none was named.
 ANY = "any"
-_STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is chosen, as the model's card recommends. None = the backend's own default."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     temp: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -44,7 +41,6 @@ class Sampling:
 class Variant:
     """One way to run a model: a backend, the files it needs, and the settings they want."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     backend: str
     quant: str
     default: bool = False
@@ -106,7 +102,8 @@ class Variant:
 class Model:
     """A model as people know it, with the variants it can run as."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    #: for its variants and their sampling too
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     id: str
     name: str
     note: str
@@ -118,7 +115,7 @@ class Model:
     context_tokens: Tokens = 65536
     out_tokens: Tokens = 8192
     #: the default port of --server
-    port: Port = 8000
+    port: Annotated[int, Ge(1), Le(65535)] = 8000
     #: the name of its published dimensions (cclocal.memory.shape), by which it is planned before it is here
     shape: str | None = None
     #: printed at each launch of the model
@@ -154,10 +151,10 @@ class Rules:
         forms = self.forms[variant.backend]
         return "tag" if variant.tag else next((form for form in forms if form != "tag"), "gguf")
 
-    def serving(self, form: FileForm, backend: str | None) -> str | None:
-        """The backend for a model of that form: the one asked for if it serves it, else the first; None if none."""
+    def serving(self, form: FileForm, backend: str | None = None) -> str:
+        """The backend for a model of that form: the one asked for if it serves it, else the first."""
         able = [name for name, forms in self.forms.items() if form in forms]
-        return backend if backend in able else next(iter(able), None)
+        return backend if backend in able else able[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,21 +166,15 @@ class Catalog:
     rules: Rules
     recommended: tuple[str, ...] = ()
 
-    @property
-    def names(self) -> frozenset[str]:
-        """Every id and flag."""
-        return frozenset(word for model in self.models.values() for word in (model.id, *model.flags))
-
     def find(self, name: str) -> Model:
         """The model of that id, flag or name. Raises UsageError with the nearest ones."""
         for model in self.models.values():
             if name.lower() in (model.id, model.name.lower(), *model.flags):
                 return model
-        near = nearest(name.lower(), [w for m in self.models.values() for w in (m.id, *m.flags)])
-        known = ", ".join(self.models)
+        near = nearest(name.lower(), [word for model in self.models.values() for word in (model.id, *model.flags)])
         raise UsageError(
             f"There is no model “{name}”." + (f" Perhaps you meant {near}." if near else ""),
-            hint=f"cclocal --list-models    (known: {known})",
+            hint=f"cclocal --list-models    (known: {', '.join(self.models)})",
         )
 
 

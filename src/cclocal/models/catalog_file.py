@@ -86,9 +86,7 @@ def _explain(path: Path, text: str, prefix: tuple[str | int, ...], error: Any) -
     """The first mistake pydantic found, in words, with its place in the file."""
     first = error.errors(include_url=False)[0]
     loc: tuple[str | int, ...] = (*prefix, *first["loc"])
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if first["type"] == "unexpected_keyword_argument":
         owner: Any = Sampling if "sampling" in str(loc[-2]) else Variant if "variants" in loc else Model
         return mistake(path, text, loc, "is unknown", [f.name for f in fields(owner)])
-    if first["type"] in ("missing", "missing_argument"):
-        return mistake(path, text, loc, "is missing")
-    return mistake(path, text, loc, f"is wrong: {first['msg']}")
+    return mistake(path, text, loc, "is missing" if first["type"] == "missing" else f"is wrong: {first['msg']}")

@@ -6,7 +6,7 @@ import json
 import mmap
 import re
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,46 @@ from cclocal.models.catalog import CONFIG
 from cclocal.paths import read_table
 from cclocal.units import file_size
 
-#: One part of several, by gguf-split's own naming.
-PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+#: One part of several, as gguf-split and transformers name them; no real model has more.
+PART = re.compile(r"-(\d{5})-of-(\d{5})(\.gguf|\.safetensors)$")
+_MOST_PARTS = 1000
 #: What mlx-lm loads of a folder (mlx_lm/utils.py); other safetensors files are not for it.
 MLX_WEIGHTS = "model*.safetensors"
 MLX_INDEX = "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tiktoken.model")
-#: One weight file of several, as transformers names them; no real model has more.
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
-_MOST_SHARDS = 1000
+#: A mark in a template → vllm-mlx's parser for tool calls in that format. The first match counts: several formats
+#: share <tool_call>. Source: vllm-mlx 0.6.0's tool_parsers, and the models' published templates.
+_TOOL_MARKS = (
+    ("<|tool_call>", "gemma4"),
+    ("<|channel|>", "harmony"),
+    ("<arg_key>", "glm47"),
+    ("<function=", "qwen3_coder"),
+    ("[TOOL_CALLS]", "mistral"),
+    ("<|python_tag|>", "llama"),
+    ("<｜tool▁calls▁begin｜>", "deepseek_v3"),
+    ("<|tool_calls_section_begin|>", "kimi"),
+    ("<minimax:tool_call>", "minimax"),
+    ("<TOOLCALL>", "nemotron"),
+    ("<tool_call>", "hermes"),
+)
+#: The same for vllm-mlx's parser of thinking.
+_THOUGHT_MARKS = (
+    ("<|channel>", "gemma4"),
+    ("<|channel|>", "harmony"),
+    ("[THINK]", "mistral"),
+    ("<think>", "qwen3"),
+)
+#: Tool parsers whose models have a reasoning parser of their own for <think>.
+_OWN_THOUGHTS = {"glm47": "glm4", "deepseek_v3": "deepseek_r1"}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelHeader:
-    """What was read of a model: its shape, where that was read, and its chat template if there is one."""
+    """What was read of a model: its shape, its chat template if there is one, and where else than here it was read."""
 
-    name: str
     shape: Shape
-    source: str
     template: str = ""
+    source: str = ""
 
 
 def of_gguf(path: Path, *, complete: bool = False) -> ModelHeader | None:
@@ -46,15 +67,14 @@ def of_gguf(path: Path, *, complete: bool = False) -> ModelHeader | None:
     Raises UsageError if the file is damaged or no GGUF file, and with `complete` if part of it is missing.
     """
     try:
-        files = parts(path)
+        files = [path.with_name(name) for name in parts(path.name)]
         header = joined([_header_of(file) for file in files])
         if not header.tensors:
             raise BadHeaderError("it holds no weights")
         there, needed = sum(file.stat().st_size for file in files), sum(t.size_bytes for t in header.tensors)
         if complete and there < needed:
             raise BadHeaderError(f"it is cut off: {file_size(there)} of at least {file_size(needed)} are there")
-        template = str(header.metadata.get("tokenizer.chat_template") or "")
-        return ModelHeader(path.name, shape_of(header), "the file's own header", template)
+        return ModelHeader(shape_of(header), str(header.metadata.get("tokenizer.chat_template") or ""))
     except UnknownHeaderError:
         return None
     except (OSError, ValueError) as error:
@@ -66,13 +86,12 @@ def _header_of(path: Path) -> Header:
         return read_header(data)
 
 
-def parts(path: Path) -> list[Path]:
-    """All parts of a GGUF file by the name of its first one; the file itself if it is whole."""
-    part = PART.search(path.name)
-    if not part or not 1 <= int(part[1]) <= int(part[2]):
-        return [path]
-    names = [path.name[: part.start()] + f"-{n:05d}-of-{part[2]}.gguf" for n in range(1, int(part[2]) + 1)]
-    return [path.with_name(name) for name in names]
+def parts(name: str) -> list[str]:
+    """The names of all parts of a file by that of one of them; the name itself if the file is whole."""
+    part = PART.search(name)
+    if not part or not 1 <= int(part[1]) <= int(part[2]) <= _MOST_PARTS:
+        return [name]
+    return [f"{name[: part.start()]}-{n:05d}-of-{part[2]}{part[3]}" for n in range(1, int(part[2]) + 1)]
 
 
 def joined(headers: Sequence[Header]) -> Header:
@@ -99,10 +118,9 @@ def of_folder(folder: Path) -> ModelHeader | None:
         why = f"{CONFIG} is missing" if isinstance(error, FileNotFoundError) else str(error)
         raise UsageError(f"{folder} is not a complete MLX model: {why}.") from None
     try:
-        shape = shape_of_config(config, sum(sizes))
+        return ModelHeader(shape_of_config(config, sum(sizes)), _template_in(folder))
     except BadHeaderError:
         return None
-    return ModelHeader(folder.name, shape, "config.json and the safetensors headers", _template_in(folder))
 
 
 def _template_in(folder: Path) -> str:
@@ -138,7 +156,25 @@ def missing_shards(there: Set[str], index: Mapping[str, Any]) -> list[str]:
     named = index.get("weight_map")
     needed = {part for part in named.values() if isinstance(part, str)} if isinstance(named, dict) else set()
     for name in there:
-        if part := _SHARD.search(name):
-            stem, count = name[: part.start()], min(int(part[2]), _MOST_SHARDS)
-            needed |= {f"{stem}-{n:05d}-of-{part[2]}.safetensors" for n in range(1, count + 1)}
+        needed |= {*parts(name)}
     return sorted(part for part in needed - there if fnmatch(part, MLX_WEIGHTS) and "/" not in part)
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What was read from a template. None = no parser is known for it."""
+
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+    template_kwargs: Mapping[str, bool | str | int] = field(default_factory=dict)
+
+
+def traits(template: str) -> Traits:
+    """What a chat template (Jinja) says about its model."""
+    tool = next((parser for mark, parser in _TOOL_MARKS if mark in template), None)
+    thought = next((parser for mark, parser in _THOUGHT_MARKS if mark in template), None)
+    if thought == "qwen3":
+        thought = _OWN_THOUGHTS.get(tool or "", thought)
+    # off unless the user asks for it
+    kwargs = {"enable_thinking": False} if "enable_thinking" in template else {}
+    return Traits(tool, thought, kwargs)

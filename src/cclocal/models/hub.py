@@ -1,15 +1,23 @@
-"""Questions to the Hugging Face hub: which files a repository has, and the beginning of one. The only importer of
-huggingface_hub, and only when something is asked.
+"""The Hugging Face hub: its cache on this disk, questions to it, and downloads. The only importer of huggingface_hub,
+and only when something is asked.
+
+The cache's documented layout: models--ORG--NAME/refs/main names a revision; snapshots/REVISION/FILE are its files.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from cclocal import http
+from cclocal import errors
 from cclocal.errors import CclocalError, DiskFullError, HubError, OfflineError
 from cclocal.memory.gguf import BadHeaderError, CutHeaderError
 from cclocal.paths import DISK_FULL
@@ -17,6 +25,8 @@ from cclocal.units import MIB
 
 T = TypeVar("T")
 
+#: Seconds without a byte that count as a stall. Measured in received bytes, because the size of the cache folder lags.
+STALL_S = 240.0
 #: How much of a file is read before it is fetched, growing: vocabularies make headers of 6 to 16 MB.
 PEEK_BYTES = (16 * MIB, 64 * MIB)
 
@@ -29,17 +39,66 @@ def import_hub() -> Any:
     return huggingface_hub
 
 
+def cache(environ: Mapping[str, str]) -> Path:
+    """The hub's cache, found as huggingface_hub finds it: HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, ~/.cache."""
+    if direct := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(direct).expanduser()
+    base = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "~"), ".cache")
+    return Path(environ.get("HF_HOME") or Path(base, "huggingface")).expanduser() / "hub"
+
+
+def folder_of(repo: str, environ: Mapping[str, str]) -> Path:
+    """The folder of one repository."""
+    return cache(environ) / f"models--{repo.replace('/', '--')}"
+
+
+def recorded_revision(repo: str, environ: Mapping[str, str]) -> str | None:
+    """The revision of the first fetch, as the cache records it."""
+    try:
+        return (folder_of(repo, environ) / "refs" / "main").read_text("utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def _snapshot(repo: str, environ: Mapping[str, str]) -> Path:
+    """The folder of the files at that revision; if none was fetched, one that is not there."""
+    return folder_of(repo, environ) / "snapshots" / (recorded_revision(repo, environ) or "none")
+
+
+def cached(repo: str, wanted: Iterable[str], environ: Mapping[str, str]) -> dict[str, Path]:
+    """Those of the files that are complete in the cache: name → path. (A file in flight has no name there yet.)"""
+    snapshot = _snapshot(repo, environ)
+    return {name: snapshot / name for name in wanted if (snapshot / name).is_file()}
+
+
+def cached_sizes(repo: str, environ: Mapping[str, str]) -> dict[str, int]:
+    """The files of a repository that are in the cache, and their sizes in bytes."""
+    snapshot = _snapshot(repo, environ)
+    try:
+        return {str(path.relative_to(snapshot)): path.stat().st_size for path in snapshot.rglob("*") if path.is_file()}
+    except OSError:
+        return {}
+
+
+def remove(repo: str, environ: Mapping[str, str]) -> None:
+    """Remove a repository from the cache, through the hub's own library: blobs may be shared."""
+    scanned = import_hub().scan_cache_dir(cache(environ))
+    # only this one: copies of a repository share the names of their revisions
+    mine = frozenset(found for found in scanned.repos if found.repo_id == repo and found.repo_type == "model")
+    revisions = [revision.commit_hash for found in mine for revision in found.revisions]
+    replace(scanned, repos=mine).delete_revisions(*revisions).execute()
+
+
 def peek(repo: str, file: str, parse: Callable[[bytes], T]) -> T:
     """What `parse` makes of a file's beginning, of which as much is fetched as it needs.
 
-    Raises HubError and its like, and what `parse` raises except CutHeaderError.
+    Raises HubError and its like, and what `parse` raises.
     """
     huggingface_hub = import_hub()
     with in_words(repo):
-        url = huggingface_hub.hf_hub_url(repo, file)
         token = huggingface_hub.get_token()
         login = {"authorization": f"Bearer {token}"} if token else {}
-        return peek_url(huggingface_hub.get_session(), url, parse, login)
+        return peek_url(huggingface_hub.get_session(), huggingface_hub.hf_hub_url(repo, file), parse, login)
 
 
 def peek_url(client: Any, url: str, parse: Callable[[bytes], T], headers: Mapping[str, str] | None = None) -> T:
@@ -62,85 +121,108 @@ def peek_url(client: Any, url: str, parse: Callable[[bytes], T], headers: Mappin
     raise AssertionError("the last size returns or raises")
 
 
-def list_files(repo: str) -> dict[str, int]:
-    """Every file of a repository and its size in bytes. Raises HubError and its like."""
-    huggingface_hub = import_hub()
-    with in_words(repo):
-        info = huggingface_hub.HfApi().model_info(repo, files_metadata=True)
-        return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+def file_sizes(repo: str, revision: str | None = None) -> dict[str, int]:
+    """Every file of a repository and its size in bytes."""
+    info = import_hub().HfApi().model_info(repo, files_metadata=True, revision=revision)
+    return {file.rfilename: file.size or 0 for file in info.siblings or ()}
 
 
-@contextmanager
-def web(what: str) -> Iterator[Any]:
-    """An HTTP client for a registry, its failures in words. Raises HubError."""
-    import httpx
+def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: Any) -> None:
+    """Fetch the files of a repo into the hub's cache.
 
-    try:
-        with http.web_client() as client:
-            yield client
-    except httpx.HTTPStatusError as error:
-        raise HubError(f"The registry answered {error.response.status_code} for {what}.") from None
-    except (httpx.HTTPError, ValueError) as error:
-        if isinstance(error, BadHeaderError):
-            raise
-        raise HubError(f"Could not reach the registry for {what}.", cause=[_first_line(error)]) from None
+    `bar(total_bytes, finished_bytes)` starts a progress bar, whose `advance` is called with every byte received. Raises
+    DownloadStalledError (20), DiskFullError (21), OfflineError (22) or HubError (23); finished files are kept, the
+    unfinished one starts again next time. There is no limit on the whole time: a download ends only if no byte
+    arrives, and then it is tried once more without Xet.
+    """
+    stall_s = float(environ.get("CCLOCAL_TEST_STALL_S") or STALL_S)
+    for changes in ({}, {"HF_HUB_DISABLE_XET": "1"}):
+        with subprocess.Popen(
+            [sys.executable, "-P", "-m", "cclocal.models.download_worker", repo, *files],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            # or `select` would not see what was read with an earlier line
+            bufsize=0,
+            env={**environ, **changes},
+        ) as child:
+            try:
+                if _is_done(child, bar, stall_s):
+                    return
+            finally:
+                child.kill()
+    raise errors.DownloadStalledError(
+        f"The download of {repo} stalled twice: no byte arrived for {stall_s:.0f} s.",
+        hint="check the network, then start again: finished files are kept, the file in flight starts again",
+    )
+
+
+def _is_done(child: subprocess.Popen[bytes], bar: Any, stall_s: float) -> bool:
+    """Read the download process's messages until it is done; False if it stalls. Raises the error it reports."""
+    assert child.stdout
+    while select.select([child.stdout], [], [], stall_s)[0]:
+        line = child.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise HubError("The download process ended without reporting an error.", hint="start it again")
+        match json.loads(line):
+            case {"done": True}:
+                return True
+            case {"error": kind, "message": message, "cause": cause, "hint": hint}:
+                raise getattr(errors, kind)(message, cause=cause, hint=hint)
+            case {"total_bytes": total_bytes, "finished_bytes": finished_bytes}:
+                shown = bar(total_bytes, finished_bytes)
+            case {"received_bytes": received_bytes}:
+                shown.advance(received_bytes)
+            case {"note": note}:
+                bar.note(note)
+    return False
 
 
 @contextmanager
 def in_words(repo: str, missing: Sequence[str] = ()) -> Iterator[None]:
     """The hub library's errors as ours, each with what to do; `missing` are the files that are not here."""
-    from huggingface_hub import errors
-
     try:
         yield
-    except (CclocalError, BadHeaderError):
-        raise
-    except errors.GatedRepoError:
-        raise HubError(
-            f"{repo} asks you to accept its terms first.",
-            hint=f"accept them on https://huggingface.co/{repo}, then run: hf auth login",
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise HubError(
-            f"There is no repository {repo} that you can read.", hint="hf auth login, if it is private"
-        ) from None
-    except errors.EntryNotFoundError as error:
-        raise HubError(f"{repo} does not have that file: {_first_line(error)}.") from None
-    except errors.OfflineModeIsEnabled:
-        raise OfflineError(
-            f"{_what(repo, missing)} not on this disk, and HF_HUB_OFFLINE is set.", hint="unset HF_HUB_OFFLINE"
-        ) from None
-    except errors.LocalEntryNotFoundError as error:
-        raise HubError(
-            f"Could not reach the model hub, and {_what(repo, missing)} not on this disk.",
-            cause=[_first_line(error)],
-            hint="check the network, and HF_ENDPOINT if you set it",
-        ) from None
-    except errors.HfHubHTTPError as error:
-        status = int(getattr(error.response, "status_code", 0))
-        hint = {401: "hf auth login", 403: "hf auth login", 429: "wait a few minutes"}.get(status, "try again later")
-        raise HubError(f"The model hub answered {status} for {repo}.", cause=[_first_line(error)], hint=hint) from None
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise DiskFullError(f"The disk is full: {error}.", hint="finished files were kept") from None
-        raise HubError(f"The download of {repo} failed.", cause=[_first_line(error)]) from None
     except Exception as error:
+        raise _in_words(error, repo, missing) from None
+
+
+def _in_words(error: Exception, repo: str, missing: Sequence[str]) -> Exception:
+    """The error as one of ours, or as it is if it says nothing of the hub."""
+    from huggingface_hub import errors as theirs
+
+    what = f"{', '.join(missing)} of {repo} {'is' if len(missing) == 1 else 'are'}" if missing else f"{repo} is"
+    cause = [first_line(error)]
+    match error:
+        case CclocalError() | BadHeaderError():
+            return error
+        case theirs.GatedRepoError():
+            hint = f"accept them on https://huggingface.co/{repo}, then run: hf auth login"
+            return HubError(f"{repo} asks you to accept its terms first.", hint=hint)
+        case theirs.RepositoryNotFoundError():
+            return HubError(f"There is no repository {repo} that you can read.", hint="hf auth login, if it is private")
+        case theirs.OfflineModeIsEnabled():
+            return OfflineError(f"{what} not on this disk, and HF_HUB_OFFLINE is set.", hint="unset HF_HUB_OFFLINE")
+        case theirs.LocalEntryNotFoundError():
+            pass
+        case theirs.EntryNotFoundError():
+            return HubError(f"{repo} does not have that file: {cause[0]}.")
+        case theirs.HfHubHTTPError():
+            status = int(getattr(error.response, "status_code", 0))
+            hints = {401: "hf auth login", 403: "hf auth login", 429: "wait a few minutes"}
+            text = f"The model hub answered {status} for {repo}."
+            return HubError(text, cause=cause, hint=hints.get(status, "try again later"))
+        case OSError() if error.errno in DISK_FULL:
+            return DiskFullError(f"The disk is full: {error}.", hint="finished files were kept")
+        case OSError():
+            return HubError(f"The download of {repo} failed.", cause=cause)
         # the hub's HTTP library has its own hierarchy, which it does not export
-        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2"):
-            raise
-        raise HubError(
-            f"Could not reach the model hub for {repo}.",
-            cause=[_first_line(error)],
-            hint="check the network, and HF_ENDPOINT if you set it",
-        ) from None
+        case _ if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2"):
+            return error
+    text = f"Could not reach the model hub, and {what} not on this disk."
+    return HubError(text, cause=cause, hint="check the network, and HF_ENDPOINT if you set it")
 
 
-def _what(repo: str, missing: Sequence[str]) -> str:
-    """What is missing, with its verb."""
-    if not missing:
-        return f"{repo} is"
-    return f"{', '.join(missing)} of {repo} {'is' if len(missing) == 1 else 'are'}"
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error's own words, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from cclocal.errors import UsageError
-from cclocal.models import hub_cache, tags
+from cclocal.models import hub, tags
 from cclocal.models.catalog import ANY, CONFIG, REPO, Catalog, FileForm, Model, Variant, of_variant, with_local_files
-from cclocal.models.chat_template import traits
-from cclocal.models.headers import ModelHeader, of_folder, of_gguf
+from cclocal.models.headers import ModelHeader, of_folder, of_gguf, traits
 from cclocal.models.repo_files import form_of_repo, with_file_names
 from cclocal.paths import Env
 
+#: A repository of the hub's, with or without a quantisation.
+_REPO_AND_QUANT = re.compile(rf"({REPO.pattern})(?::([\w.-]*))?", re.ASCII)
 #: The context of most models of 2026: assumed until a model's own header says otherwise.
 _USUAL_CONTEXT_TOKENS = 131072
 #: The context of a file that does not say what it was trained for.
@@ -42,8 +43,8 @@ def canonical(catalog: Catalog, word: str) -> str:
     """
     if model := _in_catalog(catalog, word):
         return model.id
-    path, is_dir, is_file = _local(word)
-    return str(path) if is_file or (is_dir and _means_folder(word, path)) else word
+    path, form = _local(word)
+    return str(path) if form else word
 
 
 def sources(catalog: Catalog, word: str, env: Env) -> set[str]:
@@ -59,27 +60,27 @@ def sources(catalog: Catalog, word: str, env: Env) -> set[str]:
 
 def _in_catalog(catalog: Catalog, word: str) -> Model | None:
     """The catalog's model of that name or flag; it comes before a file or folder of the same name."""
-    plain = word.removeprefix("--")
-    return catalog.find(plain) if plain.lower() in catalog.names else None
+    plain = word.removeprefix("--").lower()
+    return next((model for model in catalog.models.values() if plain in (model.id, *model.flags)), None)
 
 
 def _named(catalog: Catalog, word: str, backend: str | None, env: Env) -> Model:
     if model := _in_catalog(catalog, word):
         return model
-    path, is_dir, is_file = _local(word)
-    if is_dir and _means_folder(word, path):
-        return _of_files(catalog, path.name, _variant(catalog, "mlx", backend, "folder", str(path)), of_folder(path))
-    if word.lower().endswith(".gguf") or is_file:
-        if not is_file:
-            raise UsageError(f"There is no file {path}.")
+    path, form = _local(word)
+    serving = catalog.rules.serving
+    if form:
+        variant = Variant(serving(form, backend), "folder" if form == "mlx" else "file", path=str(path), form=form)
         # a header newer than we know is the engine's to refuse
-        variant = _variant(catalog, "gguf", backend, "file", str(path))
-        return _of_files(catalog, path.name, variant, of_gguf(path, complete=True))
-    by_tag = catalog.rules.serving("tag", backend)
-    if by_tag and tags.is_tag(word) and (backend == by_tag or _is_plainly_a_tag(word)):
+        header = of_folder(path) if form == "mlx" else of_gguf(path, complete=True)
+        return _of_files(catalog, path.name, variant, header)
+    if word.lower().endswith(".gguf"):
+        raise UsageError(f"There is no file {path}.")
+    by_tag = serving("tag", backend)
+    if tags.is_tag(word, plainly=backend != by_tag):
         return _of_files(catalog, word, Variant(by_tag, "tag", tag=word, form="tag"), tags.in_store(word, env.environ))
-    if _is_repo(word):
-        return _of_repo(catalog, word, backend, env)
+    if repo := _REPO_AND_QUANT.fullmatch(word):
+        return _of_repo(catalog, word, repo[1], repo[2] or "", backend, env)
     if word.startswith((os.sep, ".", "~")):
         raise UsageError(f"There is no file {path}.", hint="--model owner/name:QUANT is a model of the hub")
     if "/" in word:
@@ -90,54 +91,32 @@ def _named(catalog: Catalog, word: str, backend: str | None, env: Env) -> Model:
     return catalog.find(word)
 
 
-def _means_folder(word: str, path: Path) -> bool:
-    """Whether a word that is a folder's path means that folder, not a repository or a tag of the same name."""
-    return os.sep in word or word in (".", "..") or (path / CONFIG).is_file()
-
-
-def _local(word: str) -> tuple[Path, bool, bool]:
-    """(the absolute path a word would be, whether that is a folder, whether it is a file)."""
+def _local(word: str) -> tuple[Path, FileForm | None]:
+    """The absolute path a word would be, and whether it means a file ("gguf") or a folder ("mlx") there."""
+    # links are not resolved: those in the hub's cache lead to files named by a hash
     path = Path(os.path.normpath(Path(word).expanduser().absolute()))
     try:
-        # links are not resolved: those in the hub's cache lead to files named by a hash
-        return path, path.is_dir(), path.is_file()
+        if path.is_file():
+            return path, "gguf"
+        # a repository or a tag may have the name of a folder that is here
+        is_meant = os.sep in word or word in (".", "..") or (path / CONFIG).is_file()
+        return path, "mlx" if is_meant and path.is_dir() else None
     except OSError:
         # longer than a name can be
-        return path, False, False
+        return path, None
 
 
-def _variant(catalog: Catalog, form: FileForm, backend: str | None, quant: str, path: str) -> Variant:
-    able = catalog.rules.serving(form, backend)
-    if able is None:
-        raise UsageError(f"No backend here serves {path}.")
-    return Variant(able, quant, path=path, form=form)
-
-
-def _is_plainly_a_tag(word: str) -> bool:
-    """Whether a word can mean nothing but a tag: model:tag, or host/namespace/model."""
-    host, _, rest = word.partition("/")
-    return ":" in word if not rest else "/" in rest and bool(re.search(r"\w[.:]\w", host))
-
-
-def _is_repo(word: str) -> bool:
-    """Whether a word is a repository of the hub's, `owner/name` or `owner/name:QUANT`."""
-    repo, _, quant = word.partition(":")
-    return bool(REPO.fullmatch(repo)) and bool(re.fullmatch(r"[\w.-]*", quant, re.ASCII))
-
-
-def _of_repo(catalog: Catalog, word: str, backend: str | None, env: Env) -> Model:
-    repo, _, quant = word.partition(":")
+def _of_repo(catalog: Catalog, word: str, repo: str, quant: str, backend: str | None, env: Env) -> Model:
     # until the hub was asked: what the backend serves, else what the name says
     asked = catalog.rules.forms.get(backend or "", ())
     guess: FileForm = "mlx" if (asked[0] == "mlx" if asked else "mlx" in repo.lower()) else "gguf"
     form = form_of_repo(repo, env) or guess
-    able = catalog.rules.serving(form, backend) or backend or ""
-    bare = Variant(able, quant or ANY, default=True, repo=repo, form=form)
-    model = of_variant(word, bare, _USUAL_CONTEXT_TOKENS, catalog.rules.taken)
-    variant = with_file_names(model, env).variants[0]
-    here = hub_cache.files(repo, variant.files, env.environ)
+    bare = Variant(catalog.rules.serving(form, backend), quant or ANY, repo=repo, form=form)
+    unread = _of_files(catalog, word, bare, None)
+    variant = with_file_names(unread, env).variants[0]
+    here = hub.cached(repo, variant.files, env.environ)
     if not variant.files or len(here) < len(variant.files):
-        return model
+        return unread
     header = of_folder(here[CONFIG].parent) if variant.is_folder else of_gguf(here[variant.files[0]])
     return _of_files(catalog, word, bare, header)
 

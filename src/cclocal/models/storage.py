@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 import psutil
 
-from cclocal.models import hub_cache
-from cclocal.models.catalog import Catalog, Model, Variant
+from cclocal.models import hub
+from cclocal.models.catalog import Catalog
 from cclocal.paths import Env, read_rows, write_private
 
 #: The name of the row for saved prompts.
@@ -73,19 +73,15 @@ def _used(env: Env) -> dict[str, dict[str, Any]]:
 
 def start_options(catalog: Catalog) -> Mapping[str, str]:
     """By repository or tag: the options that start that model of the catalog."""
-    return {
-        variant.repo or variant.tag or "": _start_of(model, variant)
-        for model in catalog.models.values()
-        for variant in reversed(model.variants)
-    }
-
-
-def _start_of(model: Model, variant: Variant) -> str:
-    """A model's flag, and the options it takes to mean this variant of several."""
-    backend = f" --backend {variant.backend}" if variant.backend != model.variants[0].backend else ""
-    usual = model.variant(variant.backend)
-    quant = f" --quant {variant.quant}" if usual and usual.repo != variant.repo else ""
-    return f"--{model.id}{backend}{quant}"
+    options = {}
+    for model in catalog.models.values():
+        for variant in reversed(model.variants):
+            # what it takes to mean this variant of several
+            backend = f" --backend {variant.backend}" if variant.backend != model.variants[0].backend else ""
+            usual = model.variant(variant.backend)
+            quant = f" --quant {variant.quant}" if usual and usual.repo != variant.repo else ""
+            options[variant.repo or variant.tag or ""] = f"--{model.id}{backend}{quant}"
+    return options
 
 
 def stored(catalog: Catalog, env: Env) -> Iterator[Stored]:
@@ -97,50 +93,38 @@ def stored(catalog: Catalog, env: Env) -> Iterator[Stored]:
 
 
 def _in_hub(catalog: Catalog, used: Mapping[str, Any], env: Env) -> Iterator[Stored]:
-    flags, serving = start_options(catalog), catalog.rules.serving
-    for repo in sorted(hub_cache.folder(env.environ).glob("models--*")):
+    flags = start_options(catalog)
+    for repo in sorted(hub.cache(env.environ).glob("models--*")):
         blobs = repo / "blobs"
         kinds = {path.suffix for path in repo.rglob("*") if not path.is_dir()}
-        if repo.is_symlink() or blobs.is_symlink() or not blobs.is_dir() or not kinds & _WEIGHTS:
+        # a repository that holds a model, or the beginning of one
+        is_model = blobs.is_dir() and kinds & {".gguf", ".safetensors", ".incomplete"}
+        if repo.is_symlink() or blobs.is_symlink() or not is_model:
             continue
         name = repo.name.removeprefix("models--").replace("--", "/")
-        sizes = {blob.name: _size(blob) for blob in blobs.iterdir()}
-        backend = serving("gguf", None) if ".gguf" in kinds else None
-        if not backend and (name in flags or "mlx" in name.lower()):
+        files = _files_in(blobs, "*")
+        # an unfinished file may have the length of the whole one, and holes
+        unfinished = sum(file.st_blocks * 512 for blob, file in files.items() if blob.endswith(".incomplete"))
+        size = unfinished + sum(file.st_size for blob, file in files.items() if not blob.endswith(".incomplete"))
+        last_read = max((file.st_atime for file in files.values()), default=0.0)
+        last = float(used.get(name, {}).get("at_s") or 0) or last_read
+        backend = ""
+        if ".gguf" in kinds:
+            backend = catalog.rules.serving("gguf")
+        elif name in flags or "mlx" in name.lower():
             # other safetensors files are for other programs
-            backend = serving("mlx", None)
-        yield Stored(
-            "hub",
-            name,
-            sum(sizes.values()),
-            flags.get(name),
-            float(used.get(name, {}).get("at_s") or 0) or _last_read(blobs),
-            sum(size for blob, size in sizes.items() if blob.endswith(".incomplete")),
-            str(repo),
-            name in used,
-            backend or "",
-        )
+            backend = catalog.rules.serving("mlx")
+        yield Stored("hub", name, size, flags.get(name), last, unfinished, str(repo), name in used, backend)
 
 
-#: File name endings of a repository that holds a model, or the beginning of one.
-_WEIGHTS = frozenset((".gguf", ".safetensors", ".incomplete"))
-
-
-def _size(path: Path) -> int:
-    try:
-        # lstat: what a link points at is not in the cache
-        return path.lstat().st_blocks * 512 if path.name.endswith(".incomplete") else path.lstat().st_size
-    except OSError:
-        return 0
-
-
-def _last_read(blobs: Path) -> float:
-    times = [0.0]
-    for blob in blobs.iterdir():
-        # a download that ends at this moment changes names
+def _files_in(folder: Path, pattern: str) -> dict[str, os.stat_result]:
+    """What the system says of the files in a folder; what a link points at is not in it."""
+    found = {}
+    for path in folder.glob(pattern):
+        # a download or a start at this moment may rename or remove one
         with contextlib.suppress(OSError):
-            times.append(blob.lstat().st_atime)
-    return max(times)
+            found[path.name] = path.lstat()
+    return found
 
 
 def _files(catalog: Catalog, used: Mapping[str, dict[str, Any]]) -> Iterator[Stored]:
@@ -150,7 +134,7 @@ def _files(catalog: Catalog, used: Mapping[str, dict[str, Any]]) -> Iterator[Sto
                 path = Path(str(row["path"]))
                 # an MLX model is a folder
                 size = sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
-                backend = catalog.rules.serving("mlx" if path.is_dir() else "gguf", None) or ""
+                backend = catalog.rules.serving("mlx" if path.is_dir() else "gguf")
                 last = float(row["at_s"])
                 yield Stored("file", name, size, f"--model {path}", last, 0, str(path), is_ours=True, backend=backend)
 
@@ -158,11 +142,7 @@ def _files(catalog: Catalog, used: Mapping[str, dict[str, Any]]) -> Iterator[Sto
 def _saved_prompts(env: Env) -> Iterator[Stored]:
     """All saved prompts as one row."""
     folder = env.folders.saved_prompts
-    files = []
-    for path in folder.glob("*.bin"):
-        # a start at this moment may remove one
-        with contextlib.suppress(OSError):
-            files.append(path.stat())
+    files = _files_in(folder, "*.bin").values()
     if files:
         size, last = sum(file.st_size for file in files), max(file.st_mtime for file in files)
         yield Stored("warm", SAVED_PROMPTS, size, "", last, path=str(folder))
@@ -171,8 +151,8 @@ def _saved_prompts(env: Env) -> Iterator[Stored]:
 def free_bytes(folder: Path) -> tuple[int, int]:
     """(free, total) bytes of the disk a folder is on."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    usage = shutil.disk_usage(there)
-    return usage.free, usage.total
+    total, _, free = shutil.disk_usage(there)
+    return free, total
 
 
 def users_of(path: Path) -> list[str]:

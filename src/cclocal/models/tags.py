@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cclocal.errors import HubError, UsageError
-from cclocal.http import is_loopback
+from cclocal.http import is_loopback, web_client
 from cclocal.memory.gguf import read_header
 from cclocal.memory.shape import shape_of
 from cclocal.models import hub
@@ -27,9 +28,13 @@ def store(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("OLLAMA_MODELS") or Path(environ["HOME"], ".ollama/models"))
 
 
-def is_tag(name: str) -> bool:
-    """Whether a name could be a tag."""
-    return bool(_TAG.fullmatch(name))
+def is_tag(name: str, *, plainly: bool) -> bool:
+    """Whether a name could be a tag; `plainly`: and nothing else, as model:tag or host/namespace/model."""
+    match = _TAG.fullmatch(name)
+    if not match or not plainly:
+        return bool(match)
+    host, namespace, _, version = match.groups()
+    return bool(re.search(r"\w[.:]\w", host)) if host else bool(version) and not namespace
 
 
 def _parts(tag: str) -> tuple[str, str, str, str]:
@@ -46,37 +51,38 @@ def in_store(tag: str, environ: Mapping[str, str]) -> ModelHeader | None:
     manifest = folder.joinpath("manifests", *_parts(tag))
     if not manifest.is_file():
         return None
-    digest, _ = _model_layer(tag, read_table(manifest))
-    found = of_gguf(folder / "blobs" / digest.replace(":", "-"))
-    return replace(found, name=tag, source="Ollama's own copy") if found else None
+    return of_gguf(folder / "blobs" / _model_digest(tag, read_table(manifest)).replace(":", "-"))
 
 
-def peek(tag: str, environ: Mapping[str, str]) -> ModelHeader:
-    """A model, pulled or not: its manifest names the blob, the blob's header says the rest.
+def peek(tag: str) -> ModelHeader:
+    """A model that is not pulled: its manifest names the blob, the blob's header says the rest.
 
-    Raises HubError if the registry does not have it or cannot be reached.
+    Raises HubError if the registry does not have it or cannot be reached, BadHeaderError.
     """
-    if found := in_store(tag, environ):
-        return found
+    import httpx
+
     host, space, model, version = _parts(tag)
     # a registry on this machine has no certificate
     base = f"http{'' if is_loopback(f'http://{host}') else 's'}://{host}/v2/{space}/{model}"
-    with hub.web(tag) as client:
-        reply = client.get(f"{base}/manifests/{version}")
-        if reply.status_code == 404:
-            raise HubError(f"Ollama's registry has no model {tag}.", hint="https://ollama.com/search")
-        reply.raise_for_status()
-        digest, _ = _model_layer(tag, reply.json())
-        header = hub.peek_url(client, f"{base}/blobs/{digest}", read_header)
-    return ModelHeader(tag, shape_of(header), "Ollama's registry")
+    try:
+        with web_client() as client:
+            reply = client.get(f"{base}/manifests/{version}")
+            if reply.status_code == 404:
+                raise HubError(f"Ollama's registry has no model {tag}.", hint="https://ollama.com/search")
+            reply.raise_for_status()
+            digest = _model_digest(tag, reply.json())
+            header = hub.peek_url(client, f"{base}/blobs/{digest}", read_header)
+    except httpx.HTTPStatusError as error:
+        raise HubError(f"The registry answered {error.response.status_code} for {tag}.") from None
+    except (httpx.HTTPError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise HubError(f"Could not reach the registry for {tag}.", cause=[hub.first_line(error)]) from None
+    return ModelHeader(shape_of(header), source="Ollama's registry")
 
 
-def _model_layer(tag: str, manifest: Any) -> tuple[str, int]:
-    """(digest, size in bytes) of the model among the layers of a manifest."""
-    layers = manifest.get("layers") if isinstance(manifest, dict) else None
-    for layer in layers if isinstance(layers, list) else ():
-        if isinstance(layer, dict) and layer.get("mediaType") == _MODEL_LAYER:
-            digest, size = str(layer.get("digest")), layer.get("size")
-            if re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
-                return digest, size if isinstance(size, int) else 0
+def _model_digest(tag: str, manifest: Any) -> str:
+    """The digest of the model among the layers of a manifest. Raises HubError."""
+    with suppress(LookupError, TypeError):
+        for layer in manifest["layers"]:
+            if layer["mediaType"] == _MODEL_LAYER and re.fullmatch(r"sha256:[0-9a-f]{64}", layer["digest"]):
+                return str(layer["digest"])
     raise HubError(f"The manifest of {tag} names no model.")

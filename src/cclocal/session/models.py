@@ -13,7 +13,7 @@ from cclocal.backends import BACKENDS, runtime_of
 from cclocal.checks import results
 from cclocal.errors import UsageError
 from cclocal.memory.fit import Fit
-from cclocal.models import hub_cache, tags
+from cclocal.models import hub, tags
 from cclocal.models.catalog import Catalog, Variant
 from cclocal.models.resolve import sources
 from cclocal.models.storage import SAVED_PROMPTS, Stored, free_bytes, users_of
@@ -91,7 +91,7 @@ def _is_here(variant: Variant, env: Env) -> bool:
         return tags.in_store(variant.tag, env.environ) is not None
     if variant.path:
         return (env.folders.config / Path(variant.path).expanduser()).exists()
-    here = hub_cache.files(variant.repo or "", variant.hub_files, env.environ)
+    here = hub.cached(variant.repo or "", variant.hub_files, env.environ)
     return bool(variant.files) and len(here) == len(variant.hub_files)
 
 
@@ -110,7 +110,7 @@ def show_stored(catalog: Catalog, env: Env, *, as_json: bool, names: Sequence[st
     """What is on this disk, or of it what `names` mean, for people or for scripts."""
     rows = stored(catalog, env)
     rows = select(names, rows, catalog, env) if names else rows
-    tables.show_stored(rows, *free_bytes(hub_cache.folder(env.environ)), as_json=as_json)
+    tables.show_stored(rows, *free_bytes(hub.cache(env.environ)), as_json=as_json)
 
 
 def select(names: Iterable[str], rows: list[Stored], catalog: Catalog, env: Env) -> list[Stored]:
@@ -192,7 +192,7 @@ def _remove(rows: Sequence[Stored], env: Env, *, yes: bool) -> None:
             elif row.kind == "backend":
                 runtime_of(row.backend).remove(row, env)
             else:
-                hub_cache.remove(row.name, env.environ)
+                hub.remove(row.name, env.environ)
         if left.is_file() or (left.is_dir() and any(path.lstat().st_size > 4096 for path in left.rglob("*"))):
             why = "its store did not remove all of it"
             raise UsageError(f"{row.name} is still there: {why}.", hint=f"look at {row.path}")

@@ -16,8 +16,7 @@ from cclocal.memory.footprint import CELLS
 from cclocal.memory.gguf import BadHeaderError
 from cclocal.memory.remedies import Remedy
 from cclocal.models.catalog import Catalog, Model, Variant
-from cclocal.models.peek import peek
-from cclocal.models.repo_files import ask_hub, refuse_unnamed
+from cclocal.models.repo_files import ask_hub, peek, refuse_unnamed
 from cclocal.models.resolve import resolve
 from cclocal.paths import Env
 from cclocal.planning.choose import choose_agent, choose_engine, choose_variant, model_path

@@ -11,10 +11,9 @@ from cclocal.discovery.look import look, look_at_model
 from cclocal.errors import CclocalError, DoesNotFitError, UsageError
 from cclocal.facts import Facts
 from cclocal.memory.gguf import BadHeaderError
-from cclocal.models import download
+from cclocal.models import hub
 from cclocal.models.catalog import Catalog, Model
-from cclocal.models.peek import peek
-from cclocal.models.repo_files import ask_hub, listed_bytes, refuse_unnamed
+from cclocal.models.repo_files import ask_hub, listed_bytes, peek, refuse_unnamed
 from cclocal.models.resolve import resolve
 from cclocal.paths import Env
 from cclocal.planning.choose import choose_variant, model_path
@@ -113,11 +112,10 @@ def fetch(now: Launch) -> Launch:
 def _fetch(plan: Plan, env: Env) -> bool:
     """Put the model's files on disk. Returns False if they are there already."""
     if plan.fetch.builtin:
-        build = tiny.build_mlx if plan.variant.is_folder else tiny.build
-        build(env.folders.cache)
+        tiny.build(env.folders.cache, is_mlx=plan.variant.is_folder)
     elif plan.fetch.repo:
         with download_bar(plan.model.name) as bar:
-            download.fetch(plan.fetch.repo, plan.fetch.files, env.environ, bar)
+            hub.fetch(plan.fetch.repo, plan.fetch.files, env.environ, bar)
     else:
         return False
     return True

@@ -18,11 +18,10 @@ import hashlib
 from pathlib import Path
 from zipfile import ZipFile
 
-from cclocal.paths import make_folder, write_private
+from cclocal.paths import write_private
 
-_HERE = Path(__file__).parent
-_ARCHIVE = _HERE / "model.zip"
-_TEMPLATE = _HERE / "template.gotmpl"
+_ARCHIVE = Path(__file__).with_name("model.zip")
+_TEMPLATE = Path(__file__).with_name("template.gotmpl")
 
 
 def gguf() -> bytes:
@@ -44,31 +43,18 @@ def ollama_template() -> str:
 
 def path_of(is_mlx: bool, folder: Path) -> Path:
     """Where the model is unpacked. The name has a checksum of its files, so that a new model gets a new name."""
-    return folder / f"tiny-copy-circuit-{checksum()}{'-mlx' if is_mlx else '.gguf'}"
+    checksum = hashlib.sha256(_ARCHIVE.read_bytes() + _TEMPLATE.read_bytes()).hexdigest()[:8]
+    return folder / f"tiny-copy-circuit-{checksum}{'-mlx' if is_mlx else '.gguf'}"
 
 
-def build(folder: Path) -> Path:
-    """Write the GGUF file into `folder` unless it is there, and return its path."""
-    path = path_of(False, folder)
-    if not path.exists():
-        make_folder(folder)
+def build(folder: Path, *, is_mlx: bool = False) -> Path:
+    """Write the GGUF file, or the MLX folder, into `folder` unless it is there, and return its path."""
+    path = path_of(is_mlx, folder)
+    if not is_mlx and not path.exists():
         write_private(path, gguf())
-    return path
-
-
-def build_mlx(folder: Path) -> Path:
-    """Write the MLX folder into `folder` unless it is there, and return its path."""
-    path = path_of(True, folder)
     # config.json is written last, so that a folder that has it is complete
-    if not (path / "config.json").exists():
-        make_folder(path)
+    if is_mlx and not (path / "config.json").exists():
         files = mlx_files()
-        config = files.pop("config.json")
-        for name, data in (*files.items(), ("config.json", config)):
-            write_private(path / name, data)
+        for name in sorted(files, key=lambda name: name == "config.json"):
+            write_private(path / name, files[name])
     return path
-
-
-def checksum() -> str:
-    """Eight hex digits that change when the model or its template for Ollama does."""
-    return hashlib.sha256(_ARCHIVE.read_bytes() + _TEMPLATE.read_bytes()).hexdigest()[:8]

@@ -244,7 +244,7 @@ def compare_rules(caches: dict[str, Any], compute: dict[str, Any]) -> dict[str, 
         for context, cache in caches[name]["f16_cache_bytes"].items():
             total += 1
             serving, ram = MemoryConfig(context), ram_gib * GIB
-            budget = apple_budget(Machine("macos", "26.0", "arm64", "Apple", 8, ram))
+            budget = apple_budget(Machine("macos", "26.0", "arm64", ram))
             ours = footprint(shape, serving, memory="unified")
             real = shape.device_weights_bytes + cache + ours.compute_bytes - off
             says = {

@@ -253,8 +253,6 @@ def test_this_machine_has_a_name_and_memory() -> None:
     here = hardware.machine()
     assert here.os in ("linux", "macos")
     assert here.ram_bytes > 2**30
-    assert here.cores >= 1
-    assert here.cpu
 
 
 def test_the_wheels_flags_are_llama_servers() -> None:

@@ -109,19 +109,19 @@ def picture_of_the_menu() -> str:
     from cclocal.discovery.look import load_catalog
     from cclocal.paths import Env
     from cclocal.session.models import TITLE, menu_rows
-    from cclocal.session.plan import OtherMachine, plan_catalog
+    from cclocal.session.plan import look_at_machine, plan_catalog
     from cclocal.settings import Settings
     from cclocal.ui import menu
 
     catalog = load_catalog()
     with tempfile.TemporaryDirectory() as home:
         env = Env.of({"HOME": home, "PATH": "/nowhere"})
-        rows = plan_catalog(catalog, Settings(), OtherMachine(ram_gib=32, macos="26"), env)
+        rows = plan_catalog(catalog, Settings(), look_at_machine(catalog, Settings(), env, 32, "26"))
     here = {"tiny", "gemma", "gemma-light"}
     styles = {"class:cursor": "bold reverse", "class:dim": "bright_black", "class:good": "green"}
     styles |= {"class:warn": "yellow", "class:bad": "red"}
     console = Console(width=80, record=True, file=io.StringIO(), force_terminal=True)
-    for part in menu.picture(menu_rows(catalog, {row.id: row for row in rows}, here, {}), TITLE):
+    for part in menu.Menu(menu_rows(catalog, {row.id: row for row in rows}, here, {}), TITLE, menu.HELP).fragments():
         console.print(Text(part[1], style=styles.get(part[0], part[0])), end="")
     return console.export_svg(title="cclocal", unique_id="menu")
 

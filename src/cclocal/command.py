@@ -7,7 +7,7 @@ command is a pure function of one, so `--dry-run` and the golden files show the 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 #: What every program gets if the user has it: user, folders, terminal, language.
@@ -86,6 +86,10 @@ class Command:
         return {**self.kept(base), **self.env}
 
 
+#: A command, and the small files that it reads (name → content), written 0600 into the session's folder.
+CommandAndFiles = tuple[Command, Mapping[str, str]]
+
+
 @dataclass(frozen=True, slots=True)
 class Binding:
     """The values of one session: the server's port, the session's key, folder, id and log."""
@@ -103,14 +107,6 @@ class Binding:
 
 #: For --dry-run and golden files.
 SHOWN = Binding("<free port>", "<session key>", "<session folder>", "<session id>", "<server log>")
-
-
-@dataclass(frozen=True, slots=True)
-class SessionFile:
-    """A small file that a session's programs read, written 0600 into the session's folder and removed with it."""
-
-    name: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,21 +132,12 @@ class Readiness:
     """What a server must show before an agent may rely on it.
 
     The child is alive, the socket is the child's, /v1/models answers 200 to the right key and 401 to a wrong one and
-    names `endpoint.model`, and a message of one token is answered. `health_path` is asked first, where a server has
-    one. `checks_key`: the server checks keys. `owns_socket`: the child listens itself; a program that holds a model in
-    a server that another program started does not. `stall_s`: give up after so many seconds without a sign of life
-    (log bytes, CPU time).
+    names `endpoint.model`, and a message of one token is answered. `checks_key`: the server checks keys. `owns_socket`:
+    the child listens itself; a program that holds a model in a server that another program started does not. `stall_s`:
+    give up after so many seconds without a sign of life (log bytes, CPU time).
     """
 
     endpoint: Endpoint
-    health_path: str = ""
     checks_key: bool = True
     owns_socket: bool = True
     stall_s: float = 240.0
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """How a server is ended: each signal in turn, with the seconds it is given to obey."""
-
-    steps: Sequence[tuple[str, float]] = (("TERM", 5.0), ("KILL", 2.0))

@@ -41,8 +41,6 @@ class Machine:
     os: str
     os_version: str
     arch: str
-    cpu: str
-    cores: int
     ram_bytes: int
     gpus: tuple[Gpu, ...] = ()
     #: free now, or left under a container's limit if that is less
@@ -80,10 +78,6 @@ class Engine:
     title: str = ""
     uses: Literal["listed", "everything", "untold"] = "listed"
     url: str = ""
-
-    def has(self, flag: str) -> bool:
-        """Whether its help names a flag."""
-        return flag in self.flags
 
     @property
     def device_names(self) -> tuple[str, ...]:

@@ -53,10 +53,6 @@ class Folders:
         """Saved KV cache states of prompts."""
         return self.cache / "warm"
 
-    def agent_home(self, agent: str) -> Path:
-        """An agent's configuration folder for local sessions. It lasts, so that conversations can be resumed."""
-        return self.data / agent
-
 
 @dataclass(frozen=True, slots=True)
 class Env:

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +75,11 @@ class Answers:
         stat = program.stat()
         return "|".join((os.path.realpath(program), str(stat.st_size), str(stat.st_mtime_ns), *also))
 
-    def get(self, key: str) -> Any:
-        return self.known.get(key)
-
-    def put(self, key: str, value: Any) -> Any:
-        """Keep an answer, and return it."""
-        self.known[key] = value
-        self.is_changed = True
-        return value
+    def of(self, key: str, ask: Callable[[], Any]) -> Any:
+        """The answer that is kept under a key, or else the one that `ask` gets, which is kept."""
+        if key not in self.known:
+            self.known[key], self.is_changed = ask(), True
+        return self.known[key]
 
     def save(self) -> None:
         """Write what is new. Raises FolderError."""

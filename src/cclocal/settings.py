@@ -7,7 +7,7 @@ type and range, a row of docs/reference.md and a line of `--dry-run`. None of th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -159,11 +159,6 @@ def variables(name: str) -> tuple[str, ...]:
 def flags(name: str) -> tuple[str, ...]:
     """The flags of a setting without their dashes: lean, full."""
     return tuple(flag.removeprefix("--") for part in options()[name][1].declarations for flag in part.split("/"))
-
-
-def default_of(name: str) -> Any:
-    """The value of a setting that was not given."""
-    return next(f.default for f in fields(Settings) if f.name == name)
 
 
 def base_type(name: str) -> type:

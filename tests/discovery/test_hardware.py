@@ -42,7 +42,7 @@ SHAPE = Shape("llama", 32768, (Layer("full", 512, 512),), 0, 8, GIB, GIB)
 
 
 def a_mac(ram_gib: int, macos: str = "26.0") -> Machine:
-    return Machine("macos", macos, "arm64", "Apple", 8, ram_gib * GIB)
+    return Machine("macos", macos, "arm64", ram_gib * GIB)
 
 
 #: (RAM in GiB, macOS, what Metal grants in decimal MB)
@@ -79,7 +79,7 @@ def mac(world: World, ram: int, macos: str, question: str = "machine") -> Machin
 @pytest.mark.parametrize(("ram", "macos"), [(16, "15.5"), (24, "26.1"), (36, "15.5"), (64, "26.5.2"), (128, "26.3")])
 def test_what_a_mac_tells_of_itself(world: World, ram: int, macos: str) -> None:
     here = mac(world, ram, macos)
-    assert (here.os, here.os_version, here.arch, here.cpu) == ("macos", macos, "arm64", "Apple M4")
+    assert (here.os, here.os_version, here.arch) == ("macos", macos, "arm64")
     assert here.ram_bytes == ram * GIB
     assert here.gpus == (Gpu("apple", "Apple M4 GPU", unified=True),)
     assert 0.85 * ram * GIB < here.available_bytes < 0.95 * ram * GIB
@@ -110,7 +110,7 @@ def engine(*devices: str) -> Engine:
 
 
 def test_the_order_in_which_a_macs_budget_is_read() -> None:
-    m4 = Machine("macos", "26.1", "arm64", "Apple M4", 10, 24 * GIB, available_bytes=22 * GIB)
+    m4 = Machine("macos", "26.1", "arm64", 24 * GIB, available_bytes=22 * GIB)
     told = budget_of(engine("MTL0: Apple M4 (18186 MiB, 18185 MiB free)"), m4, SHAPE)
     assert told
     assert told.size_bytes == 18186 * MIB - GIB
@@ -218,7 +218,7 @@ def test_nvidias_cards_tell_their_memory(nvml: Path) -> None:
 def test_a_dgx_spark_shares_the_machines_memory(nvml: Path) -> None:
     (spark,) = nvidia(nvml, "NVIDIA GB10:-:-")
     assert spark == Gpu("nvidia", "NVIDIA GB10", unified=True)
-    here = Machine("linux", "6.17", "arm64", "Cortex-X925", 20, 121 * GIB, (spark,), available_bytes=118 * GIB)
+    here = Machine("linux", "6.17", "arm64", 121 * GIB, (spark,), available_bytes=118 * GIB)
     budget = budget_of(engine("CUDA0: NVIDIA GB10 (124609 MiB, 121444 MiB free)"), here, SHAPE)
     assert budget
     assert (budget.memory, budget.size_bytes) == ("unified", 117 * GIB)
@@ -251,7 +251,7 @@ def test_the_cards_an_engine_uses_not_all_there_are() -> None:
     # a Ryzen with graphics of its own beside an RX 7900 XTX, and the card seen through two backends
     own = Gpu("amd", "an AMD GPU", 16 * GIB, 15 * GIB, unified=True)
     card = Gpu("amd", "an AMD GPU", 24560 * MIB, 24000 * MIB)
-    here = Machine("linux", "6.8", "x86_64", "Ryzen 7", 8, 64 * GIB, (own, card), available_bytes=60 * GIB)
+    here = Machine("linux", "6.8", "x86_64", 64 * GIB, (own, card), available_bytes=60 * GIB)
     budget = budget_of(engine("Vulkan0: AMD Radeon RX 7900 XTX (24560 MiB, 24011 MiB free)"), here, SHAPE)
     assert budget
     assert budget.memory == "discrete"
@@ -261,7 +261,7 @@ def test_the_cards_an_engine_uses_not_all_there_are() -> None:
         "Vulkan2: NVIDIA GeForce RTX 5090 (32607 MiB, 31626 MiB free)",
     )
     nvidia_card = Gpu("nvidia", "NVIDIA GeForce RTX 5090", 32607 * MIB, 31626 * MIB)
-    once = budget_of(two, Machine("linux", "6.8", "x86_64", "R9", 16, 64 * GIB, (nvidia_card,), 60 * GIB), SHAPE)
+    once = budget_of(two, Machine("linux", "6.8", "x86_64", 64 * GIB, (nvidia_card,), 60 * GIB), SHAPE)
     assert once
     assert once.size_bytes == 32149 * MIB - GIB
 
@@ -270,14 +270,14 @@ def test_the_right_one_of_several_cards() -> None:
     # the driver names the smaller card first, the engine the larger
     small = Gpu("nvidia", "NVIDIA GeForce RTX 3060", 12288 * MIB, 11000 * MIB)
     large = Gpu("nvidia", "NVIDIA GeForce RTX 4090", 24564 * MIB, 23000 * MIB)
-    here = Machine("linux", "6.8", "x86_64", "R9", 16, 64 * GIB, (small, large), available_bytes=60 * GIB)
+    here = Machine("linux", "6.8", "x86_64", 64 * GIB, (small, large), available_bytes=60 * GIB)
     only = budget_of(engine("CUDA0: NVIDIA GeForce RTX 4090 (24082 MiB, 23687 MiB free)"), here, SHAPE)
     assert only
     assert only.size_bytes == 23000 * MIB
     # a processor's graphics beside a card: what it shares is not counted as a card's
     own = Gpu("amd", "an AMD GPU", 24 * GIB, 23 * GIB, unified=True)
     card = Gpu("nvidia", "NVIDIA GeForce RTX 4060", 8188 * MIB, 7900 * MIB)
-    mixed = Machine("linux", "6.8", "x86_64", "R7", 8, 64 * GIB, (card, own), available_bytes=60 * GIB)
+    mixed = Machine("linux", "6.8", "x86_64", 64 * GIB, (card, own), available_bytes=60 * GIB)
     both = engine(
         "Vulkan0: AMD Radeon 780M (RADV PHOENIX) (24000 MiB, 23000 MiB free)",
         "Vulkan1: NVIDIA GeForce RTX 4060 (8188 MiB, 7900 MiB free)",
@@ -286,7 +286,7 @@ def test_the_right_one_of_several_cards() -> None:
     assert budget
     assert (budget.memory, budget.size_bytes) == ("discrete", 8188 * MIB - GIB)
     # a card that is full is full, whatever it was when the engine was asked
-    full = Machine("linux", "6.8", "x86_64", "R7", 8, 64 * GIB, (Gpu("amd", "x", 24 * GIB, 1),), 60 * GIB)
+    full = Machine("linux", "6.8", "x86_64", 64 * GIB, (Gpu("amd", "x", 24 * GIB, 1),), 60 * GIB)
     nothing = budget_of(engine("ROCm0: AMD Radeon RX 7900 XTX (24560 MiB, 24000 MiB free)"), full, SHAPE)
     assert nothing
     assert nothing.size_bytes <= 1
@@ -337,7 +337,7 @@ def test_a_containers_limit_of_either_kind_counts(tmp_path: Path) -> None:
     # a container that is full has nothing, which is not the same as nobody knows
     (tmp_path / "memory/memory.limit_in_bytes").write_text("50\n")
     full = hardware.available_bytes(1000, tmp_path)
-    budget = budget_of(engine(), Machine("linux", "6", "x86_64", "x", 1, GIB, (), full), SHAPE)
+    budget = budget_of(engine(), Machine("linux", "6", "x86_64", GIB, (), full), SHAPE)
     assert budget
     assert budget.size_bytes == 0
     (tmp_path / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")

@@ -19,7 +19,7 @@ GIB, MIB = 2**30, 2**20
 
 def _mac(name: str, cores: int, ram_gib: int, macos: str = "26.1") -> Machine:
     gpu = Gpu("apple", f"{name} GPU", unified=True)
-    return Machine("macos", macos, "arm64", name, cores, ram_gib * GIB, (gpu,))
+    return Machine("macos", macos, "arm64", ram_gib * GIB, (gpu,))
 
 
 #: The memory of cards and of what Metal grants is as reported by their owners; what is free is made up.
@@ -31,14 +31,10 @@ MACHINES = {
     "mac-36-old": _mac("Apple M3 Max", 14, 36, "15.5"),
     "mac-64": _mac("Apple M3 Max", 16, 64),
     "mac-128": _mac("Apple M5 Max", 18, 128),
-    "linux-cpu": Machine("linux", "6.8.0", "x86_64", "AMD Ryzen 7 5800X 8-Core Processor", 8, 32 * GIB, (), 28 * GIB),
-    "linux-4090": Machine("linux", "6.8.0", "x86_64", "AMD Ryzen 9 7950X", 16, 64 * GIB, (_RTX_4090,), 58 * GIB),
-    "linux-4090-cpu-engine": Machine(
-        "linux", "6.8.0", "x86_64", "AMD Ryzen 9 7950X", 16, 64 * GIB, (_RTX_4090,), 58 * GIB
-    ),
-    "linux-strix-halo": Machine(
-        "linux", "7.1.0", "x86_64", "AMD Ryzen AI MAX+ 395", 16, 128 * GIB, (_STRIX_HALO,), 118 * GIB
-    ),
+    "linux-cpu": Machine("linux", "6.8.0", "x86_64", 32 * GIB, (), 28 * GIB),
+    "linux-4090": Machine("linux", "6.8.0", "x86_64", 64 * GIB, (_RTX_4090,), 58 * GIB),
+    "linux-4090-cpu-engine": Machine("linux", "6.8.0", "x86_64", 64 * GIB, (_RTX_4090,), 58 * GIB),
+    "linux-strix-halo": Machine("linux", "7.1.0", "x86_64", 128 * GIB, (_STRIX_HALO,), 118 * GIB),
 }
 #: What their engines say of themselves (--list-devices); nothing = a build for the processor alone.
 DEVICES = {

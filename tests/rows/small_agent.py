@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cclocal.agents.session import AgentSession, Capture, CaptureRun, ConfigDir, Window
-from cclocal.command import BASE_NAMES, Binding, Command, Endpoint, SessionFile
+from cclocal.command import BASE_NAMES, Binding, Command, CommandAndFiles, Endpoint
 from cclocal.facts import AgentFound
 from cclocal.paths import Env, find_program
 from cclocal.programs import Answers
@@ -36,10 +36,10 @@ def window(context_tokens: int, out_tokens: int) -> Window:
     return Window(out_tokens + 1024, context_tokens - out_tokens, 1024)
 
 
-def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> tuple[Command, tuple[SessionFile, ...]]:
+def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> CommandAndFiles:
     program = str(session.found.path) if session.found else PROGRAM
     env = {"SMALL_URL": endpoint.url, "SMALL_KEY": endpoint.key, "SMALL_MODEL": endpoint.model}
-    return Command((program, *session.arguments), env, BASE_NAMES | set(session.passed)), ()
+    return Command((program, *session.arguments), env, BASE_NAMES | set(session.passed)), {}
 
 
 def is_interactive(arguments: Sequence[str]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cclocal.backends import Runtime
 from cclocal.backends.request import ServeRequest
-from cclocal.command import Binding, Command, Endpoint, Readiness, SessionFile, Stop
+from cclocal.command import Binding, Command, CommandAndFiles, Endpoint, Readiness
 from cclocal.facts import Engine, Facts, Machine
 from cclocal.models.catalog import FileForm, Variant
 from cclocal.paths import Env, find_program
@@ -16,7 +16,7 @@ from cclocal.programs import Answers
 from cclocal.settings import Settings
 
 NAME = "small"
-STOP = Stop()
+STOP = (("TERM", 5.0), ("KILL", 2.0))
 RUNTIME = f"{__name__}:Small"
 LOG_READER = ""
 FORMS: tuple[FileForm, ...] = ("gguf",)
@@ -48,9 +48,9 @@ def endpoint(engine: Engine, request: ServeRequest, binding: Binding) -> Endpoin
     return Endpoint.of_session(binding, request.model.id)
 
 
-def command(engine: Engine, request: ServeRequest, binding: Binding) -> tuple[Command, tuple[SessionFile, ...]]:
+def command(engine: Engine, request: ServeRequest, binding: Binding) -> CommandAndFiles:
     flags = ("--model", request.model_file, "--alias", request.model.id, "--port", binding.port)
-    return Command((*engine.command, *flags, "--api-key-file", binding.file("key"))), (SessionFile("key", binding.key),)
+    return Command((*engine.command, *flags, "--api-key-file", binding.file("key"))), {"key": binding.key}
 
 
 def readiness(engine: Engine, request: ServeRequest, binding: Binding) -> Readiness:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -25,32 +26,29 @@ def test_a_file_is_written(real: World) -> None:
     assert done.stdout == "Done.\n"
 
 
-def test_a_command_is_run(real: World) -> None:
-    done = real.run("--tiny", "--", "-p", "Run the command: echo made by bash > made.txt")
-    assert (real.project / "made.txt").read_text() == "made by bash\n", done.stderr
-    assert done.returncode == 0
-
-
-def test_it_only_talks_when_nothing_is_to_be_done(real: World) -> None:
-    done = real.run("--tiny", "--", "-p", "How are you?")
-    assert done.stdout == "I am a tiny test model.\n"
-    assert done.returncode == 0
-    assert not list(real.project.iterdir())
-
-
-def test_a_conversation_goes_on_in_a_later_session(real: World) -> None:
-    first = real.run("--tiny", "--", "-p", "--output-format", "json", "How are you?")
+def test_sessions_that_share_one_server(real: World) -> None:
+    """What needs no start of its own: a command, talk, a conversation that goes on in later sessions."""
+    server = real.start("--server", "--tiny")
+    port = wait_for(lambda: (real.record / "out").read_text(), "the server").split()[-1]
+    made = real.run(port, "--", "-p", "Run the command: echo made by bash > made.txt")
+    assert (real.project / "made.txt").read_text() == "made by bash\n", made.stderr
+    assert made.returncode == 0
+    first = real.run(port, "--", "-p", "--output-format", "json", "How are you?")
+    assert "I am a tiny test model." in first.stdout
+    assert [path.name for path in real.project.iterdir()] == ["made.txt"]
     session = re.search(r'"session_id":"([0-9a-f-]+)"', first.stdout)
     assert session, first.stdout + first.stderr
-    again = real.run("--tiny", "--", "-c", "-p", "Run the command: echo one > one.txt")
+    again = real.run(port, "--", "-c", "-p", "Run the command: echo one > one.txt")
     assert (real.project / "one.txt").exists(), again.stderr
-    resumed = real.run("--tiny", "--", "--resume", session[1], "-p", "Run the command: echo two > two.txt")
+    resumed = real.run(port, "--", "--resume", session[1], "-p", "Run the command: echo two > two.txt")
     assert (real.project / "two.txt").exists(), resumed.stderr
     # what was said in the first session is part of the last one's record
     records = list((real.home / ".local/share/cclocal/claude/projects").rglob("*.jsonl"))
     last = max(records, key=lambda path: path.stat().st_mtime).read_text()
     assert "How are you?" in last
     assert "two.txt" in last
+    server.send_signal(signal.SIGINT)
+    assert server.wait(20) == 0
 
 
 def test_a_file_of_the_users_own(real: World) -> None:

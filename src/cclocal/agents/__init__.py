@@ -14,7 +14,7 @@ from typing import Protocol, cast
 
 from cclocal.agents.claude import spec as claude
 from cclocal.agents.session import AgentSession, Capture, CaptureRun, ConfigDir, Window
-from cclocal.command import Binding, Command, Endpoint, SessionFile
+from cclocal.command import Binding, CommandAndFiles, Endpoint
 from cclocal.facts import AgentFound
 from cclocal.paths import Env
 from cclocal.programs import Answers
@@ -50,9 +50,7 @@ class Agent(Protocol):
     def window(self, context_tokens: int, out_tokens: int) -> Window:
         """How the agent uses a context window."""
 
-    def command(
-        self, session: AgentSession, endpoint: Endpoint, binding: Binding
-    ) -> tuple[Command, tuple[SessionFile, ...]]:
+    def command(self, session: AgentSession, endpoint: Endpoint, binding: Binding) -> CommandAndFiles:
         """The agent's command, and the files it reads."""
 
     def is_interactive(self, arguments: Sequence[str]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cclocal.command import Command, SessionFile
+from cclocal.command import Command
 from cclocal.facts import AgentFound
 
 
@@ -82,6 +82,6 @@ class CaptureRun:
     """One such run: its command, the files it reads, its configuration folder, its standard input."""
 
     command: Command
-    files: tuple[SessionFile, ...]
+    files: Mapping[str, str]
     config_dir: ConfigDir
     stdin: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from cclocal.command import Binding, Command, Endpoint, Readiness, SessionFile, Stop
+from cclocal.command import Binding, CommandAndFiles, Endpoint, Readiness
 from cclocal.facts import Engine, Facts, Machine
 from cclocal.models.catalog import FileForm, Model, Variant
 
@@ -29,8 +29,6 @@ class ServeRequest:
     prompt_folder: str = ""
 
 
-#: A server's command, and the files it reads.
-ServerCommand = tuple[Command, tuple[SessionFile, ...]]
 #: Longer than the agents' own 30 minutes, so that the server is never the first to hang up.
 SERVER_TIMEOUT_S = 3600
 #: What can be done about the fixed part of a prompt: save its KV cache to disk, ask for it ahead of the agent, nothing.
@@ -49,8 +47,8 @@ class Backend(Protocol):
     LOG_READER: str
     #: what it serves, the form it prefers first
     FORMS: tuple[FileForm, ...]
-    #: signals that end its server
-    STOP: Stop = Stop()
+    #: how its server is ended: each signal in turn, with the seconds it is given to obey
+    STOP: tuple[tuple[str, float], ...] = (("TERM", 5.0), ("KILL", 2.0))
     #: the APIs that it speaks, by the names in cclocal.wires
     WIRES: frozenset[str] = frozenset({"anthropic"})
     #: settings that only make sense with this backend, so that they select it
@@ -77,7 +75,7 @@ class Backend(Protocol):
         """Where the model will answer, and its name in requests."""
         return Endpoint.of_session(binding, request.model.id)
 
-    def command(self, engine: Engine, request: ServeRequest, binding: Binding) -> ServerCommand:
+    def command(self, engine: Engine, request: ServeRequest, binding: Binding) -> CommandAndFiles:
         """The server's command, and the files it reads."""
 
     def readiness(self, engine: Engine, request: ServeRequest, binding: Binding) -> Readiness:

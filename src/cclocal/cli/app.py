@@ -209,7 +209,7 @@ def _launch(settings: Settings, call: Call, *, dry_run: bool, as_json: bool) -> 
     from cclocal.session.serve import os_errors_in_words
     from cclocal.ui.console import can_ask, say
 
-    env, catalog = call.env, call.catalog()
+    env, catalog, seen = call.env, call.catalog(), None
     settings = replace(settings, model=settings.model and canonical(catalog, settings.model))
     if settings.model is None:
         if settings.server or settings.safe or dry_run:
@@ -217,12 +217,15 @@ def _launch(settings: Settings, call: Call, *, dry_run: bool, as_json: bool) -> 
         else:
             from cclocal.session.models import choose
 
-            settings = settings.changed({"model": choose(catalog, settings, env)}, "menu")
+            seen = story.survey(settings, catalog, env)
+            settings = settings.changed({"model": choose(catalog, settings, seen[0])}, "menu")
     if dry_run:
+        from cclocal.discovery.look import look
         from cclocal.session.steps import prepare
         from cclocal.ui.tables import show_plan
 
-        show_plan(prepare(settings, catalog, env).plan(), env.environ, as_json=as_json)
+        now = prepare(settings, catalog, look(env, settings, catalog))
+        show_plan(now.plan(), env.environ, as_json=as_json)
         return
     if settings.safe and not can_ask():
         raise UsageError("--safe asks first, and there is no terminal to ask on.", hint="--no-safe")
@@ -234,7 +237,8 @@ def _launch(settings: Settings, call: Call, *, dry_run: bool, as_json: bool) -> 
         if port is not None:
             say(f"{settings.model} is served in another terminal already, on port {port}: using that.")
             attach.attach(port, replace(settings, ctx=None), env)
+        seen = seen or story.survey(settings, catalog, env)
         if settings.server:
-            story.run_server(settings, catalog, env)
+            story.run_server(settings, catalog, seen)
         else:
-            story.launch(settings, catalog, env)
+            story.launch(settings, catalog, seen)

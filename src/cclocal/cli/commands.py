@@ -115,7 +115,7 @@ def plan(
 ) -> None:
     """What a model needs in memory, and how much context fits. Starts and downloads nothing."""
     from cclocal.discovery.look import last_start
-    from cclocal.session.plan import OtherMachine, plan_catalog, plan_one
+    from cclocal.session.plan import look_at_machine, plan_catalog, plan_one
     from cclocal.ui import memory_view
 
     if last:
@@ -124,11 +124,12 @@ def plan(
             raise UsageError("No start has been measured yet.")
         memory_view.show_last(report, as_json=as_json)
         return
-    catalog, other = call.catalog(), OtherMachine(ram, macos)
+    catalog = call.catalog()
+    facts = look_at_machine(catalog, call.settings, call.env, ram, macos)
     if word is None:
-        memory_view.show_all(plan_catalog(catalog, call.settings, other, call.env), as_json=as_json)
+        memory_view.show_all(plan_catalog(catalog, call.settings, facts), as_json=as_json)
     else:
-        memory_view.show_one(plan_one(catalog, word, call.settings, other, call.env), as_json=as_json)
+        memory_view.show_one(plan_one(catalog, word, call.settings, facts), as_json=as_json)
 
 
 @takes("agent", "lean")
@@ -159,13 +160,10 @@ def _show_prompt(found: Breakdown) -> None:
 
     headings = ("block", "bytes", "tokens", "plain, bytes", "fixed")
     table = plain_table(*headings, right=headings[1:], no_wrap=headings)
-    left_out = []
-    for block in found.blocks:
-        if block.bytes:
-            fixed = "yes" if block.same else "no"
-            table.add_row(block.name, *sizes(block.bytes, block.tokens, block.plain_bytes), fixed)
-        else:
-            left_out.append(block.plain_bytes)
+    left_out = [block.plain_bytes for block in found.blocks if not block.bytes]
+    for block in (block for block in found.blocks if block.bytes):
+        fixed = "yes" if block.same else "no"
+        table.add_row(block.name, *sizes(block.bytes, block.tokens, block.plain_bytes), fixed)
     if left_out:
         table.add_row(f"{len(left_out)} other tools", *sizes(0, 0, sum(left_out)), style="dim")
     total = [sum(getattr(block, name) for block in found.blocks) for name in ("bytes", "tokens", "plain_bytes")]
@@ -249,11 +247,13 @@ def rm(
 @takes("quant", "backend")
 def fetch(call: Call, names: Annotated[list[str], Argument(metavar="MODEL…", autocompletion=complete_model)]) -> None:
     """Download models and exit (also: cclocal --fetch); a launch needs no network then."""
+    from cclocal.discovery.look import look
     from cclocal.session.steps import fetch_only, prepare
 
     settings, catalog = replace(call.settings, server=True, mem_check=False), call.catalog()
+    facts = look(call.env, settings, catalog)
     try:
         for name in names:
-            fetch_only(prepare(replace(settings, model=name), catalog, call.env))
+            fetch_only(prepare(replace(settings, model=name), catalog, facts))
     except KeyboardInterrupt:
         raise InterruptedByUser("Interrupted; finished files are kept.") from None

@@ -17,7 +17,7 @@ from cclocal import config_file
 from cclocal.config_file import UserFile
 from cclocal.errors import InterruptedByUser, UsageError
 from cclocal.paths import Env, packaged
-from cclocal.settings import MODELS, Settings, base_type, default_of, flags, options, variables
+from cclocal.settings import MODELS, Settings, base_type, flags, options, variables
 
 if TYPE_CHECKING:
     from cclocal.models.catalog import Catalog
@@ -118,7 +118,7 @@ def _option(name: str) -> inspect.Parameter:
     )
     # Typer knows no tuple of any length
     kind = list[str] if base_type(name) is tuple else kind
-    return _keyword(name, Annotated[kind, declared], default_of(name))
+    return _keyword(name, Annotated[kind, declared], getattr(Settings(), name))
 
 
 def _settings(context: typer.Context, call: Call, names: Sequence[str], given: dict[str, Any]) -> Settings:

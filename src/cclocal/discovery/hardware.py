@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import platform
 import re
 import subprocess
@@ -37,13 +36,11 @@ def machine(environ: Mapping[str, str] | None = None) -> Machine:
     environ = environ or {}
     memory = psutil.virtual_memory()
     arch = {"aarch64": "arm64", "amd64": "x86_64"}.get(platform.machine().lower(), platform.machine())
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     if not is_mac(environ):
         gpus = tuple(_linux_gpus(Path("/")))
         stand_in = environ.get("CCLOCAL_TEST_FREE_BYTES")
         free = int(stand_in) if stand_in else available_bytes(memory.available, Path("/sys/fs/cgroup"))
-        cpu = _found(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo")) or arch
-        return Machine("linux", platform.release(), arch, cpu, cores, memory.total, gpus, free, boot_id=boot_id())
+        return Machine("linux", platform.release(), arch, memory.total, gpus, free, boot_id=boot_id())
     ask = partial(ask_mac, environ)
     cpu = ask("sysctl", "-n", "machdep.cpu.brand_string") or arch
     is_apple = cpu.startswith("Apple")
@@ -52,8 +49,6 @@ def machine(environ: Mapping[str, str] | None = None) -> Machine:
         os="macos",
         os_version=ask("sw_vers", "-productVersion"),
         arch="arm64" if is_apple else arch,
-        cpu=cpu,
-        cores=cores,
         ram_bytes=int(ask("sysctl", "-n", "hw.memsize") or memory.total),
         available_bytes=reclaimable_bytes(ask("vm_stat")) or memory.available,
         # macOS 13 has it under another name, in an unconfirmed unit

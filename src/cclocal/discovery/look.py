@@ -22,8 +22,8 @@ from cclocal.backends import BACKENDS, runtime_of
 from cclocal.checks import results
 from cclocal.config_file import UserFile
 from cclocal.discovery.hardware import machine
-from cclocal.errors import AgentMissingError, FolderError
-from cclocal.facts import Alternative, Facts
+from cclocal.errors import AgentMissingError, BackendMissingError, FolderError
+from cclocal.facts import Alternative, Engine, Facts
 from cclocal.memory.footprint import read_buffers
 from cclocal.memory.gguf import read_header
 from cclocal.memory.mlx import shape_of_config
@@ -58,17 +58,24 @@ def load_catalog(user: UserFile | None = None) -> Catalog:
     return catalog_file.load(packaged("models.toml"), rules(), user)
 
 
-def look(env: Env, settings: Settings, catalog: Catalog) -> Facts:
+def look(env: Env, settings: Settings, catalog: Catalog, *, engines_must_run: bool = True) -> Facts:
     """Everything a plan may depend on beside a model's files.
 
     Starts small programs (`--version`, `--help`) and remembers their answers. Raises BackendMissingError if an engine
-    was found but does not run, FolderError if the working folder is gone.
+    was found but does not run (if that matters), FolderError if the working folder is gone.
     """
     facts = look_around(env, settings)
     answers = Answers(env.folders.cache / "probes.json")
+    engines: dict[str, tuple[Engine, ...]] = {}
+    for name in BACKENDS:
+        try:
+            engines[name] = tuple(runtime_of(name).find(env, settings, facts.machine, answers))
+        except BackendMissingError:
+            if engines_must_run:
+                raise
     facts = replace(
         facts,
-        engines={name: tuple(runtime_of(name).find(env, settings, facts.machine, answers)) for name in BACKENDS},
+        engines=engines,
         corrections=corrections(env),
         proofs={name: bool(row.get("works")) for name, row in results.known(env).items()},
     )

@@ -34,9 +34,12 @@ class Remedy:
     changes: Mapping[str, Any]
     fit: Fit
 
-    @property
-    def max_context_tokens(self) -> int:
-        return self.fit.max_context_tokens or 0
+    def as_json(self) -> dict[str, Any]:
+        context = {
+            "context_tokens": self.fit.config.context_tokens,
+            "max_context_tokens": self.fit.max_context_tokens or 0,
+        }
+        return {"name": self.name, "words": self.words, **context}
 
 
 def remedies(

@@ -35,7 +35,8 @@ def agent_session(settings: Settings, facts: Facts, context_tokens: int, out_tok
         context_tokens=context_tokens,
         out_tokens=out_tokens,
         cwd=facts.cwd,
-        home=facts.env.folders.agent_home(choose_agent(settings).NAME),
+        # it lasts, so that conversations can be resumed
+        home=facts.env.folders.data / choose_agent(settings).NAME,
         git_root=facts.git_root,
         passed=settings.pass_env,
         arguments=settings.agent_args,

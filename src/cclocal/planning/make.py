@@ -78,8 +78,8 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
         model_file=path,
         mmproj_file=_projector_path(variant, facts),
         context_tokens=context,
-        own_store=str(folders.data / "ollama"),
-        lease_folder=str(folders.state / "ollama"),
+        own_store=str(folders.data / backend.NAME),
+        lease_folder=str(folders.state / backend.NAME),
     )
     # the fixed part of the prompt is read ahead for one conversation, with tools, in this process
     is_cached = not (settings.cold or settings.server or settings.no_tools) and variant.slots == 1

@@ -9,7 +9,7 @@ from cclocal.agents import AGENTS
 from cclocal.agents.session import AgentSession, Capture
 from cclocal.backends import BACKENDS, Backend, PromptCaching
 from cclocal.backends.request import ServeRequest
-from cclocal.command import SHOWN, Binding, Command, Endpoint, Readiness, SessionFile
+from cclocal.command import SHOWN, Binding, CommandAndFiles, Endpoint, Readiness
 from cclocal.facts import Engine
 from cclocal.memory.fit import Fit
 from cclocal.memory.remedies import Remedy
@@ -97,11 +97,6 @@ class Plan:
         return BACKENDS[self.variant.backend]
 
     @property
-    def slot_tokens(self) -> int:
-        """The window of one conversation: slots share the server's context."""
-        return self.session.context_tokens
-
-    @property
     def memory(self) -> str:
         """The memory plan in one line."""
         return self.fit.in_words if self.fit else "unknown; a start reads the model's header before the download"
@@ -116,7 +111,7 @@ class Plan:
         """The values of a session as they are shown before there is one."""
         return replace(SHOWN, port=str(self.port)) if self.port else SHOWN
 
-    def server_command(self, binding: Binding) -> tuple[Command, tuple[SessionFile, ...]]:
+    def server_command(self, binding: Binding) -> CommandAndFiles:
         """The server's command, and the files it reads."""
         return self._backend.command(self.engine, self.request, binding)
 
@@ -128,6 +123,6 @@ class Plan:
         """Where the model answers."""
         return self._backend.endpoint(self.engine, self.request, binding)
 
-    def agent_command(self, binding: Binding) -> tuple[Command, tuple[SessionFile, ...]]:
+    def agent_command(self, binding: Binding) -> CommandAndFiles:
         """The agent's command, and the files it reads."""
         return AGENTS[self.agent].command(self.session, self.endpoint(binding), binding)

@@ -122,7 +122,7 @@ class PromptCache:
         prompts = [runtime.prompt_tokens(client, request) for request in self.requests]
         same = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
         tokens = [column[0] for column in same]
-        if not LEAST_TOKENS <= len(tokens) < self.plan.slot_tokens:
+        if not LEAST_TOKENS <= len(tokens) < self.plan.session.context_tokens:
             return None
         if self.plan.can_save_prompt and self._is_saved(tokens):
             if runtime.restore_prompt(client, self.state.name):

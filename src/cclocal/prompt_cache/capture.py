@@ -136,8 +136,8 @@ def _first_request(
         binding = Binding(str(server.server_port), "none", str(place), "none", "")
         run = AGENTS[agent].capture_run(capture, binding, mark)
         config_dir.prepare(run.config_dir)
-        for file in run.files:
-            write_private(place / file.name, file.content)
+        for name, content in run.files.items():
+            write_private(place / name, content)
         with _running(run, capture.is_interactive, env, project) as child:
             deadline = time.monotonic() + LIMIT_S
             while time.monotonic() < deadline and not server.heard.wait(0.05):

@@ -24,9 +24,6 @@ def main() -> None:
     if os.fork():
         return
     os.setsid()
-    null = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(null, number)
     threading.Thread(target=_end_with, args=(table["agent"],), daemon=True).start()
     parts = urlsplit(table["url"])
     connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port)

@@ -63,15 +63,14 @@ def start_of(pid: int) -> str | None:
         except OSError:
             return None
         return None if state in "ZX" else rest[18]
-    done = subprocess.run(
-        ["/bin/ps", "-o", "lstart=", "-p", str(pid)],
-        # the same words in every locale and time zone
-        env={"LC_ALL": "C", "TZ": "UTC"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or None
+    # the same words in every locale and time zone
+    return _answer("/bin/ps", "-o", "lstart=", "-p", str(pid)) or None
+
+
+def _answer(*argv: str) -> str:
+    """What a program of the system prints (macOS)."""
+    env = {"LC_ALL": "C", "TZ": "UTC"}
+    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def boot_id() -> str:
@@ -79,10 +78,7 @@ def boot_id() -> str:
     if LINUX:
         with open("/proc/sys/kernel/random/boot_id") as boot:
             return boot.read().strip()
-    done = subprocess.run(
-        ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
+    return _answer("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid")
 
 
 def machine_id() -> str:
@@ -184,10 +180,6 @@ class _Kqueue:
         return {e.ident for e in events if e.filter != read}, {e.ident for e in events if e.filter == read}
 
 
-def _watcher() -> _Poll | _Kqueue:
-    return _Poll() if LINUX else _Kqueue()
-
-
 class Keeper:
     """One session: its server, its twin, its folder, and the process that it is watching."""
 
@@ -196,7 +188,7 @@ class Keeper:
         self.session = session
         self.watched: int = session["launcher"]
         self.folder: str = session["folder"]
-        self.events = _watcher()
+        self.events = _Poll() if LINUX else _Kqueue()
         self.state: dict[str, Any] = {}
         #: the descriptor whose lock says that this session has a keeper
         self.state_lock = -1
@@ -220,34 +212,32 @@ class Keeper:
             return
         if LINUX:
             _prctl(PR_SET_CHILD_SUBREAPER, 1)
-        self._on_term()
-        report = b""
-        try:
-            self._start_or_say_why()
-            self._watch()
-            self._reset_terminal()
-            report = self._report()
-        finally:
-            self._end_server()
-            self._clean_up()
-            # last, because writing may block
-            with contextlib.suppress(OSError):
-                os.write(2, report)
-
-    def _on_term(self) -> None:
         # A pipe, because a signal that arrives between two waits must not be lost.
         os.set_blocking(self._wake_end, False)
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.set_wakeup_fd(self._wake_end)
         self.events.add_fd(self.wake)
-
-    def _start_or_say_why(self) -> None:
+        report = b""
         try:
-            self._start()
-        except OSError as error:
-            # no folder, no space, no process: the launcher reports it
-            self._tell({"failure": f"{error.strerror or error} ({error.filename or 'keeper'})"})
-            raise SystemExit(1) from None
+            try:
+                self._start()
+            except OSError as error:
+                # no folder, no space, no process: the launcher reports it
+                self._tell({"failure": f"{error.strerror or error} ({error.filename or 'keeper'})"})
+                return
+            self._watch()
+            self._reset_terminal()
+            report = self._report()
+        finally:
+            self._end_server()
+            self._release_twin()
+            import shutil
+
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._tell({"ended": True})
+            # last, because writing may block
+            with contextlib.suppress(OSError):
+                os.write(2, report)
 
     # -- start --------------------------------------------------------------------------------------------------
 
@@ -260,7 +250,9 @@ class Keeper:
         shell = self.session["shell"]
         env = {**self.session["env"], MARKER: self.session["id"]}
         argv = [shell, "-c", GATE, "gate", *self.session["argv"]]
-        self.server = _spawn(argv, env, gate, _ask_for_parent_death if self.session["pdeathsig"] else None)
+        dies_with_us = LINUX and self.session["pdeathsig"]
+        first = (lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)) if dies_with_us else None
+        self.server = _spawn(argv, env, gate, first)
         self.events.add_pid(self.server)
         grace_s = sum(seconds for _, seconds in self.session["stop"])
         held_open = self.session.get("held_open")
@@ -449,13 +441,6 @@ class Keeper:
             os.close(self.twin_pipe)
             self.twin_pipe = -1
 
-    def _clean_up(self) -> None:
-        self._release_twin()
-        import shutil
-
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._tell({"ended": True})
-
 
 def _write_to_terminal(path: str, data: bytes) -> None:
     with contextlib.suppress(OSError):
@@ -495,14 +480,7 @@ def _prctl(option: int, value: int) -> None:
     ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def _ask_for_parent_death() -> None:
-    if LINUX:
-        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def _children() -> list[int]:
-    if not LINUX:
-        return []
     with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as children:
         return [int(pid) for pid in children.read().split()]
     return []

@@ -63,22 +63,6 @@ def check_models(reply: httpx.Response, model: str) -> None:
         raise NotReadyError(f"The server has {', '.join(map(str, ids)) or 'no model'}, not {model}.")
 
 
-def check_health(reply: httpx.Response) -> None:
-    """Judge a health report. Raises NotYet, or NotReadyError if the server failed for good."""
-    try:
-        report = reply.json()
-        status, loaded = report["status"], report["model_loaded"]
-    except (ValueError, KeyError, TypeError):
-        raise NotReadyError(
-            "Another program answers on the session's port, not the server that was started.",
-            cause=[reply.text[:200]],
-        ) from None
-    if status != "healthy":
-        raise NotReadyError(f"The server reports the status {status}.", cause=[reply.text[:200]])
-    if loaded is not True:
-        raise NotYet("loading the model")
-
-
 def check_wrong_key(reply: httpx.Response) -> None:
     """Judge the answer to a wrong key. Raises NotReadyError unless it is a refusal."""
     if reply.status_code not in (401, 403):
@@ -91,11 +75,7 @@ def check_message(reply: httpx.Response, wire: Wire) -> None:
     """Judge a message of one token. Raises NotYet while the model loads, NotReadyError if the server cannot answer."""
     if reply.status_code == 503:
         raise NotYet("loading the model")
-    try:
-        body = reply.json()
-    except ValueError:
-        body = None
-    if not wire.is_reply(reply.status_code, body):
+    if not wire.is_reply(reply.status_code, reply.text):
         raise NotReadyError(
             f"The server is up but cannot answer a message (status {reply.status_code}).", cause=[reply.text[:300]]
         )
@@ -140,8 +120,6 @@ def wait_until_ready(
                 if readiness.owns_socket:
                     # before any key is sent
                     check_socket(server.pid, endpoint.port)
-                if readiness.health_path:
-                    check_health(client.get(readiness.health_path))
                 check_models(client.get("/v1/models"), endpoint.model)
                 if readiness.checks_key:
                     check_wrong_key(client.get("/v1/models", headers=wrong))

@@ -91,11 +91,7 @@ def _check_wire(client: httpx.Client, url: str, wire: Wire, model: str) -> None:
             f"{url} does not speak the API that the agent needs ({wire.PATH}).",
             hint=f"use {' or '.join(BACKENDS)}, in a version of 2026 or newer",
         )
-    try:
-        body = reply.json()
-    except ValueError:
-        body = None
-    if not wire.is_reply(reply.status_code, body):
+    if not wire.is_reply(reply.status_code, reply.text):
         raise NotReadyError(f"{url} cannot answer a message (status {reply.status_code}).", cause=[reply.text[:300]])
 
 

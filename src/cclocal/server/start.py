@@ -11,12 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cclocal.command import Binding, Command, SessionFile, Stop
+from cclocal.command import Binding, Command
 from cclocal.errors import AgentMissingError, ServerDiedError
 from cclocal.paths import Env
 from cclocal.programs import last_lines
@@ -58,15 +58,15 @@ class Server:
             timeout_s = 0.0
         return self.exit_status
 
+    def died(self, message: str) -> ServerDiedError:
+        """An error with the last lines of the server's log."""
+        return ServerDiedError(message, cause=last_lines(self.log), log=str(self.log))
+
     def check_alive(self) -> None:
         """Raises ServerDiedError, with the last lines of its log, if the server has ended."""
         code = self.poll()
         if code is not None:
-            raise ServerDiedError(
-                f"The server stopped while starting ({keeper.how_it_ended(code)}).",
-                cause=last_lines(self.log),
-                log=str(self.log),
-            )
+            raise self.died(f"The server stopped while starting ({keeper.how_it_ended(code)}).")
 
     def end(self) -> None:
         """Stop the server, and return when it is gone."""
@@ -99,9 +99,7 @@ class Server:
             self._read()
         if not self.pid:
             why = self.failure or "its keeper ended; the log has its last words"
-            raise ServerDiedError(
-                f"The server could not be started: {why}.", cause=last_lines(self.log), log=str(self.log)
-            )
+            raise self.died(f"The server could not be started: {why}.")
 
 
 def new_binding(env: Env, port: int | None) -> Binding:
@@ -133,8 +131,8 @@ class ServerStart:
     """
 
     command: Command
-    files: tuple[SessionFile, ...]
-    stop: Stop
+    files: Mapping[str, str]
+    stop: Sequence[tuple[str, float]]
     about: Mapping[str, Any]
     advice: str
     terminal_reset: str = ""
@@ -152,12 +150,12 @@ def start_server(start: ServerStart, binding: Binding, env: Env) -> Server:
         "launcher": os.getpid(),
         "id": binding.session_id,
         "folder": binding.folder,
-        "files": {file.name: file.content for file in start.files},
+        "files": dict(start.files),
         "argv": list(start.command.argv),
         "env": start.command.environ(environ),
         "log": binding.log,
         "log_cap_bytes": LOG_CAP_BYTES,
-        "stop": [list(step) for step in start.stop.steps],
+        "stop": list(start.stop),
         "shell": environ.get("CCLOCAL_TEST_SHELL", "/bin/sh"),
         "pdeathsig": environ.get("CCLOCAL_TEST_PDEATHSIG") != "0",
         "tty": _terminal() if start.terminal_reset and environ.get("TERM") != "dumb" else None,
@@ -215,8 +213,6 @@ def exec_agent(command: Command, environ: Mapping[str, str], server: Server | No
 
 def _terminal() -> str | None:
     """The terminal that the agent will draw on, if both ends of it are one."""
-    if not (os.isatty(0) and os.isatty(1)):
-        return None
     with contextlib.suppress(OSError):
-        return os.ttyname(1)
+        return os.ttyname(1) if os.isatty(0) and os.isatty(1) else None
     return None

@@ -167,6 +167,6 @@ def _become(agent: Agent, session: AgentSession, endpoint: Endpoint, folder: Pat
     lay_out_config(agent.config_dir(session))
     binding = Binding(port="", key=endpoint.key, folder=str(folder), session_id="", log=log)
     command, files = agent.command(session, endpoint, binding)
-    for file in files:
-        write_private(folder / file.name, file.content)
+    for name, content in files.items():
+        write_private(folder / name, content)
     exec_agent(command, env.environ)

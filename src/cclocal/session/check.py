@@ -16,13 +16,12 @@ from cclocal.agents import AGENTS
 from cclocal.checks import results, rows
 from cclocal.checks.rows import CheckRow, Status, can_work
 from cclocal.command import Command
-from cclocal.errors import FolderError, ServerDiedError
+from cclocal.errors import FolderError
 from cclocal.models.catalog import Catalog
 from cclocal.paths import Env
 from cclocal.planning.choose import choose_agent
 from cclocal.planning.plan import Plan
-from cclocal.programs import last_lines
-from cclocal.session.launch import serve
+from cclocal.session.launch import serve, survey
 from cclocal.settings import Settings
 from cclocal.ui.console import output
 from cclocal.wires import WIRES
@@ -47,16 +46,15 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> tupl
     except FileNotFoundError:
         raise FolderError("The current folder no longer exists.", hint="cd to a folder that exists") from None
     with tempfile.TemporaryDirectory(prefix="cclocal-check-") as folder, contextlib.chdir(folder):
-        plan, server = serve(settings, catalog, env)
+        plan, server = serve(settings, catalog, survey(settings, catalog, env))
         found: list[CheckRow] = []
         try:
             endpoint = plan.endpoint(server.binding)
-            for row in rows.run(endpoint, WIRES[agent.WIRE], agent.TITLE, plan.slot_tokens):
+            for row in rows.run(endpoint, WIRES[agent.WIRE], agent.TITLE, plan.session.context_tokens):
                 found.append(row)
                 _show(row, show=show)
                 if server.poll() is not None:
-                    cause = last_lines(server.log)
-                    raise ServerDiedError("The server stopped during the check.", cause=cause, log=str(server.log))
+                    raise server.died("The server stopped during the check.")
             found.append(_agent_row(plan, plan.agent_command(server.binding)[0], env.environ))
             _show(found[-1], show=show)
         finally:

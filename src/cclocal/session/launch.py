@@ -6,12 +6,13 @@ from typing import NoReturn
 
 from cclocal.agents import AGENTS
 from cclocal.backends import BACKENDS, runtime_of
-from cclocal.errors import CclocalError, ServerDiedError
+from cclocal.discovery.look import look
+from cclocal.errors import CclocalError
+from cclocal.facts import Facts
 from cclocal.models.catalog import Catalog
 from cclocal.paths import Env
 from cclocal.planning.choose import check_agent
 from cclocal.planning.plan import Plan
-from cclocal.programs import last_lines
 from cclocal.server.keeper import how_it_ended
 from cclocal.server.registry import end_abandoned
 from cclocal.server.start import Server, exec_agent
@@ -21,20 +22,33 @@ from cclocal.settings import Settings
 from cclocal.ui.console import say
 from cclocal.ui.tables import show_plan
 
+#: What was seen, and on a Mac the descriptor that keeps a limit raised by another session.
+Seen = tuple[Facts, int | None]
 
-def launch(settings: Settings, catalog: Catalog, env: Env) -> NoReturn:
+
+def survey(settings: Settings, catalog: Catalog, env: Env) -> Seen:
+    """Look once, at the machine, its engines and the agent, after what killed sessions left there was ended."""
+    for session in end_abandoned(env):
+        say(f"Cleaned up after a session whose keeper was killed ({session.model}, port {session.port}).", "yellow")
+    for name in BACKENDS:
+        runtime_of(name).clean_up(env)
+    limit = hold_raised_limit(env)
+    return look(env, settings, catalog), limit
+
+
+def launch(settings: Settings, catalog: Catalog, seen: Seen) -> NoReturn:
     """Serve a model, and become the agent."""
-    plan, server = serve(settings, catalog, env)
+    plan, server = serve(settings, catalog, seen)
     try:
-        exec_agent(plan.agent_command(server.binding)[0], env.environ, server)
+        exec_agent(plan.agent_command(server.binding)[0], seen[0].env.environ, server)
     except CclocalError:
         server.end()
         raise
 
 
-def run_server(settings: Settings, catalog: Catalog, env: Env) -> None:
+def run_server(settings: Settings, catalog: Catalog, seen: Seen) -> None:
     """Serve until Ctrl-C. Raises ServerDiedError if the server ends first."""
-    plan, server = serve(settings, catalog, env)
+    plan, server = serve(settings, catalog, seen)
     endpoint = plan.endpoint(server.binding)
     say(f"{plan.model.name} answers on {endpoint.url}. In another terminal, in the folder to work in:\n")
     print(f"cclocal attach {endpoint.port}", flush=True)
@@ -46,16 +60,15 @@ def run_server(settings: Settings, catalog: Catalog, env: Env) -> None:
         say("\nEnding the server.")
         server.end()
         return
-    code, cause = server.exit_status, last_lines(server.log)
+    error = server.died(f"The server stopped ({how_it_ended(server.exit_status or 0)}).")
     server.end()
-    raise ServerDiedError(f"The server stopped ({how_it_ended(code or 0)}).", cause=cause, log=str(server.log))
+    raise error
 
 
-def serve(settings: Settings, catalog: Catalog, env: Env) -> tuple[Plan, Server]:
-    """Look, plan, fetch and start, until the server has shown that it answers. If anything fails, nothing is left."""
-    _remove_leftovers(env)
-    limit = hold_raised_limit(env)
-    now = prepare(settings, catalog, env)
+def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Server]:
+    """Plan, fetch and start, until the server has shown that it answers. If anything fails, nothing is left."""
+    facts, limit = seen
+    env, now = facts.env, prepare(settings, catalog, facts)
     plan = now.plan()
     if settings.safe:
         show_plan(plan, env.environ)
@@ -79,11 +92,3 @@ def serve(settings: Settings, catalog: Catalog, env: Env) -> tuple[Plan, Server]
         say(note, "yellow")
     lay_out_config(AGENTS[plan.agent].config_dir(plan.session))
     return plan, start(plan, env, limit)
-
-
-def _remove_leftovers(env: Env) -> None:
-    """End what killed sessions left behind, on this machine and in model servers that cclocal did not start."""
-    for session in end_abandoned(env):
-        say(f"Cleaned up after a session whose keeper was killed ({session.model}, port {session.port}).", "yellow")
-    for name in BACKENDS:
-        runtime_of(name).clean_up(env)

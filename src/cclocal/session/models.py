@@ -12,6 +12,7 @@ from typing import Any
 from cclocal.backends import BACKENDS, runtime_of
 from cclocal.checks import results
 from cclocal.errors import UsageError
+from cclocal.facts import Facts
 from cclocal.memory.fit import Fit
 from cclocal.models import hub, tags
 from cclocal.models.catalog import Catalog, Variant
@@ -20,7 +21,7 @@ from cclocal.models.storage import SAVED_PROMPTS, Stored, free_bytes, users_of
 from cclocal.models.storage import stored as stored_outside_backends
 from cclocal.paths import Env
 from cclocal.server.registry import running
-from cclocal.session.plan import OtherMachine, plan_catalog, plan_one
+from cclocal.session.plan import plan_catalog, plan_one
 from cclocal.settings import Settings
 from cclocal.ui import memory_view, menu, tables
 from cclocal.ui.console import busy, can_ask, confirm, console, say
@@ -32,16 +33,16 @@ TITLE = "cclocal: which model?    ● on disk  ○ not yet"
 # -- the menu ---------------------------------------------------------------------------------------------------
 
 
-def choose(catalog: Catalog, settings: Settings, env: Env) -> str:
+def choose(catalog: Catalog, settings: Settings, facts: Facts) -> str:
     """Ask which model. Raises UsageError where there is no terminal for a menu, KeyboardInterrupt if the user quits."""
+    env = facts.env
     if not can_ask() or env.environ.get("TERM") in ("dumb", None):
         raise UsageError(
             f"Which model? There is {'no terminal to ask on' if not can_ask() else 'no menu on this terminal'}.",
             hint=f"cclocal --{catalog.default}    or --model NAME; cclocal --list-models shows them",
         )
-    here = OtherMachine()
     while True:
-        plans = {row.id: row for row in plan_catalog(catalog, settings, here, env)}
+        plans = {row.id: row for row in plan_catalog(catalog, settings, facts)}
         on_disk = {id_ for id_, row in plans.items() if row.variant and _is_here(row.variant, env)}
         action, id_ = menu.pick(menu_rows(catalog, plans, on_disk, results.known(env)), TITLE)
         if action == "start":
@@ -52,7 +53,7 @@ def choose(catalog: Catalog, settings: Settings, env: Env) -> str:
             if action == "list":
                 show_stored(catalog, env, as_json=False)
             else:
-                memory_view.show_one(plan_one(catalog, id_, settings, here, env), as_json=False)
+                memory_view.show_one(plan_one(catalog, id_, settings, facts), as_json=False)
             console().input("\n[dim]Enter goes back to the menu[/] ")
 
 

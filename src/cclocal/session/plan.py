@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from cclocal.backends import BACKENDS, in_order
 from cclocal.discovery.look import look, look_at_model
-from cclocal.errors import BackendMissingError, CclocalError, UsageError
+from cclocal.errors import CclocalError, UsageError
 from cclocal.facts import Engine, Facts, Gpu, Machine
 from cclocal.memory.fit import Fit
 from cclocal.memory.footprint import CELLS
@@ -30,19 +30,10 @@ from cclocal.units import GIB, memory_size
 _SYSTEM_BYTES = 2 * GIB
 
 
-@dataclass(frozen=True, slots=True)
-class OtherMachine:
-    """A machine to plan for instead of this one; nothing given = this one."""
-
-    ram_gib: int | None = None
-    macos: str | None = None
-
-
-def plan_one(catalog: Catalog, word: str, settings: Settings, other: OtherMachine, env: Env) -> FitRow:
+def plan_one(catalog: Catalog, word: str, settings: Settings, facts: Facts) -> FitRow:
     """One model in full. Raises UsageError or HubError if its headers cannot be read."""
-    settings = replace(settings, server=True)
+    env = facts.env
     model = resolve(catalog, word, settings.backend, env)
-    facts = _look(catalog, settings, other, env)
     variant = choose_variant(model, settings, facts)[0]
     name, seen = model.name, look_at_model(facts, model, variant)
     source = _source(variant, seen)
@@ -76,15 +67,14 @@ def plan_one(catalog: Catalog, word: str, settings: Settings, other: OtherMachin
     return FitRow(name if model.untested else model.id, name, fit, source, remedies)
 
 
-def plan_catalog(catalog: Catalog, settings: Settings, other: OtherMachine, env: Env) -> Sequence[FitRow]:
+def plan_catalog(catalog: Catalog, settings: Settings, facts: Facts) -> Sequence[FitRow]:
     """Every model of the catalog: those on disk by their headers, the others by their published dimensions."""
-    rows, settings = [], replace(settings, server=True)
-    facts = _look(catalog, settings, other, env)
+    rows = []
     for model in catalog.models.values():
         variant, fit, source = None, None, ""
         # a file that is gone or damaged, or a backend without this model, must not hide the other models
         with contextlib.suppress(CclocalError):
-            one = resolve(catalog, model.id, settings.backend, env)
+            one = resolve(catalog, model.id, settings.backend, facts.env)
             variant = choose_variant(one, settings, facts)[0]
             seen = look_at_model(facts, one, variant)
             if model_path(variant, seen) in seen.shapes:
@@ -93,33 +83,32 @@ def plan_catalog(catalog: Catalog, settings: Settings, other: OtherMachine, env:
     return rows
 
 
-def _look(catalog: Catalog, settings: Settings, other: OtherMachine, env: Env) -> Facts:
-    """The facts of this machine, or of the one that is asked about."""
-    try:
-        facts = look(env, settings, catalog)
-    except BackendMissingError:
-        # an engine that does not run is not needed to plan
-        facts = look(env, replace(settings, llama_server="wheel"), catalog)
-    if not other.ram_gib and not other.macos:
+def look_at_machine(
+    catalog: Catalog, settings: Settings, env: Env, ram_gib: int | None = None, macos: str | None = None
+) -> Facts:
+    """The facts of this machine, or of one with so much memory, or of a Mac of that version."""
+    # an engine that does not run is not needed to plan, nor an agent
+    facts = look(env, replace(settings, server=True), catalog, engines_must_run=False)
+    if not ram_gib and not macos:
         return facts
-    machine = _machine(other, facts.machine)
+    machine = _machine(ram_gib, macos, facts.machine)
     devices = ("MTL0: Apple GPU",) if machine.os == "macos" else ()
     name = next(name for name in in_order(facts.machine) if "gguf" in BACKENDS[name].FORMS)
     engine = Engine("binary", (name,), "any", frozenset({"--cache-type-k"}), devices)
     return replace(facts, machine=machine, engines={name: (engine,)}, corrections={})
 
 
-def _machine(other: OtherMachine, here: Machine) -> Machine:
+def _machine(ram_gib: int | None, macos: str | None, here: Machine) -> Machine:
     """A machine that is not this one: what is free on it is unknown."""
-    ram_bytes = (other.ram_gib or 0) * GIB or here.ram_bytes
-    if other.macos or here.os == "macos":
-        version = other.macos or here.os_version
+    ram_bytes = (ram_gib or 0) * GIB or here.ram_bytes
+    if macos or here.os == "macos":
+        version = macos or here.os_version
         if not re.fullmatch(r"\d{1,3}(\.\d+)*", version, re.ASCII):
             raise UsageError(f"“{version}” is not a macOS version.", hint="--macos 26")
-        return Machine("macos", version, "arm64", "Apple", 8, ram_bytes, (Gpu("apple", "Apple GPU", unified=True),))
+        return Machine("macos", version, "arm64", ram_bytes, (Gpu("apple", "Apple GPU", unified=True),))
     free = max(1, ram_bytes - _SYSTEM_BYTES)
     words = f"{memory_size(ram_bytes)} with {memory_size(_SYSTEM_BYTES)} for the system"
-    return Machine("linux", "", here.arch, "processor", 8, ram_bytes, (), available_bytes=free, memory_words=words)
+    return Machine("linux", "", here.arch, ram_bytes, (), available_bytes=free, memory_words=words)
 
 
 def _source(variant: Variant, facts: Facts) -> str:

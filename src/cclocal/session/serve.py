@@ -13,7 +13,7 @@ from dataclasses import asdict
 from cclocal.agents import AGENTS, config_dir
 from cclocal.agents.session import ConfigDir
 from cclocal.backends import BACKENDS, StartedServer, runtime_of
-from cclocal.command import Binding, Endpoint, SessionFile
+from cclocal.command import Binding, Endpoint
 from cclocal.discovery.look import learn
 from cclocal.errors import CclocalError, DiskFullError, FolderError, PortError, ServerDiedError, UsageError
 from cclocal.models.storage import remember
@@ -47,9 +47,9 @@ def start(plan: Plan, env: Env, limit: int | None, tries: int = PORT_TRIES) -> S
 def _start(plan: Plan, binding: Binding, env: Env, limit: int | None) -> Server:
     agent, endpoint = AGENTS[plan.agent], plan.endpoint(binding)
     command, files = plan.server_command(binding)
-    files = (*files, *plan.agent_command(binding)[1])
+    files = {**files, **plan.agent_command(binding)[1]}
     if plan.settings.server:
-        files = (*files, _endpoint_file(plan, endpoint))
+        files[ENDPOINT] = _endpoint_file(plan, endpoint)
     make_folder(env.folders.sessions)
     log = new_log(env, binding.session_id)
     # captures what the agent sends first while the model loads
@@ -104,11 +104,11 @@ def _until_ready(plan: Plan, server: Server, cache: PromptCache | None) -> None:
         say(note_of_cache, "dim")
 
 
-def _endpoint_file(plan: Plan, endpoint: Endpoint) -> SessionFile:
+def _endpoint_file(plan: Plan, endpoint: Endpoint) -> str:
     """What `cclocal attach` needs; a key does not belong on a command line."""
     record = {
         **asdict(endpoint),
-        "context_tokens": plan.slot_tokens,
+        "context_tokens": plan.session.context_tokens,
         "out_tokens": plan.out_tokens,
         "tools": plan.session.tools,
         "lean": plan.session.lean,
@@ -116,7 +116,7 @@ def _endpoint_file(plan: Plan, endpoint: Endpoint) -> SessionFile:
         "log_reader": plan.session.log_reader,
         "agent": plan.agent,
     }
-    return SessionFile(ENDPOINT, json.dumps(record))
+    return json.dumps(record)
 
 
 def lay_out_config(config: ConfigDir) -> None:

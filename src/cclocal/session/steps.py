@@ -7,7 +7,7 @@ from functools import partial
 
 from cclocal import tiny
 from cclocal.discovery.hardware import resident_servers
-from cclocal.discovery.look import look, look_at_model
+from cclocal.discovery.look import look_at_model
 from cclocal.errors import CclocalError, DoesNotFitError, UsageError
 from cclocal.facts import Facts
 from cclocal.memory.gguf import BadHeaderError
@@ -53,9 +53,8 @@ class Launch:
         return replace(self, model=model, facts=look_at_model(self.facts, model, variant))
 
 
-def prepare(settings: Settings, catalog: Catalog, env: Env) -> Launch:
-    """Look around once: machine, engines, agent, and what is on disk of the model."""
-    facts = look(env, settings, catalog)
+def prepare(settings: Settings, catalog: Catalog, facts: Facts) -> Launch:
+    """What is launched, with what is on disk of the model."""
     return Launch(catalog, catalog.find(catalog.default), settings, facts).with_model_files()
 
 

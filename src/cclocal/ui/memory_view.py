@@ -123,9 +123,7 @@ class FitRow:
 def row_as_json(row: FitRow) -> dict[str, Any]:
     if row.fit is None:
         return {"model": row.id, "verdict": "unknown"}
-    remedies = [
-        {"name": one.name, "words": one.words, "max_context_tokens": one.max_context_tokens} for one in row.remedies
-    ]
+    remedies = [remedy.as_json() for remedy in row.remedies]
     return {"model": row.id, **row.fit.as_json(), "shape_source": row.source, "remedies": remedies}
 
 

@@ -25,7 +25,7 @@ _STYLE = Style.from_dict(
     {"cursor": "bold reverse", "dim": "ansibrightblack", "good": "ansigreen", "warn": "ansiyellow", "bad": "ansired"}
 )
 _FITS = {"roomy": ("fits", "good"), "tight": ("tight", "warn"), "too_big": ("too big", "bad"), "unknown": ("?", "dim")}
-_HELP = "Enter start · / filter · d plan · l list · m manage · q quit"
+HELP = "Enter start · / filter · d plan · l list · m manage · q quit"
 #: What moves in the list, and by how many rows; letters only while no filter is typed.
 _STEPS = {"up": -1, "k": -1, "down": 1, "j": 1, "pageup": -10, "pagedown": 10}
 _STEPS |= {"home": -(10**6), "g": -(10**6), "end": 10**6, "G": 10**6}
@@ -47,7 +47,9 @@ class MenuRow:
 
 
 @dataclass(slots=True)
-class _List:
+class Menu:
+    """The list and what was done with it: the row, the filter, the ticks."""
+
     rows: Sequence[MenuRow]
     title: str
     help: str
@@ -130,22 +132,17 @@ class _List:
 
 def pick(rows: Sequence[MenuRow], title: str) -> tuple[str, str]:
     """(what to do, with which row): "start", "manage", "list" or "plan". Raises KeyboardInterrupt on q, Esc, Ctrl-C."""
-    return _run(_List(rows, title, _HELP), {"m": "manage", "l": "list", "d": "plan"})
-
-
-def picture(rows: Sequence[MenuRow], title: str) -> StyleAndTextTuples:
-    """The menu as it is drawn on a terminal of 80 columns, for the docs."""
-    return _List(rows, title, _HELP).fragments()
+    return _run(Menu(rows, title, HELP), {"m": "manage", "l": "list", "d": "plan"})
 
 
 def tick(rows: Sequence[MenuRow], title: str) -> list[str]:
     """The ids of the rows that were ticked with Space. Raises KeyboardInterrupt on q, Esc, Ctrl-C."""
-    shown = _List(rows, title, "Space tick · a all · Enter remove · q quit", many=True)
+    shown = Menu(rows, title, "Space tick · a all · Enter remove · q quit", many=True)
     _run(shown, {})
     return [row.id for row in rows if row.id in shown.ticked]
 
 
-def _run(shown: _List, actions: dict[str, str]) -> tuple[str, str]:
+def _run(shown: Menu, actions: dict[str, str]) -> tuple[str, str]:
     keys = KeyBindings()
 
     @keys.add(Keys.Any)

@@ -171,6 +171,7 @@ def plan_json(plan: Plan, environ: Mapping[str, str]) -> dict[str, Any]:
     server, server_files = plan.server_command(plan.shown)
     agent, agent_files = plan.agent_command(plan.shown)
     fetch, engine = plan.fetch, plan.engine
+    help_is_needed = plan.requested or (plan.fit and plan.fit.verdict != "roomy")
     return {
         "model": {"id": plan.model.id, "name": plan.model.name, "variant": plan.variant.quant},
         "backend": {"name": plan.variant.backend, "form": engine.form, "version": engine.version},
@@ -185,16 +186,7 @@ def plan_json(plan: Plan, environ: Mapping[str, str]) -> dict[str, Any]:
         "out_tokens": plan.out_tokens,
         "memory": plan.fit.as_json() if plan.fit else None,
         "wired_limit_mib": plan.wired_limit_mib,
-        "remedies": [
-            {
-                "name": remedy.name,
-                "words": remedy.words,
-                "context_tokens": remedy.fit.config.context_tokens,
-                "max_context_tokens": remedy.max_context_tokens,
-            }
-            for remedy in plan.remedies
-            if plan.requested or (plan.fit and plan.fit.verdict != "roomy")
-        ],
+        "remedies": [remedy.as_json() for remedy in plan.remedies if help_is_needed],
         "server": {"argv": list(server.argv), "env": dict(server.env)},
         "agent": {
             "name": plan.agent,
@@ -203,7 +195,7 @@ def plan_json(plan: Plan, environ: Mapping[str, str]) -> dict[str, Any]:
             "kept": sorted(agent.kept(environ)),
             "removed": list(agent.removed(environ)),
         },
-        "files": {plan.shown.file(file.name): file.content for file in (*server_files, *agent_files)},
+        "files": {plan.shown.file(name): content for name, content in {**server_files, **agent_files}.items()},
         "notes": list(plan.notes),
         "sources": dict(plan.sources),
     }

@@ -28,7 +28,11 @@ def body(model: str, system: str, tools: list[Body], messages: list[Body], out_t
     return {**told, "max_tokens": out_tokens, "stream": stream}
 
 
-def is_reply(status: int, body: Any) -> bool:
+def is_reply(status: int, text: str) -> bool:
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return False
     return status == 200 and isinstance(body, dict) and body.get("type") == "message" and "content" in body
 
 

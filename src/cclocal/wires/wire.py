@@ -61,7 +61,7 @@ class Wire(Protocol):
     ) -> Body:
         """The body of a message in a conversation."""
 
-    def is_reply(self, status: int, body: Any) -> bool:
+    def is_reply(self, status: int, text: str) -> bool:
         """Whether an answer to `one_token` is a message."""
 
     def read(self, status: int, text: str, *, stream: bool) -> Reply:

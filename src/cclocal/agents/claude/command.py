@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cclocal.agents.session import AgentSession, ConfigDir, Window
-from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, Binding, Command, Endpoint, SessionFile
+from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, Binding, Command, CommandAndFiles, Endpoint
 
 PROGRAM = "claude"
 #: Without WebSearch, which asks Anthropic's servers and with a local model returns invented results, and without
@@ -200,31 +200,25 @@ def environment(endpoint: Endpoint, context_tokens: int, out_tokens: int) -> dic
     }
 
 
-def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> tuple[Command, tuple[SessionFile, ...]]:
+def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> CommandAndFiles:
     context = context_of(session)
     variables = environment(endpoint, session.context_tokens, session.out_tokens)
-    settings = SessionFile(
-        "settings.json",
-        json.dumps(
-            # `env` of a settings file beats the process environment, so ours is repeated there
-            {
-                "env": variables,
-                # one model is loaded: /model with another name is refused in words
-                "availableModels": [endpoint.model],
-                "disableDeepLinkRegistration": "disable",
-                # what 2.1.329 reads instead of BASH_MAX_OUTPUT_LENGTH
-                "bashOutputMaxChars": result_characters(session.context_tokens, session.out_tokens),
-                **_status_line(session, endpoint.model, binding.log),
-                **instructions_above(context),
-            },
-            indent=1,
-        ),
-    )
+    settings = {
+        # `env` of a settings file beats the process environment, so ours is repeated there
+        "env": variables,
+        # one model is loaded: /model with another name is refused in words
+        "availableModels": [endpoint.model],
+        "disableDeepLinkRegistration": "disable",
+        # what 2.1.329 reads instead of BASH_MAX_OUTPUT_LENGTH
+        "bashOutputMaxChars": result_characters(session.context_tokens, session.out_tokens),
+        **_status_line(session, endpoint.model, binding.log),
+        **instructions_above(context),
+    }
     argv = (
         program_of(session),
         # "user" is the private folder below: it has no settings, but the user's CLAUDE.md
         *("--setting-sources", "user"),
-        *("--settings", binding.file(settings.name)),
+        *("--settings", binding.file("settings.json")),
         "--strict-mcp-config",
         # the browser's tools do not come from MCP configurations
         "--no-chrome",
@@ -237,7 +231,9 @@ def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> tupl
         *session.arguments,
     )
     env = {"CLAUDE_CONFIG_DIR": str(session.home), **variables}
-    return Command(argv, env, AGENT_NAMES | set(session.passed), AGENT_PREFIXES), (settings,)
+    return Command(argv, env, AGENT_NAMES | set(session.passed), AGENT_PREFIXES), {
+        "settings.json": json.dumps(settings, indent=1)
+    }
 
 
 def program_of(session: AgentSession) -> str:

@@ -22,8 +22,7 @@ def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentF
     if not found:
         return None
     path = Path(found).absolute()
-    key = answers.key(path)
-    version = answers.get(key) or answers.put(key, _version(path, env))
+    version = answers.of(answers.key(path), lambda: _version(path, env))
     of_user = Path(env.environ.get("CLAUDE_CONFIG_DIR") or Path(env.environ["HOME"], ".claude"), "CLAUDE.md")
     folders = [folder for folder in reversed(cwd.parents) if git_root and folder.is_relative_to(git_root)]
     above = [folder / "CLAUDE.md" for folder in folders if (folder / "CLAUDE.md").is_file()]

@@ -161,7 +161,7 @@ def capture_run(capture: Capture, binding: Binding, words: str) -> CaptureRun:
         env = {name: value for name, value in every.items() if name in _QUIET}
         env = {"CLAUDE_CONFIG_DIR": str(session.home), **env, **no_retries}
         config = ConfigDir(session.home, config_dir(session).seed)
-        return CaptureRun(Command((program_of(session), *arguments), env, AGENT_NAMES), (), config, stdin)
+        return CaptureRun(Command((program_of(session), *arguments), env, AGENT_NAMES), {}, config, stdin)
     made, files = command(session, endpoint, binding)
     return CaptureRun(replace(made, env={**made.env, **no_retries}), files, config_dir(session), stdin)
 

@@ -32,23 +32,18 @@ def _devices_depend_on(machine: Machine) -> str:
 
 
 def _binary(path: Path, env: Env, machine: Machine, answers: Answers) -> Engine:
-    key = answers.key(path, "llama-server", _devices_depend_on(machine))
-    known = answers.get(key)
-    if known is None:
+    def probe() -> dict[str, Any]:
         names = flags_of([str(path)], env.environ)
         version = ask([str(path), "--version"], env.environ)
         first = re.search(r"version:\s*(.+)", version.stdout + version.stderr)
         devices = ask([str(path), "--list-devices"], env.environ).stdout if "--list-devices" in names else ""
-        listed = re.findall(r"^\s*(\w+: .+\(\d+ MiB.*)$", devices, re.MULTILINE)
-        known = answers.put(
-            key,
-            {
-                "version": first[1].strip() if first else "unknown",
-                "flags": names,
-                # BLAS counts as a device there, with no memory
-                "devices": [device for device in listed if "(0 MiB" not in device],
-            },
-        )
+        # BLAS counts as a device there, with no memory
+        listed = [
+            line for line in re.findall(r"^\s*(\w+: .+\(\d+ MiB.*)$", devices, re.MULTILINE) if "(0 MiB" not in line
+        ]
+        return {"version": first[1].strip() if first else "unknown", "flags": names, "devices": listed}
+
+    known = answers.of(answers.key(path, "llama-server", _devices_depend_on(machine)), probe)
     found = frozenset(known["flags"])
     return Engine(BINARY, (str(path),), known["version"], found, tuple(known["devices"]), "a llama-server program")
 
@@ -68,10 +63,8 @@ def _wheel(env: Env, machine: Machine, answers: Answers) -> Iterator[Engine]:
     if not spec or not spec.origin:
         return
     libraries = sorted(Path(spec.origin).parent.glob("xllamacpp*.so")) or [Path(spec.origin)]
-    # the question belongs to the key: another version of cclocal may ask another one
-    key = answers.key(libraries[0], _WHEEL_PROBE, _devices_depend_on(machine))
-    known = answers.get(key)
-    if known is None:
+
+    def probe() -> Any:
         done = ask([sys.executable, "-P", "-c", _WHEEL_PROBE], env.environ)
         if done.returncode != 0:
             raise BackendMissingError(
@@ -79,7 +72,10 @@ def _wheel(env: Env, machine: Machine, answers: Answers) -> Iterator[Engine]:
                 cause=done.stderr.strip().splitlines()[-2:],
                 hint='pip install --force-reinstall "cclocal[engine]"    (it needs the system library libgomp1)',
             )
-        known = answers.put(key, json.loads(done.stdout))
+        return json.loads(done.stdout)
+
+    # the question belongs to the key: another version of cclocal may ask another one
+    known = answers.of(answers.key(libraries[0], _WHEEL_PROBE, _devices_depend_on(machine)), probe)
     command = (sys.executable, "-P", "-m", "cclocal.backends.llama_server.xllamacpp_server")
     title = "inside the xllamacpp package"
     yield Engine(WHEEL, command, known["version"], flags(), tuple(known["devices"]), title)

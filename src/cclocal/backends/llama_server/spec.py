@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cclocal.backends.request import SERVER_TIMEOUT_S, Backend, PromptCaching, ServerCommand, ServeRequest
-from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Binding, Command, SessionFile, Stop
+from cclocal.backends.request import SERVER_TIMEOUT_S, Backend, PromptCaching, ServeRequest
+from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Binding, Command, CommandAndFiles
 from cclocal.facts import Engine, Facts, Machine, version_in
 from cclocal.models.catalog import Variant
 
@@ -36,7 +36,6 @@ class LlamaServerSpec(Backend):
     ASKED_BY = frozenset({"llama_server"})
     #: TERM waits for the batch in flight (58-88 s measured on a large CPU model), so KILL follows. On a Mac a process
     #: that is killed may leak wired memory, so TERM comes first.
-    STOP = Stop((("TERM", 5.0), ("KILL", 2.0)))
 
     def rank(self, machine: Machine) -> int:
         return 1
@@ -49,7 +48,7 @@ class LlamaServerSpec(Backend):
     def unsupported(self, engine: Engine, variant: Variant) -> str | None:
         if too_old := _too_old(engine, variant):
             return too_old
-        missing = [flag for flag in (*NEEDED, *_variant_flags(variant)) if not engine.has(flag)]
+        missing = [flag for flag in (*NEEDED, *_variant_flags(variant)) if flag not in engine.flags]
         if not missing:
             return None
         if engine.form == WHEEL:
@@ -57,7 +56,7 @@ class LlamaServerSpec(Backend):
         return f"{engine.command[0]} (version {engine.version}) lacks {', '.join(missing)}; a newer llama.cpp has it"
 
     def prompt_caching(self, engine: Engine) -> PromptCaching:
-        return "save" if engine.has(SLOT_SAVE_PATH) else ""
+        return "save" if SLOT_SAVE_PATH in engine.flags else ""
 
     def notes(self, engine: Engine, facts: Facts) -> tuple[str, ...]:
         gpus = facts.machine.gpus
@@ -77,16 +76,15 @@ class LlamaServerSpec(Backend):
                 cure += "    and then --llama-server wheel"
         return (f"This engine uses only the CPU and leaves {names} idle. To change that: {cure}",)
 
-    def command(self, engine: Engine, request: ServeRequest, binding: Binding) -> ServerCommand:
+    def command(self, engine: Engine, request: ServeRequest, binding: Binding) -> CommandAndFiles:
         variant = request.variant
-        key_file = SessionFile("key", binding.key + "\n")
         argv = [
             *engine.command,
             *("--model", request.model_file),
             *("--alias", request.model.id),
             *("--host", "127.0.0.1"),
             *("--port", binding.port),
-            *("--api-key-file", binding.file(key_file.name)),
+            *("--api-key-file", binding.file("key")),
             *("--ctx-size", str(request.context_tokens)),
             # One slot by default: llama.cpp's four split the cache, so that large requests lose their shared prefix.
             *("--parallel", str(variant.slots)),
@@ -94,7 +92,7 @@ class LlamaServerSpec(Backend):
         ]
 
         def add(flag: str, value: object) -> None:
-            if value is not None and engine.has(flag):
+            if value is not None and flag in engine.flags:
                 argv.extend((flag, str(value)))
 
         # llama.cpp's default is 8 GiB of host memory, which the plan does not count.
@@ -127,9 +125,11 @@ class LlamaServerSpec(Backend):
         add("--top-k", sampling.top_k)
         add("--min-p", sampling.min_p)
         add("--repeat-penalty", sampling.repeat_penalty)
-        argv += [flag for flag in ("--no-webui", "--offline") if engine.has(flag)]
+        argv += [flag for flag in ("--no-webui", "--offline") if flag in engine.flags]
         argv += variant.extra_args
-        return Command(tuple(argv), keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), (key_file,)
+        return Command(tuple(argv), keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), {
+            "key": binding.key + "\n"
+        }
 
 
 def _too_old(engine: Engine, variant: Variant) -> str | None:

@@ -72,15 +72,17 @@ class Ollama(Runtime):
         if not found:
             return
         path = Path(found).absolute()
-        key = answers.key(path, "ollama")
-        version = answers.get(key)
-        if version is None:
-            with contextlib.suppress(OSError, subprocess.SubprocessError):
-                # if no daemon answers, it warns and prints its own version
-                done = ask([str(path), "--version"], {**env.environ, "OLLAMA_HOST": "127.0.0.1:1"})
-                said = re.search(r"version is (\S+)", done.stdout + done.stderr)
-                version = answers.put(key, said[1] if said else "unknown")
-        yield Engine(PROGRAM, (str(path),), str(version), frozenset(), title="a separate daemon", uses="everything")
+
+        def probe() -> str:
+            # if no daemon answers, it warns and prints its own version
+            done = ask([str(path), "--version"], {**env.environ, "OLLAMA_HOST": "127.0.0.1:1"})
+            said = re.search(r"version is (\S+)", done.stdout + done.stderr)
+            return said[1] if said else "unknown"
+
+        version = "unknown"
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            version = answers.of(answers.key(path, "ollama"), probe)
+        yield Engine(PROGRAM, (str(path),), version, frozenset(), title="a separate daemon", uses="everything")
 
     def clean_up(self, env: Env) -> None:
         """Remove the derived models that killed sessions left in daemons that run."""

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from cclocal.backends.request import Backend, ServerCommand, ServeRequest
-from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Binding, Command, Endpoint, Readiness, Stop
+from cclocal.backends.request import Backend, ServeRequest
+from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Binding, Command, CommandAndFiles, Endpoint, Readiness
 from cclocal.facts import Engine, Facts, Machine, version_in
 from cclocal.http import is_loopback
 from cclocal.models.catalog import Variant
@@ -41,8 +41,6 @@ class OllamaSpec(Backend):
     RUNTIME = "cclocal.backends.ollama.runtime:Ollama"
     LOG_READER = str(Path(__file__).with_name("log_reader.py"))
     FORMS = ("tag", "gguf")
-    #: The runner is a child of the daemon; the keeper ends the whole group.
-    STOP = Stop((("TERM", 5.0), ("KILL", 2.0)))
 
     def rank(self, machine: Machine) -> int:
         return 3
@@ -69,11 +67,11 @@ class OllamaSpec(Backend):
             said.insert(0, f"OLLAMA_HOST names another machine; to use the Ollama there: cclocal --url {elsewhere}")
         return tuple(said)
 
-    def command(self, engine: Engine, request: ServeRequest, binding: Binding) -> ServerCommand:
+    def command(self, engine: Engine, request: ServeRequest, binding: Binding) -> CommandAndFiles:
         variant = request.variant
         if engine.form == RUNNING:
             name = self.endpoint(engine, request, binding).model
-            return Command((*engine.command, f"{request.lease_folder}/{name}.json", engine.url, name)), ()
+            return Command((*engine.command, f"{request.lease_folder}/{name}.json", engine.url, name)), {}
         env = {
             "OLLAMA_HOST": f"127.0.0.1:{binding.port}",
             "OLLAMA_CONTEXT_LENGTH": str(request.context_tokens),
@@ -96,7 +94,7 @@ class OllamaSpec(Backend):
             env,
             keep=frozenset(SERVER_NAMES | {"OLLAMA_MODELS", "OLLAMA_LLM_LIBRARY"}),
             keep_prefixes=SERVER_PREFIXES,
-        ), ()
+        ), {}
 
     def readiness(self, engine: Engine, request: ServeRequest, binding: Binding) -> Readiness:
         there = self.endpoint(engine, request, binding)

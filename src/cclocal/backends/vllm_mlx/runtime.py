@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from cclocal.backends import Runtime
+from cclocal import http
+from cclocal.backends import Runtime, StartedServer
 from cclocal.backends.vllm_mlx import wrapper
 from cclocal.backends.vllm_mlx.spec import VllmMlxSpec
-from cclocal.errors import BackendMissingError
+from cclocal.errors import BackendMissingError, NotReadyError
 from cclocal.facts import Engine, Machine
 from cclocal.paths import Env, find_program
 from cclocal.programs import Answers, ask, flags_of
@@ -39,7 +41,14 @@ def _python_of(program: Path) -> Path:
 
 
 class VllmMlx(Runtime):
-    """vllm-mlx: only found; it loads its model by itself."""
+    """vllm-mlx: it loads its model by itself."""
+
+    def verify(self, server: StartedServer) -> None:
+        """By its own health report."""
+        with http.client(server.endpoint.url, server.endpoint.key) as client:
+            status = client.get("/health").json()["status"]
+        if status != "healthy":
+            raise NotReadyError(f"The server reports the status {status}.", log=str(server.log))
 
     def find(self, env: Env, settings: Settings, machine: Machine, answers: Answers) -> Iterator[Engine]:
         """The vllm-mlx on PATH, else in cclocal's own environment."""
@@ -52,19 +61,20 @@ class VllmMlx(Runtime):
         # an update may leave the entry point as it is: the names of the packages' folders carry their versions
         packages = program.parent.parent.glob("lib/python*/site-packages/*mlx*.dist-info")
         key = answers.key(program, "vllm-mlx", _PROBE, *sorted(package.name for package in packages))
-        known = answers.get(key)
-        if known is None:
-            try:
-                answer = ask([str(python), "-I", "-c", _PROBE], env.environ)
-                if answer.returncode != 0:
-                    raise OSError(answer.stderr.strip().splitlines()[-1])
-                versions = json.loads(answer.stdout)
-                names = flags_of([str(program), "serve"], env.environ, _IMPORTS_LIMIT_S)
-            except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
-                if settings.backend == VllmMlxSpec.NAME:
-                    raise BackendMissingError(f"{path} does not run: {error}.", hint=VllmMlxSpec.INSTALL) from None
-                return
-            version = f"{versions['vllm-mlx']}, mlx-lm {versions['mlx-lm']}"
-            known = answers.put(key, {"version": version, "flags": names})
+
+        def probe() -> dict[str, Any]:
+            answer = ask([str(python), "-I", "-c", _PROBE], env.environ)
+            if answer.returncode != 0:
+                raise OSError(answer.stderr.strip().splitlines()[-1])
+            versions = json.loads(answer.stdout)
+            names = flags_of([str(program), "serve"], env.environ, _IMPORTS_LIMIT_S)
+            return {"version": f"{versions['vllm-mlx']}, mlx-lm {versions['mlx-lm']}", "flags": names}
+
+        try:
+            known = answers.of(key, probe)
+        except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
+            if settings.backend == VllmMlxSpec.NAME:
+                raise BackendMissingError(f"{path} does not run: {error}.", hint=VllmMlxSpec.INSTALL) from None
+            return
         command, title = (str(python), str(wrapper.__file__)), "in its own environment"
         yield Engine("vllm-mlx", command, known["version"], frozenset(known["flags"]), title=title, uses="untold")

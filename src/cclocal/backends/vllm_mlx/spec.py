@@ -13,8 +13,8 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from cclocal.backends.request import SERVER_TIMEOUT_S, Backend, ServerCommand, ServeRequest
-from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Binding, Command, Readiness, SessionFile, Stop
+from cclocal.backends.request import SERVER_TIMEOUT_S, Backend, ServeRequest
+from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Binding, Command, CommandAndFiles
 from cclocal.facts import Engine, Facts, Machine, version_in
 from cclocal.models.catalog import Variant
 
@@ -37,7 +37,7 @@ class VllmMlxSpec(Backend):
     ASKED_BY = frozenset({"parser"})
     #: TERM alone waits for the stream in flight, without limit; INT after it does not. A Mac that loses a process
     #: holding wired memory by KILL may keep that memory wired until it is restarted, so KILL comes late.
-    STOP = Stop((("TERM", 1.0), ("INT", 30.0), ("KILL", 2.0)))
+    STOP = (("TERM", 1.0), ("INT", 30.0), ("KILL", 2.0))
 
     def rank(self, machine: Machine) -> int:
         return 0 if machine.is_apple_silicon else 2
@@ -49,7 +49,7 @@ class VllmMlxSpec(Backend):
         if mlx_lm and mlx_lm < OLDEST_MLX_LM:
             why = f"before {OLDEST_MLX_LM} mlx-lm executes code from a model's repository"
             return f"its mlx-lm {mlx_lm} is too old: {why}"
-        if missing := [flag for flag in NEEDED if not engine.has(flag)]:
+        if missing := [flag for flag in NEEDED if flag not in engine.flags]:
             return f"{engine.command[0]} (version {engine.version}) does not support {', '.join(missing)}"
         if variant.kv_type not in ("f16", "bf16"):
             return f"vllm-mlx keeps the KV cache in 16 bits; {variant.kv_type} would apply only to stored prefixes"
@@ -67,12 +67,11 @@ class VllmMlxSpec(Backend):
             said.append("MLX computes on the processor here, which is slow for anything but the smallest model.")
         return tuple(said)
 
-    def command(self, engine: Engine, request: ServeRequest, binding: Binding) -> ServerCommand:
+    def command(self, engine: Engine, request: ServeRequest, binding: Binding) -> CommandAndFiles:
         variant = request.variant
-        key_file = SessionFile("key", binding.key + "\n")
         argv = [
             *engine.command,
-            binding.file(key_file.name),
+            binding.file("key"),
             "serve",
             request.model_file,
             *("--served-model-name", request.model.id),
@@ -86,7 +85,7 @@ class VllmMlxSpec(Backend):
         ]
 
         def add(flag: str, value: object) -> None:
-            if value is not None and engine.has(flag):
+            if value is not None and flag in engine.flags:
                 argv.extend((flag, str(value)))
 
         if variant.tool_parser:
@@ -110,10 +109,9 @@ class VllmMlxSpec(Backend):
             "TRANSFORMERS_OFFLINE": "1",
             "PYTHONUNBUFFERED": "1",
         }
-        return Command(tuple(argv), env, keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), (key_file,)
-
-    def readiness(self, engine: Engine, request: ServeRequest, binding: Binding) -> Readiness:
-        return Readiness(self.endpoint(engine, request, binding), health_path="/health")
+        return Command(tuple(argv), env, keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), {
+            "key": binding.key + "\n"
+        }
 
 
 def versions(engine: Engine) -> tuple[Version | None, Version | None]:

@@ -49,8 +49,8 @@ class Talk:
 
 
 @contextlib.contextmanager
-def talk(world: World, *args: str, agent: tuple[str, ...] = ()) -> Iterator[Talk]:
-    """A session of cclocal's with these arguments, ended by the end of its input."""
+def talk(world: World, *args: str, agent: tuple[str, ...] = (), exits: int = 0) -> Iterator[Talk]:
+    """A session of cclocal's with these arguments, ended by the end of its input, with that status."""
     with (world.record / "err").open("w") as err:
         child = subprocess.Popen(
             [*world.command, *args, "--", *STREAM, *agent],
@@ -69,7 +69,7 @@ def talk(world: World, *args: str, agent: tuple[str, ...] = ()) -> Iterator[Talk
         yield Talk(child)
         assert child.stdin
         child.stdin.close()
-        assert child.wait() == 0, (world.record / "err").read_text()
+        assert child.wait() == exits, (world.record / "err").read_text()
     finally:
         limit.cancel()
         child.kill()

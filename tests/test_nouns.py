@@ -26,7 +26,7 @@ from cclocal.errors import FolderError
 from cclocal.http import is_loopback
 from cclocal.models import catalog, hub
 from cclocal.paths import packaged, write_private
-from cclocal.server import keeper
+from cclocal.server import process
 from cclocal.ui.tables import quoted
 from tools.tiny_model import circuit
 
@@ -264,9 +264,9 @@ def test_the_wheels_flags_are_llama_servers() -> None:
 
 
 def test_how_a_process_ended_in_words() -> None:
-    assert keeper.how_it_ended(3) == "exit 3"
-    assert keeper.how_it_ended(-11) == "SIGSEGV"
-    assert keeper.how_it_ended(-99) == "signal 99"
+    assert process.how_it_ended(3) == "exit 3"
+    assert process.how_it_ended(-11) == "SIGSEGV"
+    assert process.how_it_ended(-99) == "signal 99"
 
 
 def test_the_identity_of_a_process() -> None:
@@ -274,9 +274,9 @@ def test_the_identity_of_a_process() -> None:
 
     with subprocess.Popen(["sleep", "60"]) as child:
         # a process that started later has another one
-        assert keeper.start_of(child.pid) != keeper.start_of(os.getpid())
-        assert keeper.start_of(child.pid) == keeper.start_of(child.pid) is not None
+        assert process.start_of(child.pid) != process.start_of(os.getpid())
+        assert process.start_of(child.pid) == process.start_of(child.pid) is not None
         child.kill()
         child.wait()
-        assert keeper.start_of(child.pid) is None
-    assert keeper.boot_id()
+        assert process.start_of(child.pid) is None
+    assert process.boot_id()

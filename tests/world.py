@@ -258,6 +258,19 @@ class World:
         every = [json.loads(line) for line in lines]
         return [r for r in every if r["path"] != "/v1/models" and (r["body"] or {}).get("max_tokens") != 1]
 
+    def kill_server(self, number: int = signal.SIGKILL, times: int = 1) -> None:
+        """Kill a session's server, and each one that takes its place."""
+        servers = [0]
+
+        def another() -> int | None:
+            server = int(self.state()["server"])
+            return server if server != servers[-1] else None
+
+        for _ in range(times):
+            servers.append(wait_for(another, "another server"))
+            wait_for(lambda: "listening" in self.log.read_text().rpartition("started again")[2], "an answer")
+            os.kill(servers[-1], number)
+
     # -- the invariant
 
     def leftovers(self) -> list[str]:
@@ -281,6 +294,10 @@ class World:
         assert not list(self.sessions.glob("*")), "a session's folder was left behind"
         if (self.record / "pids.json").exists():
             assert port_is_free(self.server_pids()["port"])
+        if (self.record / "agent.json").exists():
+            url = self.agent()["env"].get("ANTHROPIC_BASE_URL", "")
+            # a killed process of several threads may hold it for a moment
+            assert not url or wait_for(lambda: port_is_free(int(url.rpartition(":")[2])), "the relay's end", 5)
 
     def close(self) -> None:
         for process in self._processes():

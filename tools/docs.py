@@ -76,7 +76,7 @@ def agent_variables() -> str:
     from cclocal.agents.claude.command import environment
     from cclocal.command import SHOWN, Endpoint
 
-    made = environment(Endpoint.of_session(SHOWN, "gemma"), 65536, 8192)
+    made = environment(Endpoint.of_relay(SHOWN, "gemma"), 65536, 8192)
     rows = ["| variable | value (for `--gemma`) |", "|---|---|"]
     return "\n".join((*rows, *(f"| `{name}` | `{value}` |" for name, value in made.items()))) + "\n"
 

@@ -46,6 +46,9 @@ _REFUSED = re.compile(
     re.IGNORECASE,
 )
 
+#: The scheme of a unix socket's address, and its name in the session's folder (llama.cpp requires the ending).
+UNIX, SOCKET = "unix:", "server.sock"
+
 
 def refusal(name: str, forbidden: re.Pattern[str]) -> str | None:
     """Why a variable must not be handed to an agent by --pass-env, or None if it may. `forbidden`: the agent's own."""
@@ -92,21 +95,50 @@ CommandAndFiles = tuple[Command, Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """The values of one session: the server's port, the session's key, folder, id and log."""
+    """The values of one session.
+
+    port, key: of its relay, which the agent gets. server_url, server_key: of its server: `unix:PATH` or
+    `http://127.0.0.1:PORT`. log: the server's.
+    """
 
     port: str
     key: str
     folder: str
     session_id: str
     log: str
+    server_url: str = ""
+    server_key: str = ""
+
+    @property
+    def socket(self) -> str:
+        """The unix socket that the server listens on; empty if it listens on a port."""
+        return self.server_url.removeprefix(UNIX) if self.server_url.startswith(UNIX) else ""
+
+    @property
+    def server_port(self) -> str:
+        """The port that the server listens on; empty if it listens on a socket."""
+        return "" if self.socket else self.server_url.rpartition(":")[2]
 
     def file(self, name: str) -> str:
         """The path of a file in the session's folder."""
         return f"{self.folder}/{name}"
 
 
+def server_url(folder: str, port: int | str, *, on_socket: bool) -> str:
+    """Where a session's server listens: on a socket in the session's folder, else on a port of its own."""
+    return f"{UNIX}{folder}/{SOCKET}" if on_socket else f"http://127.0.0.1:{port}"
+
+
 #: For --dry-run and golden files.
-SHOWN = Binding("<free port>", "<session key>", "<session folder>", "<session id>", "<server log>")
+SHOWN = Binding(
+    port="<free port>",
+    key="<session key>",
+    folder="<session folder>",
+    session_id="<session id>",
+    log="<server log>",
+    server_url="http://127.0.0.1:<server port>",
+    server_key="<server key>",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +156,11 @@ class Endpoint:
     @classmethod
     def of_session(cls, binding: Binding, model: str) -> Endpoint:
         """Where a server that is started for this session answers."""
+        return cls(binding.server_url, binding.server_key, model)
+
+    @classmethod
+    def of_relay(cls, binding: Binding, model: str) -> Endpoint:
+        """Where the session's relay answers: what the agent gets."""
         return cls(f"http://127.0.0.1:{binding.port}", binding.key, model)
 
 

@@ -67,7 +67,7 @@ class Engine:
     form: which of a backend's engines it is; only that backend reads it. title: the form in words. flags: every flag
     that its help names. devices: the GPUs it lists, empty for a CPU-only build. uses: "listed" computes on those
     devices, "everything" on whatever GPUs there are, "untold" does not say. url: of a server that runs already, which
-    is used and never stopped.
+    is used and never stopped. unix_socket: it can listen on a unix socket instead of a port.
     """
 
     form: str
@@ -78,6 +78,7 @@ class Engine:
     title: str = ""
     uses: Literal["listed", "everything", "untold"] = "listed"
     url: str = ""
+    unix_socket: bool = False
 
     @property
     def device_names(self) -> tuple[str, ...]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from cclocal.command import UNIX
 
 if TYPE_CHECKING:
     import httpx
@@ -13,14 +16,30 @@ if TYPE_CHECKING:
 def client(url: str = "", key: str = "", *, limit_s: float = 10.0, read_s: float | None = None) -> httpx.Client:
     """A client for a model server, with its key in both of the headers that servers read.
 
-    No proxy and no .netrc of the user's is used: prompts and keys must go only to the server. `limit_s`
-    bounds each step of a request in seconds, `read_s` the wait for an answer if that may take longer.
+    `url` may be unix:PATH. No proxy and no .netrc of the user's is used: prompts and keys must go only to the server.
+    Certificates are checked by the system's authorities, the usual ones, and SSL_CERT_FILE. `limit_s` bounds each step
+    of a request in seconds, `read_s` the wait for an answer if that may take longer.
     """
     import httpx
 
     headers = {"authorization": f"Bearer {key}", "x-api-key": key} if key else {}
     limits = httpx.Timeout(limit_s, read=read_s or limit_s)
-    return httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=limits)
+    transport = None
+    if url.startswith(UNIX):
+        transport, url = httpx.HTTPTransport(uds=url.removeprefix(UNIX)), "http://127.0.0.1"
+    elif url.startswith("https:"):
+        # the system's, with SSL_CERT_FILE, as the relay does
+        context = ssl.create_default_context()
+        context.load_verify_locations(authorities())
+        transport = httpx.HTTPTransport(verify=context)
+    return httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=limits, transport=transport)
+
+
+def authorities() -> str:
+    """The file with the usual authorities, for systems whose Python knows none."""
+    import certifi
+
+    return certifi.where()
 
 
 def web_client(*, limit_s: float = 30.0) -> httpx.Client:

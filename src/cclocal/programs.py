@@ -34,13 +34,13 @@ def ask(argv: Sequence[str], environ: Mapping[str, str], limit_s: float = 20.0) 
     )
 
 
-def flags_of(command: Sequence[str], environ: Mapping[str, str], limit_s: float = 20.0) -> list[str]:
-    """Every flag that a program's help names. Raises OSError with its last words if it does not run."""
+def help_of(command: Sequence[str], environ: Mapping[str, str], limit_s: float = 20.0) -> tuple[str, list[str]]:
+    """A program's help, and every flag that it names. Raises OSError with its last words if it does not run."""
     done = ask([*command, "--help"], environ, limit_s)
     flags = sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", done.stdout)))
     if done.returncode != 0 or not flags:
         raise OSError((done.stderr.strip() or "its --help says nothing").splitlines()[-1])
-    return flags
+    return done.stdout, flags
 
 
 def is_mac(environ: Mapping[str, str]) -> bool:

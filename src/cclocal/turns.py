@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from importlib.machinery import SourceFileLoader
 from typing import Any, NamedTuple
 
+#: The keeper's lines in a server's log begin with this, and this is how it calls a server's end.
+OURS, STOPPED = "[keeper]", "The model server stopped"
 #: Speeds are not computed from fewer tokens.
 LEAST_WRITTEN_TOKENS = 8
 
@@ -56,16 +59,24 @@ class Now(NamedTuple):
     first_s: float | None = None
 
 
+def news(text: str) -> list[str]:
+    """What the keeper wrote into a log about its server, with the time of day."""
+    return re.findall(rf"^{re.escape(OURS)} (\d\d:\d\d:\d\d .*)$", text, re.MULTILINE)
+
+
 def turns(text: str, readers: tuple[str, ...]) -> tuple[list[Turn], Now | None]:
     """(the replies in a log, the one being made at its end), by the first reader that finds any.
 
     Every reader skips the lines it does not know, so that a log of unknown origin can be tried with all of them.
     """
+    # a server that died never logged the end of its last reply
+    parts = re.split(rf"^{re.escape(OURS)} [\d:]+ {re.escape(STOPPED)}.*\n", text, flags=re.MULTILINE)
     for reader in readers:
         namespace: dict[str, Any] = {"__name__": "log_reader"}
         # by its path: the package is not importable under -I -S, and its compiled code is kept beside the file
         exec(SourceFileLoader("log_reader", reader).get_code("log_reader") or "", namespace)  # noqa: S102
-        found, now = namespace["turns"](text)
+        read = [namespace["turns"](part) for part in parts]
+        found, now = [row for rows, _ in read for row in rows], read[-1][1]
         if found or now:
             return [Turn(**row) for row in found], Now(**now) if now else None
     return [], None

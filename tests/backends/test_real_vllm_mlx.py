@@ -46,19 +46,30 @@ def test_only_its_key_opens_it_and_nobody_can_read_that_key(mlx: World) -> None:
     mlx.fake_claude()
     child = mlx.start("--tiny", "--backend", "vllm-mlx")
     env = mlx.agent()["env"]
-    server = psutil.Process(mlx.state()["server"])
-    assert env["ANTHROPIC_AUTH_TOKEN"] not in " ".join(server.cmdline())
+    state, token = mlx.state(), env["ANTHROPIC_AUTH_TOKEN"]
+    key = next(mlx.sessions.glob("*/key")).read_text().strip()
+    words = " ".join(psutil.Process(state["server"]).cmdline())
+    assert token not in words
+    assert key not in words
     with httpx.Client(base_url=env["ANTHROPIC_BASE_URL"], trust_env=False) as client:
         assert client.get("/v1/models").status_code == 401
-        assert client.get("/v1/models", headers={"x-api-key": env["ANTHROPIC_AUTH_TOKEN"]}).status_code == 401
-        # its own way is the only one
-        ours = {"authorization": f"Bearer {env['ANTHROPIC_AUTH_TOKEN']}"}
+        # the relay takes the session's key in either header
+        assert client.get("/v1/models", headers={"x-api-key": token}).status_code == 200
+        ours = {"authorization": f"Bearer {token}"}
         assert client.get("/v1/models", headers=ours).status_code == 200
         other = {"model": "other", "max_tokens": 8, "messages": [{"role": "user", "content": "Hi"}]}
         refused = client.post("/v1/messages", json=other, headers=ours)
         # another model asked for in mid-session is refused in words
         assert refused.status_code == 404
         assert "other" in refused.text
+    # the server has a key of its own, and takes it in one way only
+    with httpx.Client(base_url=state["server_url"], trust_env=False) as client:
+        for headers, status in (
+            (ours, 401),
+            ({"x-api-key": key}, 401),
+            ({"authorization": f"Bearer {key}"}, 200),
+        ):
+            assert client.get("/v1/models", headers=headers).status_code == status
     child.terminate()
     child.wait()
 

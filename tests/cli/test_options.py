@@ -189,7 +189,7 @@ def test_a_dry_run_starts_and_writes_nothing_but_its_memory(world: World) -> Non
     world.fake_server()
     done = world.run("--tiny", "--dry-run")
     assert done.returncode == 0
-    assert "--port <free port>" in done.stdout
+    assert "reached by the agent at http://127.0.0.1:<free port>" in done.stdout
     assert "<session key>" in done.stdout
     files = [p for p in world.home.rglob("*") if p.is_file()]
     assert [p.name for p in files] == ["probes.json"]

@@ -30,7 +30,7 @@ def served(ready: World) -> Iterator[World]:
     ready.server_pids()
     wait_for(lambda: "cclocal attach" in (ready.record / "out").read_text(), "the server")
     (ready.record / "pids.json").rename(ready.record / "first.json")
-    ready.env["FIRST_PORT"] = str(json.loads((ready.record / "first.json").read_text())["port"])
+    ready.env["FIRST_PORT"] = str(ready.state()["port"])
     yield ready
     child.terminate()
     child.wait()

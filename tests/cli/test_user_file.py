@@ -52,7 +52,8 @@ def test_every_lasting_default_is_taken(ready: World) -> None:
     assert got["model"]["id"] == "coder"
     assert got["context_tokens"] == 40960
     assert {"ONE", "TWO"} <= set(got["agent"]["kept"])
-    assert "8099" in got["server"]["argv"]
+    assert got["port"] == 8099
+    assert got["agent"]["env"]["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:8099"
     assert all(source.startswith(("user file", "catalog")) for source in got["sources"].values())
 
 

@@ -24,6 +24,7 @@
                       of calling, is "silent" about a reply cut off, "swallows" a prompt that is too long, "drops" a
                       connection, answers "odd" things
     faults            see obeys
+    tls               a file with a certificate and its key
     help_lacks        flags that --help does not name
 """
 
@@ -33,6 +34,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -85,6 +87,10 @@ def main(switches: dict[str, Any]) -> None:
     with open(options["--api-key-file"]) as file:
         key = file.read().strip()
     server = ThreadingHTTPServer((switches.get("bind", "127.0.0.1"), int(options["--port"])), Handler)
+    if "tls" in switches:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(switches["tls"])
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     server.daemon_threads = True
     server.state = State(switches, key, switches.get("model", options["--alias"]))  # type: ignore[attr-defined]
     print("listening", flush=True)

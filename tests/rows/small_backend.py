@@ -14,8 +14,10 @@ from cclocal.models.catalog import FileForm, Variant
 from cclocal.paths import Env, find_program
 from cclocal.programs import Answers
 from cclocal.settings import Settings
+from cclocal.wires.wire import Refusal
 
 NAME = "small"
+REFUSALS: tuple[Refusal, ...] = ()
 STOP = (("TERM", 5.0), ("KILL", 2.0))
 RUNTIME = f"{__name__}:Small"
 LOG_READER = ""
@@ -49,8 +51,8 @@ def endpoint(engine: Engine, request: ServeRequest, binding: Binding) -> Endpoin
 
 
 def command(engine: Engine, request: ServeRequest, binding: Binding) -> CommandAndFiles:
-    flags = ("--model", request.model_file, "--alias", request.model.id, "--port", binding.port)
-    return Command((*engine.command, *flags, "--api-key-file", binding.file("key"))), {"key": binding.key}
+    flags = ("--model", request.model_file, "--alias", request.model.id, "--port", binding.server_port)
+    return Command((*engine.command, *flags, "--api-key-file", binding.file("key"))), {"key": binding.server_key}
 
 
 def readiness(engine: Engine, request: ServeRequest, binding: Binding) -> Readiness:

@@ -24,6 +24,7 @@ MATRIX = [
     (["agent"], {"ignore_term": True, "worker": "setsid"}, "KILL"),
     wide(["agent"], {"daemonise": True, "ignore_term": True}, "KILL"),
     wide(["twin", "agent"], {}, "KILL"),
+    wide(["relay", "agent"], {}, "KILL"),
     wide(["server", "agent"], {}, "KILL"),
 ]
 KEEPER_DIES = [
@@ -33,6 +34,7 @@ KEEPER_DIES = [
     wide(["keeper"], {"ignore_term": True}),
     wide(["keeper"], {"daemonise": True, "ignore_term": True}),
     wide(["agent", "keeper"], {}),
+    wide(["relay", "keeper"], {}),
     wide(["agent", "keeper"], {"worker": "child"}),
 ]
 
@@ -50,7 +52,8 @@ def started(world: World, switches: dict[str, object], pdeathsig: str, shell: st
     agent = world.agent()["pid"]
     state = world.state()
     assert state["watched"] == agent
-    return {"agent": agent, "keeper": state["keeper"], "twin": state["twin"], **world.server_pids()}
+    parties = {party: state[party] for party in ("keeper", "twin", "relay")}
+    return {"agent": agent, **parties, **world.server_pids()}
 
 
 @pytest.mark.parametrize(("killed", "switches", "signal_name"), MATRIX, ids=str)
@@ -100,17 +103,32 @@ def reclaim(world: World) -> None:
     assert world.run("--tiny").returncode == 0
 
 
-def test_keeper_and_twin_killed_together_is_reclaimed_at_the_next_start(world: World) -> None:
-    """The one hole, without PDEATHSIG (= macOS): the server lives on until the next start finds it by identity."""
+@pytest.mark.parametrize("relay", ["alive", "killed"])
+def test_keeper_and_twin_killed_together(world: World, relay: str) -> None:
+    """Without PDEATHSIG (= macOS) the relay ends the server; without the relay too, the next start does."""
     who = started(world, {}, "0")
-    # the twin first: stopped, it cannot act when the keeper goes
-    os.kill(who["twin"], signal.SIGSTOP)
+    # first those that would act when the keeper goes: stopped, they cannot
+    stopped = [who["twin"], *([who["relay"]] if relay == "killed" else ())]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
     os.kill(who["keeper"], signal.SIGKILL)
-    os.kill(who["twin"], signal.SIGKILL)
-    os.kill(who["agent"], signal.SIGKILL)
-    assert alive(who["server"])
+    for pid in (*stopped, who["agent"]):
+        os.kill(pid, signal.SIGKILL)
+    if relay == "alive":
+        wait_for(lambda: not alive(who["server"]), "the server's end by the relay")
+    else:
+        assert alive(who["server"])
     reclaim(world)
     assert not alive(who["server"])
+
+
+def test_a_killed_relay_is_replaced(world: World) -> None:
+    who = started(world, {}, "0")
+    os.kill(who["relay"], signal.SIGKILL)
+    wait_for(lambda: world.state()["relay"] not in (who["relay"], -1), "another relay")
+    assert alive(who["server"])
+    assert alive(who["agent"])
+    os.kill(who["agent"], signal.SIGKILL)
 
 
 def test_a_recycled_pid_is_never_signalled(world: World) -> None:

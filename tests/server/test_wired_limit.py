@@ -16,7 +16,7 @@ import pytest
 
 from cclocal.paths import Env, Folders
 from cclocal.server import wired_limit as wired
-from cclocal.server.keeper import boot_id
+from cclocal.server.process import boot_id
 from tests.world import World, wait_for
 
 LIMIT = 24576

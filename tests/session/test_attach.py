@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from cclocal import tiny
@@ -56,13 +60,12 @@ def test_the_agent_goes_by_the_servers_own_window(world: World, serve: Serve) ->
     assert "some-model on llama-server" in done.stderr
     assert "40,960" in done.stderr
     got = env(world)
-    assert got["ANTHROPIC_BASE_URL"] == f"http://127.0.0.1:{port}"
+    # the agent speaks to the session's relay, on a port of its own
+    assert got["ANTHROPIC_BASE_URL"] != f"http://127.0.0.1:{port}"
     assert got["ANTHROPIC_MODEL"] == "some-model"
     assert int(got["CLAUDE_CODE_MAX_CONTEXT_TOKENS"]) - 8192 - 13000 == compacts_at(40960, 8192)
     assert world.agent()["argv"][-2:] == ["-p", "x"]
-    # the folder of an agent that is gone is cleared by the next one
-    world.run("--url", f"http://localhost:{port}/v1", "--", "-p", "x")
-    assert len(list((world.sessions.parent / "attached").iterdir())) == 1
+    assert world.run("--url", f"http://localhost:{port}/v1", "--", "-p", "x").returncode == 0
 
 
 def test_a_key_comes_from_a_variable_and_nowhere_else(world: World, serve: Serve) -> None:
@@ -72,7 +75,8 @@ def test_a_key_comes_from_a_variable_and_nowhere_else(world: World, serve: Serve
     assert "--key-env" in refused.stderr
     done = world.run("--url", f"http://127.0.0.1:{port}", "--key-env", "MY_KEY", MY_KEY="s3cret")
     assert done.returncode == 0, done.stderr
-    assert env(world)["ANTHROPIC_AUTH_TOKEN"] == "s3cret"
+    # the key is the relay's; the agent has the session's own
+    assert "s3cret" not in env(world).values()
     assert "MY_KEY" not in env(world)
     assert "s3cret" not in done.stderr + " ".join(world.agent()["argv"])
     assert world.run("--url", f"http://127.0.0.1:{port}", "--key-env", "NOT_THERE").returncode == 2
@@ -164,7 +168,7 @@ def test_our_own_server_is_found_by_its_address_too(world: World) -> None:
     world.fake_server()
     world.fake_claude(exits=0)
     child = world.start("--server", "--tiny")
-    port = world.server_pids()["port"]
+    port = world.state()["port"]
     wait_for(lambda: "cclocal attach" in (world.record / "out").read_text(), "the server")
     for words in ((str(port),), ("--url", f"http://127.0.0.1:{port}"), ("attach", str(port))):
         done = world.run(*words)
@@ -179,7 +183,7 @@ def test_a_server_with_several_slots_gives_the_window_of_one(world: World) -> No
     world.fake_server(load_s=2.0)
     world.fake_claude(exits=0)
     child = world.start("--server", "--tiny", "--ctx", "65536", "--slots", "2")
-    port = world.server_pids()["port"]
+    port = world.state()["port"]
     # it is still loading, and waited for
     done = world.run(str(port))
     assert done.returncode == 0, done.stderr
@@ -194,7 +198,8 @@ def test_a_model_that_is_served_already_is_not_loaded_twice(world: World) -> Non
     world.fake_server()
     world.fake_claude(exits=0)
     child = world.start("--server", "--tiny")
-    port = world.server_pids()["port"]
+    port = world.state()["port"]
+    world.server_pids()
     (world.record / "pids.json").rename(world.record / "first.json")
     done = world.run("--tiny", "--", "-p", "x")
     assert done.returncode == 0, done.stderr
@@ -258,3 +263,92 @@ def test_what_is_said_beside_an_address(world: World, serve: Serve) -> None:
     world.fake_server()
     plan = world.run("--tiny", "--dry-run", CCLOCAL_URL=url)
     assert "Tiny copy circuit" in plan.stdout
+
+
+def ask(world: World) -> httpx.Response:
+    """A message of the agent's, through the session's relay."""
+    got = env(world)
+    return httpx.post(
+        f"{got['ANTHROPIC_BASE_URL']}/v1/messages",
+        json={"model": got["ANTHROPIC_MODEL"], "max_tokens": 8, "messages": [{"role": "user", "content": "Hi"}]},
+        headers={"x-api-key": got["ANTHROPIC_AUTH_TOKEN"]},
+        trust_env=False,
+        timeout=30,
+    )
+
+
+def test_a_server_of_another_that_goes_is_told_in_words(world: World) -> None:
+    """It is not ours to start again: the agent is told, and asks again by itself."""
+    with somebodys_server(world) as (server, port):
+        world.fake_claude()
+        session = world.start(str(port))
+        assert ask(world).status_code == 200
+        server.kill()
+        server.wait()
+        reply = ask(world)
+        assert reply.status_code == 502
+        assert f"The model server at 127.0.0.1:{port} does not answer" in reply.text
+        session.terminate()
+        session.wait()
+
+
+def test_a_key_that_is_refused_later_asks_for_no_login(world: World) -> None:
+    with somebodys_server(world, key="s3cret") as (server, port):
+        world.fake_claude()
+        session = world.start("--url", f"http://127.0.0.1:{port}", "--key-env", "MY_KEY", MY_KEY="s3cret")
+        assert ask(world).status_code == 200
+        server.kill()
+        server.wait()
+        with somebodys_server(world, key="another", port=port):
+            reply = ask(world)
+        assert reply.status_code == 400
+        assert "refuses its key" in reply.json()["error"]["message"]
+        session.terminate()
+        session.wait()
+
+
+@contextlib.contextmanager
+def somebodys_server(world: World, *, key: str = "", port: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A server that the test may end."""
+    port = port or free_port()
+    keys = world.root / f"key-{key or 'none'}"
+    keys.write_text(key)
+    switches = {"routes": LLAMA_CPP, **({} if key else {"lets_anybody_in": True})}
+    code = f"import sys; sys.path.insert(0, {str(FAKES)!r}); from llama_server import main; main({switches!r})"
+    words = ["--port", str(port), "--alias", "some-model", "--api-key-file", str(keys)]
+    server = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: not port_is_free(port), "the server")
+        yield server, port
+    finally:
+        server.kill()
+        server.wait()
+
+
+def certificate(folder: Path) -> Path:
+    """A certificate for 127.0.0.1 that nobody trusts, and its key, in one file."""
+    file = folder / "server.pem"
+    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    words += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(file), "-out", str(folder / "cert.pem")]
+    subprocess.run(["openssl", *words], check=True, capture_output=True)
+    with file.open("a") as both:
+        both.write((folder / "cert.pem").read_text())
+    return file
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate")
+def test_a_server_behind_tls(world: World, serve: Serve) -> None:
+    """Its certificate is checked by launcher and relay; the agent speaks plain HTTP to this machine only."""
+    file = certificate(world.root)
+    port = serve(routes=LLAMA_CPP, key="s3cret", tls=str(file))
+    words = ("--url", f"https://127.0.0.1:{port}", "--key-env", "MY_KEY")
+    refused = world.run(*words, MY_KEY="s3cret")
+    assert refused.returncode == 33
+    assert "certificate verify failed" in refused.stderr
+    world.fake_claude()
+    session = world.start(*words, MY_KEY="s3cret", SSL_CERT_FILE=str(world.root / "cert.pem"))
+    assert ask(world).status_code == 200
+    assert env(world)["ANTHROPIC_BASE_URL"].startswith("http://127.0.0.1:")
+    assert "s3cret" not in str(env(world))
+    session.terminate()
+    session.wait()

@@ -175,7 +175,7 @@ def test_a_server_that_dies_during_the_session_is_told_after_it(world: World) ->
     world.fake_claude()
     launcher = world.start("--tiny")
     world.agent()
-    os.kill(world.server_pids()["server"], signal.SIGSEGV)
+    world.kill_server(signal.SIGSEGV, times=3)
     wait_for(lambda: "server_exit" in world.state(), "the keeper's note")
     launcher.terminate()
     launcher.wait()
@@ -343,9 +343,11 @@ def test_the_server_that_ends_by_itself_ends_the_command(world: World) -> None:
     world.fake_server()
     server = world.start("--server", "--tiny", "--port", str(_free()))
     wait_for(lambda: (world.record / "out").read_text(), "the command")
-    os.kill(world.server_pids()["server"], signal.SIGKILL)
+    world.kill_server(signal.SIGKILL, times=3)
     assert server.wait(20) == 32
-    assert "SIGKILL" in (world.record / "err").read_text()
+    err = (world.record / "err").read_text()
+    assert err.count("The model server stopped (SIGKILL) and is started again.") == 2
+    assert "The server stopped (SIGKILL)." in err
 
 
 def test_two_sessions_at_once_do_not_disturb_each_other(world: World) -> None:

@@ -123,8 +123,10 @@ def test_a_kernel_without_pidfd_is_watched_all_the_same(world: World, party: str
         )
     agent = world.agent()["pid"]
     who = world.server_pids()
-    os.kill(agent if party == "agent" else who["server"], signal.SIGKILL)
-    if party == "server":
+    if party == "agent":
+        os.kill(agent, signal.SIGKILL)
+    else:
+        world.kill_server(times=3)
         wait_for(lambda: "server_exit" in world.state(), "the keeper's note")
         child.kill()
     child.wait()

@@ -120,7 +120,7 @@ def test_a_dead_server_is_told_on_the_terminal_after_the_session(world: World, s
     world.fake_claude()
     start(shell, world)
     shell.expect(r"AGENT \d+")
-    os.kill(world.server_pids()["server"], signal.SIGKILL)
+    world.kill_server(times=3)
     wait_for(lambda: "server_exit" in world.state(), "the keeper's note")
     shell.sendline("quit 0")
     shell.expect("The model server stopped during the session")

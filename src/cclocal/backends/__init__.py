@@ -101,9 +101,14 @@ class Runtime:
         """Save the KV cache under a file name in the request's prompt folder. Returns how many tokens it holds."""
         raise NotImplementedError
 
+    def restore_request(self, name: str) -> tuple[str, str, str]:
+        """(method, path, body) of the request that restores a saved KV cache."""
+        raise NotImplementedError
+
     def restore_prompt(self, client: httpx.Client, name: str) -> bool:
         """Restore a saved KV cache. Returns False if the server refuses it."""
-        raise NotImplementedError
+        method, path, body = self.restore_request(name)
+        return client.request(method, path, content=body).status_code == 200
 
 
 #: One row per backend. (A plain dictionary, so that a test can add its own.)

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 from cclocal.command import Binding, CommandAndFiles, Endpoint, Readiness
 from cclocal.facts import Engine, Facts, Machine
 from cclocal.models.catalog import FileForm, Model, Variant
+from cclocal.wires.wire import Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class Backend(Protocol):
     LOG_READER: str
     #: what it serves, the form it prefers first
     FORMS: tuple[FileForm, ...]
+    #: how it refuses what an agent must be told in other words
+    REFUSALS: tuple[Refusal, ...] = ()
     #: how its server is ended: each signal in turn, with the seconds it is given to obey
     STOP: tuple[tuple[str, float], ...] = (("TERM", 5.0), ("KILL", 2.0))
     #: the APIs that it speaks, by the names in cclocal.wires

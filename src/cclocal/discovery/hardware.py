@@ -20,7 +20,7 @@ import psutil
 
 from cclocal.facts import Gpu, Machine
 from cclocal.programs import ask, ask_mac, is_mac
-from cclocal.server.keeper import boot_id
+from cclocal.server.process import boot_id
 from cclocal.server.wired_limit import NAME as WIRED_LIMIT
 from cclocal.units import GIB, MIB
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cclocal.agents import AGENTS
 from cclocal.agents.session import AgentSession, Capture
 from cclocal.backends import BACKENDS, Backend, PromptCaching
 from cclocal.backends.request import ServeRequest
-from cclocal.command import SHOWN, Binding, CommandAndFiles, Endpoint, Readiness
+from cclocal.command import SHOWN, Binding, CommandAndFiles, Endpoint, Readiness, server_url
 from cclocal.facts import Engine
 from cclocal.memory.fit import Fit
 from cclocal.memory.remedies import Remedy
 from cclocal.models.catalog import ANY, CONFIG, Model, Variant
 from cclocal.settings import Settings
 from cclocal.units import file_size
+from cclocal.wires import WIRES
+from cclocal.wires.wire import Refusal
+
+#: The micro-batch of a server whose memory ran out; smaller ones save little and read slowly.
+LEAST_UBATCH_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,8 @@ class Plan:
     @property
     def shown(self) -> Binding:
         """The values of a session as they are shown before there is one."""
-        return replace(SHOWN, port=str(self.port)) if self.port else SHOWN
+        url = server_url(SHOWN.folder, "<server port>", on_socket=self.engine.unix_socket)
+        return replace(SHOWN, port=str(self.port or SHOWN.port), server_url=url)
 
     def server_command(self, binding: Binding) -> CommandAndFiles:
         """The server's command, and the files it reads."""
@@ -120,9 +127,50 @@ class Plan:
         return self._backend.readiness(self.engine, self.request, binding)
 
     def endpoint(self, binding: Binding) -> Endpoint:
-        """Where the model answers."""
+        """Where the server answers."""
         return self._backend.endpoint(self.engine, self.request, binding)
+
+    def agent_endpoint(self, binding: Binding) -> Endpoint:
+        """Where the session's relay answers."""
+        return Endpoint.of_relay(binding, self.endpoint(binding).model)
+
+    def with_less_memory(self) -> Plan:
+        """For a server whose memory ran out: a small micro-batch, one slot, a KV cache of 8 bits if that is possible.
+
+        The window of a conversation stays as it is.
+        """
+        batch = min(self.variant.ubatch_tokens or LEAST_UBATCH_TOKENS, LEAST_UBATCH_TOKENS)
+        less = replace(self.variant, ubatch_tokens=batch, slots=1)
+        smaller = replace(less, kv_type="q8_0")
+        if less.kv_type in ("f16", "bf16") and not self._backend.unsupported(self.engine, smaller):
+            less = smaller
+        context = self.session.context_tokens
+        return replace(self, variant=less, request=replace(self.request, variant=less, context_tokens=context))
+
+    def relay(self, binding: Binding) -> dict[str, Any]:
+        """The options of the session's relay."""
+        readiness, wire = self.readiness(binding), AGENTS[self.agent].WIRE
+        options = relay_options(binding, readiness.endpoint, wire, self._backend.REFUSALS)
+        return {**options, "is_ours": readiness.owns_socket}
 
     def agent_command(self, binding: Binding) -> CommandAndFiles:
         """The agent's command, and the files it reads."""
-        return AGENTS[self.agent].command(self.session, self.endpoint(binding), binding)
+        return AGENTS[self.agent].command(self.session, self.agent_endpoint(binding), binding)
+
+
+def relay_options(binding: Binding, server: Endpoint, wire: str, refusals: Iterable[Refusal]) -> dict[str, Any]:
+    """What a session's relay must know (server/relay.py) of a server that was not started for it."""
+    return {
+        "session": binding.session_id,
+        "key": binding.key,
+        "url": server.url,
+        "is_ours": False,
+        # servers read one of the two; vLLM's only the first
+        "fields": [f"Authorization: Bearer {server.key}", f"x-api-key: {server.key}"] if server.key else [],
+        "health": "/v1/models",
+        "refusals": [
+            *({**WIRES[wire].ERRORS[row.meaning], "pattern": row.pattern} for row in refusals),
+            # of an agent that is told 401 some ask for a login at their maker's
+            *({**WIRES[wire].ERRORS["wrong key"], "pattern": "", "status": status} for status in ("401", "403")),
+        ],
+    }

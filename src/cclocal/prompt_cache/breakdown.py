@@ -110,7 +110,7 @@ def _counted(parts: Mapping[str, str], env: Env) -> tuple[dict[str, int], str | 
         with contextlib.suppress(OSError, httpx.HTTPError, ValueError, KeyError):
             runtime = runtime_of(session.facts["backend"])
             key = Path(session.folder, "key").read_text("utf-8").strip()
-            with http.client(f"http://127.0.0.1:{session.port}", key, limit_s=_LIMIT_S) as client:
+            with http.client(str(session.facts["server_url"]), key, limit_s=_LIMIT_S) as client:
                 counted = {name: runtime.count_tokens(client, text) for name, text in parts.items()}
                 known = {name: tokens for name, tokens in counted.items() if tokens is not None}
                 if len(known) == len(parts):

@@ -62,6 +62,8 @@ class PromptCache:
         self.plan, self.env = plan, env
         self.requests: list[Request] = []
         self.stopped = threading.Event()
+        #: what a server that is started again must be asked first, to have this prompt
+        self.restore: list[tuple[str, str, str]] = []
         try:
             make_folder(env.folders.saved_prompts if plan.can_save_prompt else env.folders.cache)
         except FolderError as error:
@@ -128,6 +130,7 @@ class PromptCache:
             if runtime.restore_prompt(client, self.state.name):
                 # the time of its file decides which is removed first
                 self.state.touch()
+                self.restore = [runtime.restore_request(self.state.name)]
                 return f"{len(tokens):,} tokens of the prompt were restored from an earlier session."
             # never used again: it is damaged in a way that the checksum does not show
             self.state.with_suffix(".json").unlink(missing_ok=True)
@@ -142,6 +145,7 @@ class PromptCache:
         try:
             if runtime.save_prompt(client, part.name) == len(tokens):
                 self._keep(part, tokens)
+                self.restore = [runtime.restore_request(self.state.name)]
         finally:
             part.unlink(missing_ok=True)
         return None
@@ -173,7 +177,7 @@ class PromptCache:
         """Prefill in the background. Skipped in print mode, where the agent sends its request at once."""
         if not self.plan.is_interactive:
             return
-        endpoint = self.plan.endpoint(server.binding)
+        endpoint = self.plan.agent_endpoint(server.binding)
         # this process becomes the agent
         table = {"url": endpoint.url, "key": endpoint.key, "path": path, "body": body, "agent": os.getpid()}
         # without it the session only starts more slowly

@@ -1,15 +1,17 @@
-"""Supervises one server and stops it when the watched process exits, for any reason including SIGKILL.
+"""Supervises one session: its server, which it replaces when it dies, and its relay. It ends both with the watched
+process, for any reason including SIGKILL.
 
 Run as `python -I -S keeper.py FD`, standard library only, in a session of its own. FD is a socket to the launcher:
-one JSON line with the session comes in, JSON lines about the server go out.
+one JSON line with the session comes in, then orders; JSON lines about the server go out.
 
     launcher ──exec──▶ agent        the keeper watches this pid: exec keeps it, so nothing is handed over
        └─ keeper                    a pidfd (Linux) or kqueue (macOS); stops the server's whole group
+            ├─ relay                between agent and server, on the listening socket that the keeper holds too
             ├─ server               waits behind a gate until its guards are in place
             └─ twin                 an `sh` on a pipe that only the keeper holds: EOF = the keeper was killed
 
-If any one of them is killed, the server is gone within its grace period; docs/trust.md has the matrix and the one gap
-(keeper and twin killed together without PDEATHSIG), in which the next start finds the server by its identity.
+If any one of them is killed, the server is gone within its grace period; docs/trust.md has the matrix. Where the
+kernel does not end the server with its keeper (macOS), twin and relay do.
 """
 
 from __future__ import annotations
@@ -18,226 +20,117 @@ import contextlib
 import fcntl
 import json
 import os
-import select
+import re
 import signal
-import subprocess
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
-LINUX = sys.platform == "linux"
-MARKER = "CCLOCAL_SESSION"
-LOG_WAS_CUT = "[keeper] the log was too long; what follows is its end"
+if __name__ == "__main__":
+    # -I -S: our own package is not on the path; of it only modules without other packages are imported
+    sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
+
+from cclocal.server.guard import SHIELDED, Guarded, spawn
+from cclocal.server.process import (
+    LINUX,
+    PR_SET_CHILD_SUBREAPER,
+    Kqueue,
+    Poll,
+    boot_id,
+    children,
+    cpu_s,
+    how_it_ended,
+    machine_id,
+    pid_namespace,
+    prctl,
+    start_of,
+    strays,
+)
+from cclocal.turns import OURS, STOPPED
+
+LOG_WAS_CUT = f"{OURS} the log was too long; what follows is its end"
 #: Seconds between two looks at the log's size.
 TICK_S = 5.0
-#: Seconds between two looks at a process where the kernel offers no pidfd.
-POLL_S = 0.2
+#: A server that died is started again so often within so many seconds.
+MOST_RESTARTS, RESTARTS_WITHIN_S = 2, 600.0
+#: Processor seconds between two looks that an idle server's threads use.
+NOISE_S = 0.02
+#: What engines write when an allocation fails.
+MEMORY_WORDS = ("out of memory", "(failed|unable) to allocate", "cudaMalloc failed", "insufficient memory")
+#: A relay is replaced so often in a session: each was killed, or ours has a fault.
+MOST_RELAYS = 20
 SHOW_CURSOR = b"\x1b[?25h"
-_SHIELDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGPIPE, signal.SIGTTOU)
-
-# $0 = the server's process group, $1 = seconds of grace, $2 = the session's marker. Written for dash and bash:
-# `kill -TERM -- -PGID` is an error in dash. /proc exists on Linux only; elsewhere the next start ends strays.
-TWIN = """
-read go && exit 0
-kill -TERM -$0 2>/dev/null
-n=0
-while kill -0 -$0 2>/dev/null && [ $n -lt $(($1 * 10)) ]; do sleep .1; n=$((n + 1)); done
-kill -KILL -$0 2>/dev/null
-for e in /proc/[0-9]*/environ; do
-  grep -qs "$2" "$e" || continue
-  p=${e#/proc/}
-  kill -KILL "${p%/environ}" 2>/dev/null
-done
-"""
-GATE = 'read go || exit 125; exec "$@" </dev/null'
-
-
-def start_of(pid: int) -> str | None:
-    """When a process started, in the system's own units: with pid and boot its identity. None if it is gone."""
-    if LINUX:
-        try:
-            # bytes: a name may be cut in the middle of a character
-            with open(f"/proc/{pid}/stat", "rb") as stat:
-                state, *rest = stat.read().rsplit(b")", 1)[1].decode().split()
-        except OSError:
-            return None
-        return None if state in "ZX" else rest[18]
-    # the same words in every locale and time zone
-    return _answer("/bin/ps", "-o", "lstart=", "-p", str(pid)) or None
-
-
-def _answer(*argv: str) -> str:
-    """What a program of the system prints (macOS)."""
-    env = {"LC_ALL": "C", "TZ": "UTC"}
-    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def boot_id() -> str:
-    """Which boot of the machine this is."""
-    if LINUX:
-        with open("/proc/sys/kernel/random/boot_id") as boot:
-            return boot.read().strip()
-    return _answer("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid")
-
-
-def machine_id() -> str:
-    """Which machine this is: systemd's machine id, or the host name where there is none."""
-    with contextlib.suppress(OSError), open("/etc/machine-id") as file:
-        if text := file.read().strip():
-            return text
-    return os.uname().nodename
-
-
-def pid_namespace() -> str:
-    """The namespace that process ids of this process belong to (Linux); empty elsewhere."""
-    with contextlib.suppress(OSError):
-        return os.readlink("/proc/self/ns/pid")
-    return ""
-
-
-def strays(session: str) -> Iterator[int]:
-    """Processes that carry the session's marker in their environment (Linux; only the user's own are readable)."""
-    wanted = f"{MARKER}={session}".encode()
-    for name in os.listdir("/proc") if LINUX else ():
-        if name.isdigit() and int(name) != os.getpid():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as environ:
-                if wanted in environ.read().split(b"\0"):
-                    yield int(name)
-
-
-class _Poll:
-    """Waits for processes to end and for descriptors to become readable: pidfd and poll, on Linux.
-
-    Where pidfd_open is missing (Linux before 5.3) or forbidden (a strict seccomp filter), processes are looked at.
-    """
-
-    def __init__(self) -> None:
-        self._poll = select.poll()
-        self._pids: dict[int, int] = {}
-        self._looked_at: dict[int, str] = {}
-
-    def add_pid(self, pid: int) -> None:
-        """Raises ProcessLookupError if the process is gone already."""
-        try:
-            fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            raise
-        except (OSError, AttributeError):
-            start = start_of(pid)
-            if start is None:
-                raise ProcessLookupError from None
-            self._looked_at[pid] = start
-            return
-        self._pids[fd] = pid
-        self._poll.register(fd, select.POLLIN)
-
-    def add_fd(self, fd: int) -> None:
-        self._poll.register(fd, select.POLLIN)
-
-    def drop_fd(self, fd: int) -> None:
-        self._poll.unregister(fd)
-
-    def wait(self, timeout_s: float) -> tuple[set[int], set[int]]:
-        """(processes that ended, descriptors with something to read). Each process is reported once."""
-        timeout_s = min(timeout_s, POLL_S) if self._looked_at else timeout_s
-        ready = {fd for fd, _ in self._poll.poll(max(0.0, timeout_s) * 1000)}
-        over = ready & self._pids.keys()
-        ended = {self._pids.pop(fd) for fd in over}
-        for fd in over:
-            self._poll.unregister(fd)
-            os.close(fd)
-        gone = {pid for pid, start in self._looked_at.items() if start_of(pid) != start}
-        for pid in gone:
-            del self._looked_at[pid]
-        return ended | gone, ready - over
-
-
-class _Kqueue:
-    """The same on macOS, where the kernel reports a process's end by NOTE_EXIT. Not run in our tests."""
-
-    def __init__(self) -> None:
-        self._queue = select.kqueue()  # type: ignore[attr-defined,unused-ignore]
-
-    def _change(self, ident: int, kind: int, flags: int, notes: int = 0) -> None:
-        event = select.kevent(ident, kind, flags, notes)  # type: ignore[attr-defined,unused-ignore]
-        self._queue.control([event], 0)
-
-    def add_pid(self, pid: int) -> None:
-        """Raises ProcessLookupError if the process is gone already."""
-        self._change(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD, select.KQ_NOTE_EXIT)  # type: ignore[attr-defined,unused-ignore]
-
-    def add_fd(self, fd: int) -> None:
-        self._change(fd, select.KQ_FILTER_READ, select.KQ_EV_ADD)  # type: ignore[attr-defined,unused-ignore]
-
-    def drop_fd(self, fd: int) -> None:
-        self._change(fd, select.KQ_FILTER_READ, select.KQ_EV_DELETE)  # type: ignore[attr-defined,unused-ignore]
-
-    def wait(self, timeout_s: float) -> tuple[set[int], set[int]]:
-        """(processes that ended, descriptors with something to read). Each process is reported once."""
-        events = self._queue.control(None, 8, max(0.0, timeout_s))
-        read = select.KQ_FILTER_READ  # type: ignore[attr-defined,unused-ignore]
-        return {e.ident for e in events if e.filter != read}, {e.ident for e in events if e.filter == read}
 
 
 class Keeper:
-    """One session: its server, its twin, its folder, and the process that it is watching."""
+    """One session: its server, its relay, its folder, and the process that it is watching."""
 
     def __init__(self, control: int, session: dict[str, Any]) -> None:
         self.control = control
         self.session = session
         self.watched: int = session["launcher"]
         self.folder: str = session["folder"]
-        self.events = _Poll() if LINUX else _Kqueue()
+        self.events = Poll() if LINUX else Kqueue()
         self.state: dict[str, Any] = {}
         #: the descriptor whose lock says that this session has a keeper
         self.state_lock = -1
-        self.server = 0
-        self.server_exit: int | None = None
-        self.group_is_gone = False
-        self.agent_runs = False
+        self.server: Guarded | None = None
+        self.relay, self.relays, self.relay_control = 0, 0, -1
+        #: what the launcher said: the server answers; the agent runs
+        self.is_ready = self.agent_runs = False
         self.watched_ended = False
-        self.twin_pipe = -1
+        #: the server's exit status when it will not be started again
+        self.server_exit: int | None = None
+        self.restarts: list[float] = []
+        self.news: list[str] = []
+        #: the server's last sign of life (log bytes, processor seconds), and how long there was none
+        self.pulse, self.still_s, self.looked_at = (0, 0.0), 0.0, time.monotonic()
+        self.hangs = False
+        self.oom_kills = _oom_kills()
+        self.orders = b""
         self.wake, self._wake_end = os.pipe()
 
     def run(self) -> None:
         """Guard the session from its first moment to its last."""
-        if self.session.get("held_open") is not None:
-            os.set_inheritable(self.session["held_open"], False)
-        for number in _SHIELDED:
+        for fd in (self.session["listener"], self.session["held_open"]):
+            if fd is not None:
+                os.set_inheritable(fd, False)
+        for number in SHIELDED:
             signal.signal(number, signal.SIG_IGN)
         self.events.add_pid(self.watched)
         # Only now is it certain that the pid was not reused before we opened it.
         if os.getppid() != self.watched:
             return
         if LINUX:
-            _prctl(PR_SET_CHILD_SUBREAPER, 1)
+            prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._on_term()
+        report = b""
+        try:
+            self._start_or_say_why()
+            self._watch()
+            self._reset_terminal()
+            report = self._report()
+        finally:
+            self._end()
+            # last, because writing may block
+            with contextlib.suppress(OSError):
+                os.write(2, report)
+
+    def _on_term(self) -> None:
         # A pipe, because a signal that arrives between two waits must not be lost.
         os.set_blocking(self._wake_end, False)
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.set_wakeup_fd(self._wake_end)
         self.events.add_fd(self.wake)
-        report = b""
-        try:
-            try:
-                self._start()
-            except OSError as error:
-                # no folder, no space, no process: the launcher reports it
-                self._tell({"failure": f"{error.strerror or error} ({error.filename or 'keeper'})"})
-                return
-            self._watch()
-            self._reset_terminal()
-            report = self._report()
-        finally:
-            self._end_server()
-            self._release_twin()
-            import shutil
 
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self._tell({"ended": True})
-            # last, because writing may block
-            with contextlib.suppress(OSError):
-                os.write(2, report)
+    def _start_or_say_why(self) -> None:
+        try:
+            self._start()
+        except OSError as error:
+            # no folder, no space, no process: the launcher reports it
+            self._tell({"failure": f"{error.strerror or error} ({error.filename or 'keeper'})"})
+            raise SystemExit(1) from None
 
     # -- start --------------------------------------------------------------------------------------------------
 
@@ -245,45 +138,68 @@ class Keeper:
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         for name, content in self.session["files"].items():
             self._write(name, content)
-        gate, go = os.pipe()
-        held, self.twin_pipe = os.pipe()
-        shell = self.session["shell"]
-        env = {**self.session["env"], MARKER: self.session["id"]}
-        argv = [shell, "-c", GATE, "gate", *self.session["argv"]]
-        dies_with_us = LINUX and self.session["pdeathsig"]
-        first = (lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)) if dies_with_us else None
-        self.server = _spawn(argv, env, gate, first)
-        self.events.add_pid(self.server)
-        grace_s = sum(seconds for _, seconds in self.session["stop"])
-        held_open = self.session.get("held_open")
-        twin = _spawn(
-            [shell, "-c", TWIN, str(self.server), str(int(grace_s) or 1), f"{MARKER}={self.session['id']}"],
-            dict(os.environ),
-            held,
-            # the twin ends the server if the keeper is killed; a raised wired limit must last until then
-            None if held_open is None else lambda: os.set_inheritable(held_open, True),
-        )
-        os.close(gate)
-        os.close(held)
         self.state = {
             **self.session["about"],
             "id": self.session["id"],
             "boot": boot_id(),
             "machine": machine_id(),
             "pid_namespace": pid_namespace(),
-            "keeper": os.getpid(),
-            "keeper_start": start_of(os.getpid()),
-            "server": self.server,
-            "server_start": start_of(self.server),
-            "twin": twin,
-            "twin_start": start_of(twin),
-            "watched": self.watched,
-            "watched_start": start_of(self.watched),
+            **_party("keeper", os.getpid()),
+            **_party("watched", self.watched),
         }
-        self._write_state(self.state)
-        os.write(go, b"go\n")
-        os.close(go)
-        self._tell({"keeper": os.getpid(), "server": self.server, "twin": twin})
+        server = self._start_server(self.session["command"]) if self.session["command"] else None
+        self._start_relay()
+        self._tell({"keeper": os.getpid(), **({"server": server.pid, "twin": server.twin} if server else {})})
+
+    def _start_server(self, command: dict[str, Any]) -> Guarded:
+        """Start a server's process, record it, and open its gate."""
+        with contextlib.suppress(FileNotFoundError):
+            # a server that was killed leaves its socket, and the next one could not bind to it
+            os.unlink(self.session["socket"])
+        server = self.server = Guarded(
+            command["argv"],
+            command["env"],
+            self.session["id"],
+            shell=self.session["shell"],
+            stop=self.session["stop"],
+            pdeathsig=self.session["pdeathsig"],
+            held_open=self.session["held_open"],
+        )
+        self.events.add_pid(server.pid)
+        self.state |= {**_party("server", server.pid), **_party("twin", server.twin)}
+        self._write_state()
+        server.open_gate()
+        return server
+
+    def _start_relay(self) -> None:
+        """Start a relay on the session's listening socket, and tell it which process is the server."""
+        listener: int = self.session["listener"]
+        ours, theirs = socket.socketpair()
+
+        def first() -> None:
+            for fd in (listener, theirs.fileno()):
+                os.set_inheritable(fd, True)
+
+        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "relay.py")
+        argv = [sys.executable, "-I", "-S", program, str(listener), str(theirs.fileno())]
+        # glibc would keep the memory of large prompts in an arena per thread
+        env = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+        null = os.open(os.devnull, os.O_RDONLY)
+        self.relay = spawn(argv, env, null, first)
+        os.close(null)
+        theirs.close()
+        self.relays += 1
+        self.relay_control = ours.detach()
+        self.events.add_pid(self.relay)
+        self.events.add_fd(self.relay_control)
+        self.state |= _party("relay", self.relay)
+        self._write_state()
+        self._tell_relay(self.session["relay"])
+        self._tell_relay_of_server(again=False)
+
+    def _tell_relay_of_server(self, *, again: bool) -> None:
+        if self.server and self.server_exit is None:
+            self._tell_relay({"server": self.server.pid, "start": self.state["server_start"], "again": again})
 
     def _write(self, name: str, content: str) -> None:
         path = os.path.join(self.folder, name)
@@ -292,7 +208,7 @@ class Keeper:
             out.write(content)
         os.replace(path + ".part", path)
 
-    def _write_state(self, state: dict[str, Any]) -> None:
+    def _write_state(self) -> None:
         """Write session.json, locked before it gets its name and for as long as this process lives.
 
         A session whose state file is not locked has lost its keeper. A process id could not show that to a reader in
@@ -301,7 +217,7 @@ class Keeper:
         path = os.path.join(self.folder, "session.json")
         fd = os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
-        os.write(fd, json.dumps(state, indent=1).encode())
+        os.write(fd, json.dumps(self.state, indent=1).encode())
         os.replace(path + ".part", path)
         if self.state_lock >= 0:
             os.close(self.state_lock)
@@ -312,56 +228,156 @@ class Keeper:
     def _watch(self) -> None:
         """Until the watched process ends, we get TERM, or the launcher asks to stop."""
         self.events.add_fd(self.control)
+        tick_s = min(TICK_S, self.session["stall_s"] / 4)
         while True:
-            ended, ready = self.events.wait(TICK_S)
-            if self.server in ended:
-                self._server_ended()
-            if self.control in ready:
-                message = b""
-                with contextlib.suppress(OSError):
-                    message = os.read(self.control, 64)
-                if b"end" in message:
-                    self.agent_runs = False
-                    return
-                if b"exec" in message:
-                    self.agent_runs = True
-                if not message:
-                    # closed by exec, or by the launcher's own end, which is noticed below
-                    self.events.drop_fd(self.control)
+            ended, ready = self.events.wait(tick_s)
             self.watched_ended = self.watched in ended
             if self.watched_ended or self.wake in ready:
                 return
-            if self.server_exit is not None:
-                self._let_go_of_group()
+            if self.server and self.server.pid in ended:
+                self._server_ended(self.server)
+            if self.relay in ended:
+                # what its socket says now is only its end, and the next relay's may have the same number
+                self._relay_ended()
+            elif self.relay_control in ready:
+                self._hear_relay()
+            if self.control in ready and not self._obey():
+                return
+            if self.server and self.server_exit is not None:
+                self.server.let_go_of_group()
             with contextlib.suppress(OSError):
                 self._cap_log()
+                self._feel_pulse(tick_s)
 
-    def _server_ended(self) -> None:
-        with contextlib.suppress(ChildProcessError):
-            # blocking: the end may be reported before the status is there
-            self.server_exit = os.waitstatus_to_exitcode(os.waitpid(self.server, 0)[1])
-        self._let_go_of_group()
+    def _feel_pulse(self, tick_s: float) -> None:
+        """Notice a server that was stopped or hangs: it neither writes to its log nor uses the processor.
+
+        Only time in which this process itself ran counts, so that a suspended machine is no hanging server. The relay
+        is asked whether a request waits; without one a server may be as still as it likes.
+        """
+        now = time.monotonic()
+        if not LINUX or not self.server or not self.is_ready or not self.session["relay"]["is_ours"]:
+            return
+        if now - self.looked_at < tick_s:
+            return
+        pulse = os.fstat(1).st_size, cpu_s(self.server.pid)
+        is_still = pulse[0] == self.pulse[0] and pulse[1] - self.pulse[1] <= NOISE_S
+        self.still_s = self.still_s + min(now - self.looked_at, 2 * tick_s) if is_still else 0.0
+        self.pulse, self.looked_at = pulse, now
+        if self.still_s >= self.session["stall_s"]:
+            self._tell_relay({"status": True})
+
+    def _obey(self) -> bool:
+        """Carry out the launcher's orders; whether to go on."""
+        part = b""
+        with contextlib.suppress(OSError):
+            part = os.read(self.control, 65536)
+        if not part:
+            # closed by exec, or by the launcher's own end, which is noticed as such
+            self.events.drop_fd(self.control)
+        *lines, self.orders = (self.orders + part).split(b"\n")
+        for line in lines:
+            order = json.loads(line)
+            if order.get("end"):
+                self.agent_runs = False
+                return False
+            self.is_ready = self.is_ready or bool(order.get("ready"))
+            self.agent_runs = self.agent_runs or bool(order.get("exec"))
+            if restore := order.get("restore"):
+                self.session["relay"]["restore"] = restore
+                self._tell_relay({"restore": restore})
+        return True
+
+    def _server_ended(self, server: Guarded) -> None:
+        """Start the server again, if the session uses it already and it has not died too often."""
+        # blocking: the end may be reported before the status is there
+        server.reap(wait=True)
+        self._tell_relay({"down": True})
+        how = how_it_ended(server.exit or 0)
+        if self.hangs:
+            how = f"it showed no sign of life for {self.session['stall_s']:.0f} s"
+        if self.is_ready:
+            why = "" if self.hangs else self._cause(server.exit or 0)
+            self.hangs = False
+            now = time.monotonic()
+            self.restarts = [then for then in self.restarts if now - then < RESTARTS_WITHIN_S]
+            if len(self.restarts) < MOST_RESTARTS:
+                again = self.session["less_memory" if why and self.restarts else "command"]
+                self.restarts.append(now)
+                self._note(f"{STOPPED} ({how}{why}) and is started again.")
+                self._end_server()
+                with contextlib.suppress(OSError):
+                    self._start_server(again)
+                    self._tell_relay_of_server(again=True)
+                    return
+            self._note(f"{STOPPED} ({how}{why}) and is not started again.")
+            self._tell_relay({"gone": f"{STOPPED} ({how}{why}). End this session and start it again."})
+        self.server_exit = server.exit
+        server.let_go_of_group()
         self._tell({"server_exit": self.server_exit})
         with contextlib.suppress(OSError):
-            self._write_state({**self.state, "server_exit": self.server_exit})
+            self.state["server_exit"] = self.server_exit
+            self._write_state()
 
-    def _let_go_of_group(self) -> None:
-        """The process group is empty and its id may be reused, so stop signalling it."""
-        if not self._signal_group(0):
-            self._release_twin()
+    def _cause(self, code: int) -> str:
+        """Why a server died, as words to be added to how it ended; empty if that is not known."""
+        kills = _oom_kills()
+        was_killed_for_memory = code == -signal.SIGKILL and kills > self.oom_kills
+        self.oom_kills = kills
+        if was_killed_for_memory:
+            return ", by the kernel, because memory ran out"
+        lines = self._last_lines(20)
+        if any(re.search(pattern, line, re.IGNORECASE) for pattern in MEMORY_WORDS for line in lines):
+            return ", out of memory"
+        return ""
 
-    def _reap(self) -> None:
+    def _relay_ended(self) -> None:
+        with contextlib.suppress(KeyError, OSError):
+            # dropped already if the socket's end was noticed first
+            self.events.drop_fd(self.relay_control)
+        os.close(self.relay_control)
         with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    return
-                if pid == self.server:
-                    self.server_exit = os.waitstatus_to_exitcode(status)
+            os.waitpid(self.relay, os.WNOHANG)
+        self.relay_control = self.relay = -1
+        if self.relays < MOST_RELAYS:
+            self._note("The relay was killed and is started again.")
+            with contextlib.suppress(OSError):
+                self._start_relay()
+
+    def _hear_relay(self) -> None:
+        text = b""
+        with contextlib.suppress(OSError):
+            text = os.read(self.relay_control, 4096)
+        if not text:
+            self.events.drop_fd(self.relay_control)
+        for line in text.splitlines():
+            try:
+                message = json.loads(line)
+            except ValueError:
+                # of a relay that was killed in the middle of it
+                continue
+            if "up" in message and self.restarts:
+                self._note("The model server answers again.")
+            waits = message.get("in_flight") and message["silent_s"] >= self.session["stall_s"]
+            if waits and self.still_s >= self.session["stall_s"] and self.server:
+                # its end is noticed as any other
+                self.hangs, self.still_s = True, 0.0
+                self.server.signal_group(signal.SIGKILL)
+
+    def _note(self, text: str) -> None:
+        """Write what happened to the log, for the status line and `cclocal stats`, and tell a launcher that waits."""
+        self.news.append(f"{time.strftime('%H:%M:%S')} {text}")
+        with contextlib.suppress(OSError):
+            os.write(1, f"{OURS} {self.news[-1]}\n".encode())
+        self._tell({"news": text})
 
     def _tell(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             os.write(self.control, json.dumps(message).encode() + b"\n")
+
+    def _tell_relay(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self.relay_control, json.dumps(message).encode() + b"\n")
 
     def _cap_log(self) -> None:
         """Keep the log's end: an agent left running for weeks must not fill the disk."""
@@ -375,71 +391,79 @@ class Keeper:
         os.ftruncate(1, 0)
         os.write(1, LOG_WAS_CUT.encode() + b"\n" + tail)
 
+    def _last_lines(self, most: int) -> list[str]:
+        """The last lines of the log that are not ours."""
+        with contextlib.suppress(OSError), open(self.session["log"], "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 16384))
+            lines = [printable(line) for line in log.read().decode("utf-8", "replace").splitlines()]
+            return [line for line in lines if line and not line.startswith(OURS)][-most:]
+        return []
+
     def _reset_terminal(self) -> None:
         """Reset what the agent, or a launcher killed under its live line, left switched on in the terminal."""
         if self.session["tty"] and self.watched_ended:
             reset = self.session["terminal_reset"].encode() if self.agent_runs else SHOW_CURSOR
             _write_to_terminal(self.session["tty"], reset)
-        if not (self.agent_runs and self.server_exit is not None):
+        if not (self.agent_runs and self.news):
             # A reader of the agent's stderr must not have to wait for the end of the server.
             os.dup2(1, 2)
 
     def _report(self) -> bytes:
         """What to print about a server that died while the agent ran."""
-        if not self.agent_runs or self.server_exit is None:
+        if not self.agent_runs or not self.news:
             return b""
-        lines = []
-        with contextlib.suppress(OSError), open(self.session["log"], "rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
-            lines = [printable(line) for line in log.read().decode("utf-8", "replace").splitlines()]
-        last = "".join(f"    {line}\n" for line in [line for line in lines if line][-3:])
-        how = how_it_ended(self.server_exit)
-        report = f"\n✗ The model server stopped during the session ({how}).\n{last}{self.session['advice']}"
+        report = "".join(f"\n• {line}" for line in self.news) + "\n"
+        if self.server_exit is not None:
+            last = "".join(f"    {line}\n" for line in self._last_lines(3))
+            how = how_it_ended(self.server_exit)
+            report += f"✗ {STOPPED} during the session ({how}).\n{last}{self.session['advice']}"
         return report.encode("utf-8", "replace")
 
     # -- end ----------------------------------------------------------------------------------------------------
 
     def _end_server(self) -> None:
-        for name, grace_s in self.session["stop"]:
-            if not self._signal_group(signal.Signals[f"SIG{name}"]):
-                break
-            deadline = time.monotonic() + grace_s
-            while self._signal_group(0) and time.monotonic() < deadline:
-                time.sleep(0.01)
+        """End the server, what it left behind, and its twin's watch."""
+        if not self.server:
+            return
+        self.server.end()
         # Processes that left the group are our children now (Linux) or carry our marker.
         for _ in range(20):
-            left = {*_children(), *strays(self.session["id"])} - {self.state.get("twin")} if self.server else set()
+            left = {*children(), *strays(self.session["id"])} - {self.server.twin, self.relay}
             for pid in left:
                 with contextlib.suppress(OSError):
-                    os.kill(int(pid), signal.SIGKILL)
-            self._reap()
+                    os.kill(pid, signal.SIGKILL)
+            self.server.reap()
             if not left:
                 break
             time.sleep(0.02)
+        self.server.release_twin()
 
-    def _signal_group(self, number: int) -> bool:
-        """Signal the server's group; 0 only asks whether it exists. Returns whether it does."""
-        if not self.server or self.group_is_gone:
-            return False
-        self._reap()
-        try:
-            os.killpg(self.server, number)
-        except (ProcessLookupError, PermissionError):
-            # macOS answers PermissionError for a group of zombies
-            if self.server_exit is not None:
-                self.group_is_gone = True
-                return False
-            # just started: no group yet
+    def _end(self) -> None:
+        self._end_server()
+        if self.relay > 0:
+            self._tell_relay({"down": True})
+            os.close(self.relay_control)
             with contextlib.suppress(OSError):
-                os.kill(self.server, number)
-        return True
+                os.kill(self.relay, signal.SIGKILL)
+                os.waitpid(self.relay, 0)
+        import shutil
 
-    def _release_twin(self) -> None:
-        if self.twin_pipe >= 0:
-            with contextlib.suppress(OSError):
-                os.write(self.twin_pipe, b"go\n")
-            os.close(self.twin_pipe)
-            self.twin_pipe = -1
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._tell({"ended": True})
+
+
+def _party(name: str, pid: int) -> dict[str, Any]:
+    """What the state file says of a process: pid and start, which together are its identity."""
+    return {name: pid, f"{name}_start": start_of(pid)}
+
+
+def _oom_kills() -> int:
+    """How many processes the kernel of this machine has ended because memory ran out (Linux)."""
+    with contextlib.suppress(OSError), open("/proc/vmstat") as counters:
+        for line in counters:
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def _write_to_terminal(path: str, data: bytes) -> None:
@@ -459,49 +483,6 @@ def _write_to_terminal(path: str, data: bytes) -> None:
 def printable(line: str) -> str:
     """A line of a log without control characters, which could steer a terminal."""
     return "".join(c for c in line.replace("\t", " ") if c.isprintable()).strip()
-
-
-def how_it_ended(code: int) -> str:
-    """An exit status in words."""
-    if code >= 0:
-        return f"exit {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
-
-
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-
-
-def _prctl(option: int, value: int) -> None:
-    import ctypes
-
-    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
-
-
-def _children() -> list[int]:
-    with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as children:
-        return [int(pid) for pid in children.read().split()]
-    return []
-
-
-def _spawn(argv: list[str], env: dict[str, str], stdin: int, first: Callable[[], None] | None = None) -> int:
-    """Start a program in a session of its own, with default signals and our log as its output."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        os.setsid()
-        for number in (*_SHIELDED, signal.SIGTERM, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
-        if first:
-            first()
-        os.dup2(stdin, 0)
-        os.dup2(1, 2)
-        os.execve(argv[0], argv, env)
-    finally:
-        os._exit(127)
 
 
 def main(argv: list[str]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import psutil
 
 from cclocal import http
-from cclocal.command import Readiness
+from cclocal.command import UNIX, Readiness
 from cclocal.errors import NotReadyError, PortError
 from cclocal.programs import last_line, last_lines
 from cclocal.server.start import Server
@@ -117,7 +117,7 @@ def wait_until_ready(
         ask = partial(client.post, wire.PATH, json=wire.one_token(endpoint.model), timeout=None)
         while True:
             try:
-                if readiness.owns_socket:
+                if readiness.owns_socket and not endpoint.url.startswith(UNIX):
                     # before any key is sent
                     check_socket(server.pid, endpoint.port)
                 check_models(client.get("/v1/models"), endpoint.model)

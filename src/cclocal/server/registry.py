@@ -16,7 +16,7 @@ from typing import Any
 
 from cclocal.errors import UsageError
 from cclocal.paths import Env, make_folder, read_table
-from cclocal.server.keeper import boot_id, machine_id, pid_namespace, start_of, strays
+from cclocal.server.process import boot_id, machine_id, pid_namespace, start_of, strays
 
 #: A folder younger than this may belong to a keeper that has just started.
 YOUNG_S = 60.0

@@ -16,14 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cclocal.command import Binding, Command
+from cclocal.command import UNIX, Binding, Command, server_url
 from cclocal.errors import AgentMissingError, ServerDiedError
 from cclocal.paths import Env
 from cclocal.programs import last_lines
 from cclocal.server import keeper
+from cclocal.server.process import how_it_ended
 from cclocal.units import MIB
 
 LOG_CAP_BYTES = 16 * MIB
+#: Seconds without a sign of life after which a server that should answer is taken for dead.
+STALL_S = 240.0
+#: The longest path of a unix socket: 104 bytes with its end on macOS, 108 on Linux.
+MOST_SOCKET_BYTES = 103
 
 
 @dataclass(slots=True)
@@ -34,7 +39,10 @@ class Server:
     control: socket.socket
     keeper_pid: int
     pid: int = 0
+    is_started: bool = False
     exit_status: int | None = None
+    #: what the keeper reported of the server since this list was emptied
+    news: list[str] = field(default_factory=list)
     failure: str | None = None
     _buffer: bytes = field(default=b"", repr=False)
     _ended: bool = False
@@ -66,17 +74,25 @@ class Server:
         """Raises ServerDiedError, with the last lines of its log, if the server has ended."""
         code = self.poll()
         if code is not None:
-            raise self.died(f"The server stopped while starting ({keeper.how_it_ended(code)}).")
+            raise self.died(f"The server stopped while starting ({how_it_ended(code)}).")
 
     def end(self) -> None:
         """Stop the server, and return when it is gone."""
         with contextlib.suppress(OSError):
-            self.control.send(b"end\n")
+            self.order(end=True)
         while not self._ended:
             self._read()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.keeper_pid, 0)
         self.control.close()
+
+    def order(self, **what: Any) -> None:
+        """Send the keeper an order. Raises OSError if it was killed.
+
+        ready: from now on a server that dies is started again. restore: requests that it then gets first. exec: the
+        agent takes this process's place. end: stop the server.
+        """
+        self.control.sendall(json.dumps(what).encode() + b"\n")
 
     def _read(self) -> None:
         try:
@@ -89,29 +105,44 @@ class Server:
         *lines, self._buffer = (self._buffer + part).split(b"\n")
         for line in lines:
             news = json.loads(line)
-            self.pid = news.get("server", self.pid)
+            self.pid, self.is_started = news.get("server", self.pid), self.is_started or "keeper" in news
             self.exit_status = news.get("server_exit", self.exit_status)
             self.failure = news.get("failure", self.failure)
+            self.news += [news["news"]] if "news" in news else []
 
     def wait_for_start(self) -> None:
         """Return when the server's process exists. Raises ServerDiedError if the keeper cannot start it."""
-        while not self.pid and not self._ended:
+        while not self.is_started and not self._ended:
             self._read()
-        if not self.pid:
+        if not self.is_started:
             why = self.failure or "its keeper ended; the log has its last words"
             raise self.died(f"The server could not be started: {why}.")
 
 
-def new_binding(env: Env, port: int | None) -> Binding:
-    """Fresh values for one session: an id, a random key that is never the user's, a free port unless one is given."""
+def new_binding(env: Env, port: int, *, unix_socket: bool = False) -> Binding:
+    """Fresh values for one session, whose relay listens on `port`: an id, and random keys that are never the user's.
+
+    unix_socket: the server can listen on one; a path that is too long for one means a free port instead.
+    """
     session_id = secrets.token_hex(4)
+    folder = str(env.folders.sessions / session_id)
+    url = server_url(folder, "", on_socket=True)
+    if not unix_socket or len(os.fsencode(url.removeprefix(UNIX))) > MOST_SOCKET_BYTES:
+        url = server_url(folder, free_port(), on_socket=False)
     return Binding(
-        port=str(port or free_port()),
+        port=str(port),
         key=f"cclocal-{secrets.token_urlsafe(24)}",
-        folder=str(env.folders.sessions / session_id),
+        folder=folder,
         session_id=session_id,
         log=str(env.folders.log_of(session_id)),
+        server_url=url,
+        server_key=f"server-{secrets.token_urlsafe(24)}",
     )
+
+
+def listen(port: int | None) -> socket.socket:
+    """A socket that listens on a port of this machine; None = any free one. Raises OSError if it is taken."""
+    return socket.create_server(("127.0.0.1", port or 0), backlog=128)
 
 
 def free_port() -> int:
@@ -123,24 +154,27 @@ def free_port() -> int:
 
 @dataclass(frozen=True, slots=True)
 class ServerStart:
-    """What a keeper needs to know of a session.
+    """What a keeper needs to know of a session; without a command it has no server, only a relay to another one.
 
     about: goes into the state file. advice: printed after the exit status and the last lines of the log, if the server
     dies while the agent runs. terminal_reset: written to the terminal after an agent that took it over; empty for one
-    that does not. held_open: a descriptor that must stay open as long as the session lasts.
+    that does not. held_open: a descriptor that must stay open as long as the session lasts. less_memory: the command
+    with which a server is started again if memory ran out. relay: the options of the session's relay (server/relay.py).
     """
 
-    command: Command
     files: Mapping[str, str]
-    stop: Sequence[tuple[str, float]]
     about: Mapping[str, Any]
-    advice: str
+    relay: Mapping[str, Any]
+    command: Command | None = None
+    less_memory: Command | None = None
+    stop: Sequence[tuple[str, float]] = ()
+    advice: str = ""
     terminal_reset: str = ""
     held_open: int | None = None
 
 
-def start_server(start: ServerStart, binding: Binding, env: Env) -> Server:
-    """Start a server under a keeper that stops it when this pid exits, also after exec.
+def start_server(start: ServerStart, binding: Binding, listener: socket.socket, env: Env) -> Server:
+    """Start a server under a keeper that stops it when this pid exits, also after exec. `listener`: its relay's socket.
 
     Raises ServerDiedError if it cannot be started.
     """
@@ -151,11 +185,15 @@ def start_server(start: ServerStart, binding: Binding, env: Env) -> Server:
         "id": binding.session_id,
         "folder": binding.folder,
         "files": dict(start.files),
-        "argv": list(start.command.argv),
-        "env": start.command.environ(environ),
+        "command": _as_table(start.command, environ),
+        "less_memory": _as_table(start.less_memory, environ),
+        "socket": binding.socket,
+        "listener": listener.fileno(),
+        "relay": dict(start.relay),
         "log": binding.log,
         "log_cap_bytes": LOG_CAP_BYTES,
         "stop": list(start.stop),
+        "stall_s": float(environ.get("CCLOCAL_TEST_HANG_S") or STALL_S),
         "shell": environ.get("CCLOCAL_TEST_SHELL", "/bin/sh"),
         "pdeathsig": environ.get("CCLOCAL_TEST_PDEATHSIG") != "0",
         "tty": _terminal() if start.terminal_reset and environ.get("TERM") != "dumb" else None,
@@ -167,7 +205,7 @@ def start_server(start: ServerStart, binding: Binding, env: Env) -> Server:
     with theirs, Path(binding.log).open("ab") as out:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", keeper.__file__, str(theirs.fileno())],
-            pass_fds=[theirs.fileno(), *((held_open,) if held_open is not None else ())],
+            pass_fds=[fd for fd in (theirs.fileno(), listener.fileno(), held_open) if fd is not None],
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -175,8 +213,12 @@ def start_server(start: ServerStart, binding: Binding, env: Env) -> Server:
             env={
                 "PATH": os.defpath,
                 "LC_ALL": "C.UTF-8",
-                # some Pythons do not start without it
-                **{name: environ[name] for name in ("HOME", "LD_LIBRARY_PATH") if name in environ},
+                # some Pythons do not start without the second; the last two are for a server behind TLS
+                **{
+                    name: environ[name]
+                    for name in ("HOME", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
+                    if name in environ
+                },
             },
         )
     # Not our child to reap: after exec it is the agent's. Keeps Popen from warning.
@@ -189,6 +231,10 @@ def start_server(start: ServerStart, binding: Binding, env: Env) -> Server:
     return server
 
 
+def _as_table(command: Command | None, environ: Mapping[str, str]) -> dict[str, Any] | None:
+    return {"argv": list(command.argv), "env": command.environ(environ)} if command else None
+
+
 def exec_agent(command: Command, environ: Mapping[str, str], server: Server | None = None) -> NoReturn:
     """Replace this process by the agent: signals, exit status, job control and terminal are then its own.
 
@@ -198,7 +244,7 @@ def exec_agent(command: Command, environ: Mapping[str, str], server: Server | No
     sys.stderr.flush()
     if server:
         try:
-            server.control.send(b"exec\n")
+            server.order(exec=True)
         except OSError:
             server.poll()
     # Python ignores these, and an ignored signal stays ignored through exec

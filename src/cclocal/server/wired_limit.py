@@ -24,7 +24,7 @@ from typing import Any
 from cclocal.errors import CclocalError
 from cclocal.paths import Env, make_folder, read_table, write_private
 from cclocal.programs import ask_mac, mac_tool
-from cclocal.server.keeper import boot_id
+from cclocal.server.process import boot_id
 
 NAME = "iogpu.wired_limit_mb"
 #: $0 = old, $1 = FIFO, $2 = new, $3 = sysctl. The holder stays in the background while sudo returns at once; it must

@@ -14,16 +14,18 @@ from typing import Any, NoReturn
 from cclocal import http
 from cclocal.agents import Agent
 from cclocal.agents.session import AgentSession
+from cclocal.backends import BACKENDS
 from cclocal.command import Binding, Endpoint
 from cclocal.discovery.look import look_around
-from cclocal.errors import NotReadyError, ServerDiedError, UsageError
+from cclocal.errors import CclocalError, NotReadyError, ServerDiedError, UsageError
 from cclocal.facts import Facts
-from cclocal.paths import Env, read_table, write_private
+from cclocal.paths import Env, make_folder, read_table, write_private
 from cclocal.planning.choose import agent_session, check_agent, choose_agent
+from cclocal.planning.plan import relay_options
 from cclocal.server.readiness import NotYet, check_models
-from cclocal.server.registry import SessionRecord, clear_abandoned, own_folder, running
+from cclocal.server.registry import SessionRecord, running
 from cclocal.server.remote import check_url, look
-from cclocal.server.start import exec_agent
+from cclocal.server.start import ServerStart, exec_agent, listen, new_binding, start_server
 from cclocal.session.serve import ENDPOINT, lay_out_config
 from cclocal.settings import Settings
 from cclocal.ui.console import busy, say
@@ -98,7 +100,14 @@ def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoRetur
     # inside the server's session, with which it is removed
     folder = record.folder / f"attached-{os.getpid()}"
     endpoint = Endpoint(served["url"], served["key"], served["model"])
-    _become(agent, session, endpoint, folder, str(record.facts.get("log", "")), env)
+    for note in agent.notes(session):
+        say(note, "yellow")
+    lay_out_config(agent.config_dir(session))
+    log = str(record.facts.get("log", ""))
+    command, files = agent.command(session, endpoint, Binding("", endpoint.key, str(folder), "", log))
+    for name, content in files.items():
+        write_private(folder / name, content)
+    exec_agent(command, env.environ)
 
 
 def _wait_for(record: SessionRecord, served: Mapping[str, Any]) -> None:
@@ -126,12 +135,29 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
         model, kind, served_tokens = look(address, key, WIRES[agent.WIRE], settings.model)
     session = _session(f"{model} at {address}", served_tokens, agent, settings, facts)
     say(f"{model} on {kind} at {address}, with a context window of {session.context_tokens:,} tokens.")
-    # there is no session folder without a server of ours; exec keeps the process that this one is named after
-    attached = env.folders.state / "attached"
-    clear_abandoned(attached)
-    # a server without keys accepts any
-    endpoint = Endpoint(address, key or "none-needed", model)
-    _become(agent, session, endpoint, own_folder(attached), "", env)
+    for note in agent.notes(session):
+        say(note, "yellow")
+    lay_out_config(agent.config_dir(session))
+    make_folder(env.folders.sessions)
+    with listen(None) as listener:
+        binding = new_binding(env, listener.getsockname()[1])
+        # its own log would hide the one of the newest server
+        binding = replace(binding, log=str(make_folder(Path(binding.folder)) / "relay.log"))
+        command, files = agent.command(session, Endpoint.of_relay(binding, model), binding)
+        trust = {"authorities": http.authorities()} if address.startswith("https:") else {}
+        refusals = [row for backend in BACKENDS.values() for row in backend.REFUSALS]
+        start = ServerStart(
+            files=files,
+            about={"model": model, "port": int(binding.port), "agent": agent.NAME, "url": address},
+            relay={**relay_options(binding, Endpoint(address, key, model), agent.WIRE, refusals), **trust},
+            terminal_reset=agent.TERMINAL_RESET if agent.is_interactive(settings.agent_args) else "",
+        )
+        keeper = start_server(start, binding, listener, env)
+        try:
+            exec_agent(command, env.environ, keeper)
+        except CclocalError:
+            keeper.end()
+            raise
 
 
 def _session(server: str, window: int | None, agent: Agent, settings: Settings, facts: Facts) -> AgentSession:
@@ -159,14 +185,3 @@ def _agent(settings: Settings, env: Env) -> tuple[Agent, Facts]:
     agent, facts = choose_agent(settings), look_around(env, settings)
     check_agent(agent, facts)
     return agent, facts
-
-
-def _become(agent: Agent, session: AgentSession, endpoint: Endpoint, folder: Path, log: str, env: Env) -> NoReturn:
-    for note in agent.notes(session):
-        say(note, "yellow")
-    lay_out_config(agent.config_dir(session))
-    binding = Binding(port="", key=endpoint.key, folder=str(folder), session_id="", log=log)
-    command, files = agent.command(session, endpoint, binding)
-    for name, content in files.items():
-        write_private(folder / name, content)
-    exec_agent(command, env.environ)

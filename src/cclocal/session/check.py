@@ -49,7 +49,7 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> tupl
         plan, server = serve(settings, catalog, survey(settings, catalog, env))
         found: list[CheckRow] = []
         try:
-            endpoint = plan.endpoint(server.binding)
+            endpoint = plan.agent_endpoint(server.binding)
             for row in rows.run(endpoint, WIRES[agent.WIRE], agent.TITLE, plan.session.context_tokens):
                 found.append(row)
                 _show(row, show=show)

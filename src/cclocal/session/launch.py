@@ -13,7 +13,7 @@ from cclocal.models.catalog import Catalog
 from cclocal.paths import Env
 from cclocal.planning.choose import check_agent
 from cclocal.planning.plan import Plan
-from cclocal.server.keeper import how_it_ended
+from cclocal.server.process import how_it_ended
 from cclocal.server.registry import end_abandoned
 from cclocal.server.start import Server, exec_agent
 from cclocal.session.serve import check_port, confirm_after_failed_check, lay_out_config, start
@@ -49,13 +49,15 @@ def launch(settings: Settings, catalog: Catalog, seen: Seen) -> NoReturn:
 def run_server(settings: Settings, catalog: Catalog, seen: Seen) -> None:
     """Serve until Ctrl-C. Raises ServerDiedError if the server ends first."""
     plan, server = serve(settings, catalog, seen)
-    endpoint = plan.endpoint(server.binding)
+    endpoint = plan.agent_endpoint(server.binding)
     say(f"{plan.model.name} answers on {endpoint.url}. In another terminal, in the folder to work in:\n")
     print(f"cclocal attach {endpoint.port}", flush=True)
     say("\nArguments for the agent go after “--”. Ctrl-C here ends the server.")
     try:
         while server.poll(timeout_s=3600) is None:
-            pass
+            for text in server.news:
+                say(text, "yellow")
+            server.news.clear()
     except KeyboardInterrupt:
         say("\nEnding the server.")
         server.end()

@@ -22,7 +22,7 @@ from cclocal.planning.plan import Plan
 from cclocal.prompt_cache.cache import PromptCache
 from cclocal.server.readiness import holder_of, wait_until_ready
 from cclocal.server.registry import new_log, running
-from cclocal.server.start import Server, ServerStart, new_binding, start_server
+from cclocal.server.start import Server, ServerStart, listen, new_binding, start_server
 from cclocal.ui.console import WaitLine, can_ask, confirm, download_bar, say
 from cclocal.wires import WIRES
 
@@ -34,18 +34,21 @@ ENDPOINT = "endpoint.json"
 
 def start(plan: Plan, env: Env, limit: int | None, tries: int = PORT_TRIES) -> Server:
     """Start the planned server, and return when it has shown that it answers. `limit`: keeps a Mac's limit raised."""
-    binding = new_binding(env, plan.port)
-    try:
-        return _start(plan, binding, env, limit)
-    except (ServerDiedError, PortError):
-        is_ours = plan.readiness(binding).owns_socket
-        if plan.port or not is_ours or tries == 1 or not _is_taken(int(binding.port)):
-            raise
+    # taken at this moment by another program, although it was free when the start began
+    check_port(plan.port, env)
+    with listen(plan.port) as listener:
+        binding = new_binding(env, listener.getsockname()[1], unix_socket=plan.engine.unix_socket)
+        try:
+            return _start(plan, binding, listener, env, limit)
+        except (ServerDiedError, PortError):
+            owns_port = plan.readiness(binding).owns_socket and not binding.socket
+            if not owns_port or tries == 1 or not _is_taken(int(binding.server_port)):
+                raise
     return start(plan, env, limit, tries - 1)
 
 
-def _start(plan: Plan, binding: Binding, env: Env, limit: int | None) -> Server:
-    agent, endpoint = AGENTS[plan.agent], plan.endpoint(binding)
+def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limit: int | None) -> Server:
+    agent, endpoint = AGENTS[plan.agent], plan.agent_endpoint(binding)
     command, files = plan.server_command(binding)
     files = {**files, **plan.agent_command(binding)[1]}
     if plan.settings.server:
@@ -60,22 +63,26 @@ def _start(plan: Plan, binding: Binding, env: Env, limit: int | None) -> Server:
             undo.callback(cache.close)
         server = start_server(
             ServerStart(
-                command,
-                files,
-                BACKENDS[plan.variant.backend].STOP,
+                command=command,
+                files=files,
+                stop=BACKENDS[plan.variant.backend].STOP,
                 about={
                     "model": plan.word,
-                    "port": endpoint.port,
+                    "port": int(binding.port),
+                    "server_url": binding.server_url,
                     "backend": plan.variant.backend,
                     "agent": plan.agent,
                     "log": str(log),
                     "files": [path for path in (plan.request.model_file, plan.request.mmproj_file) if path],
                 },
+                less_memory=plan.with_less_memory().server_command(binding)[0],
+                relay=plan.relay(binding),
                 advice=f"  Try:  {shlex.join(('cclocal', '--model', plan.word))} -- {resume}\n  Log:  {log}\n",
                 terminal_reset=agent.TERMINAL_RESET if plan.is_interactive else "",
                 held_open=limit,
             ),
             binding,
+            listener,
             env,
         )
         undo.callback(server.end)
@@ -83,6 +90,7 @@ def _start(plan: Plan, binding: Binding, env: Env, limit: int | None) -> Server:
         learn(plan, log, env)
         with contextlib.suppress(FolderError):
             remember(plan.variant.source or plan.model.id, plan.variant.path, env)
+        server.order(ready=True, restore=cache.restore if cache else [])
         undo.pop_all()
     return server
 

@@ -10,7 +10,7 @@ from cclocal.errors import UsageError
 from cclocal.paths import Env
 from cclocal.server.keeper import LOG_WAS_CUT
 from cclocal.server.registry import newest_first, running, session_of
-from cclocal.turns import Turn, turns
+from cclocal.turns import Turn, news, turns
 from cclocal.ui.console import output, print_json
 from cclocal.ui.tables import plain_table
 from cclocal.units import count, seconds
@@ -45,6 +45,7 @@ def show(session: str | None, env: Env, *, as_json: bool) -> None:
             "session": name,
             "ahead": ahead and _as_json(ahead),
             "turns": [_as_json(turn) for turn in rows],
+            "news": news(text),
             "now": now and {"prompt_tokens": now.prompt_tokens, "place_tokens": now.place_tokens},
         }
         print_json(report)
@@ -52,7 +53,7 @@ def show(session: str | None, env: Env, *, as_json: bool) -> None:
     out = output()
     if rows:
         out.print(_table(rows))
-    notes = []
+    notes = news(text)
     if ahead and ahead.first_s:
         notes.append(f"Read before the first turn: {count(ahead.read_tokens)} in {seconds(ahead.first_s)}.")
     if now:

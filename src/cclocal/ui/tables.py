@@ -127,6 +127,7 @@ def plan_lines(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
         yield f"  the wired limit is raised to {plan.wired_limit_mib:,} MiB for the session"
     yield "Server"
     yield from _command_lines(server.argv)
+    yield f"  reached by the agent at {plan.agent_endpoint(plan.shown).url}, through the session's relay"
     if not plan.settings.server:
         yield "Agent"
         yield from _command_lines(agent.argv)
@@ -188,6 +189,7 @@ def plan_json(plan: Plan, environ: Mapping[str, str]) -> dict[str, Any]:
         "wired_limit_mib": plan.wired_limit_mib,
         "remedies": [remedy.as_json() for remedy in plan.remedies if help_is_needed],
         "server": {"argv": list(server.argv), "env": dict(server.env)},
+        "port": plan.port,
         "agent": {
             "name": plan.agent,
             "argv": list(agent.argv),

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 #: What is sent or received as JSON: a request, a message, a tool.
 Body = dict[str, Any]
+#: What a server refuses: a prompt beyond its window, a picture that the model cannot see, its own key.
+Meaning = Literal["too long", "no pictures", "wrong key"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """How an engine says that it refuses a request: a pattern of its error's text.
+
+    That of "too long" has the groups `tokens` and `window`.
+    """
+
+    meaning: Meaning
+    pattern: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +63,8 @@ class Wire(Protocol):
     #: the path of a message, and of a question for its size in tokens
     PATH: str
     COUNT_PATH: str
+    #: how an agent must be told what an engine refuses: {"becomes": status, "kind": …, "message": a template of groups}
+    ERRORS: Mapping[Meaning, dict[str, str]]
 
     def one_token(self, model: str) -> Body:
         """The body of the shortest message that makes a server compute."""

@@ -153,7 +153,7 @@ def capture_run(capture: Capture, binding: Binding, words: str) -> CaptureRun:
         home=place / "claude",
         arguments=arguments,
     )
-    endpoint = Endpoint.of_session(binding, capture.model)
+    endpoint = Endpoint.of_relay(binding, capture.model)
     # its first request is refused, and it must not send it again
     no_retries = {"CLAUDE_CODE_MAX_RETRIES": "0"}
     if capture.is_plain:

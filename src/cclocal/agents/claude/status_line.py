@@ -19,7 +19,7 @@ if __name__ == "__main__":
     # -I -S: our own package is not on the path; two of its modules are needed, which import nothing but this library
     sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "../../..")))  # noqa: PTH100, PTH118, PTH120
 
-from cclocal.turns import Now, Turn, turns
+from cclocal.turns import OURS, Now, Turn, news, turns
 
 #: The end of a log that holds the turn that is going on.
 TAIL_BYTES = 262_144
@@ -39,9 +39,19 @@ def tail(path: str, most_bytes: int = TAIL_BYTES) -> tuple[str, float]:
 
 
 def line(
-    status: dict[str, object], found: tuple[list[Turn], Now | None], silent_s: float, window_tokens: int, model: str
+    status: dict[str, object],
+    found: tuple[list[Turn], Now | None],
+    silent_s: float,
+    window_tokens: int,
+    model: str,
+    event: str = "",
 ) -> str:
-    """The status line, from Claude Code's own status and the turns in the log's end. What changes comes first."""
+    """The status line, from Claude Code's own status and the turns in the log's end. What changes comes first.
+
+    `event`: what happened to the server, as long as it has finished no reply since.
+    """
+    if event and not found[1]:
+        return f"{event} · {model}"
     every, now = found
     done = [turn for turn in every if not turn.is_ours]
     used = _used(status)
@@ -107,8 +117,11 @@ def main() -> None:
     # an old locale prints ? for characters that it does not have
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     text, silent_s = tail(log)
-    found = turns(text, (reader,) if reader else ())
-    print(line(status if isinstance(status, dict) else {}, found, silent_s, int(window), model))
+    readers = (reader,) if reader else ()
+    found = turns(text, readers)
+    since = turns(text.rpartition(OURS)[2], readers)[0]
+    event = "" if since else "".join(news(text)[-1:])
+    print(line(status if isinstance(status, dict) else {}, found, silent_s, int(window), model, event))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from cclocal.backends.llama_server.xllamacpp_server import flags
 from cclocal.errors import BackendMissingError
 from cclocal.facts import Engine, Machine
 from cclocal.paths import Env, find_program
-from cclocal.programs import Answers, ask, flags_of
+from cclocal.programs import Answers, ask, help_of
 from cclocal.settings import Settings
 from cclocal.wires.anthropic import system_text
 
@@ -33,7 +33,7 @@ def _devices_depend_on(machine: Machine) -> str:
 
 def _binary(path: Path, env: Env, machine: Machine, answers: Answers) -> Engine:
     def probe() -> dict[str, Any]:
-        names = flags_of([str(path)], env.environ)
+        text, names = help_of([str(path)], env.environ)
         version = ask([str(path), "--version"], env.environ)
         first = re.search(r"version:\s*(.+)", version.stdout + version.stderr)
         devices = ask([str(path), "--list-devices"], env.environ).stdout if "--list-devices" in names else ""
@@ -41,11 +41,19 @@ def _binary(path: Path, env: Env, machine: Machine, answers: Answers) -> Engine:
         listed = [
             line for line in re.findall(r"^\s*(\w+: .+\(\d+ MiB.*)$", devices, re.MULTILINE) if "(0 MiB" not in line
         ]
-        return {"version": first[1].strip() if first else "unknown", "flags": names, "devices": listed}
+        found = {"version": first[1].strip() if first else "unknown", "flags": names, "devices": listed}
+        return {**found, "unix_socket": "UNIX socket" in text}
 
-    known = answers.of(answers.key(path, "llama-server", _devices_depend_on(machine)), probe)
-    found = frozenset(known["flags"])
-    return Engine(BINARY, (str(path),), known["version"], found, tuple(known["devices"]), "a llama-server program")
+    known = answers.of(answers.key(path, "llama-server 2", _devices_depend_on(machine)), probe)
+    return Engine(
+        BINARY,
+        (str(path),),
+        known["version"],
+        frozenset(known["flags"]),
+        tuple(known["devices"]),
+        title="a llama-server program",
+        unix_socket=known["unix_socket"],
+    )
 
 
 _WHEEL_PROBE = """
@@ -78,7 +86,7 @@ def _wheel(env: Env, machine: Machine, answers: Answers) -> Iterator[Engine]:
     known = answers.of(answers.key(libraries[0], _WHEEL_PROBE, _devices_depend_on(machine)), probe)
     command = (sys.executable, "-P", "-m", "cclocal.backends.llama_server.xllamacpp_server")
     title = "inside the xllamacpp package"
-    yield Engine(WHEEL, command, known["version"], flags(), tuple(known["devices"]), title)
+    yield Engine(WHEEL, command, known["version"], flags(), tuple(known["devices"]), title, unix_socket=True)
 
 
 def as_openai(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,6 +158,6 @@ class LlamaServer(Runtime):
         reply = client.post("/slots/0?action=save", json={"filename": name}, timeout=None)
         return int(reply.raise_for_status().json()["n_saved"])
 
-    def restore_prompt(self, client: httpx.Client, name: str) -> bool:
+    def restore_request(self, name: str) -> tuple[str, str, str]:
         """Into slot 0."""
-        return client.post("/slots/0?action=restore", json={"filename": name}).status_code == 200
+        return "POST", "/slots/0?action=restore", json.dumps({"filename": name})

@@ -13,6 +13,7 @@ from cclocal.backends.request import SERVER_TIMEOUT_S, Backend, PromptCaching, S
 from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Binding, Command, CommandAndFiles
 from cclocal.facts import Engine, Facts, Machine, version_in
 from cclocal.models.catalog import Variant
+from cclocal.wires.wire import Refusal
 
 #: The two forms of the engine.
 BINARY, WHEEL = "binary", "wheel"
@@ -33,6 +34,12 @@ class LlamaServerSpec(Backend):
     RUNTIME = "cclocal.backends.llama_server.runtime:LlamaServer"
     LOG_READER = str(Path(__file__).with_name("log_reader.py"))
     FORMS = ("gguf",)
+    REFUSALS = (
+        Refusal(
+            "too long", r"\((?P<tokens>\d+) tokens\) exceeds the available context size \((?P<window>\d+) tokens\)"
+        ),
+        Refusal("no pictures", "image input is not supported"),
+    )
     ASKED_BY = frozenset({"llama_server"})
     #: TERM waits for the batch in flight (58-88 s measured on a large CPU model), so KILL follows. On a Mac a process
     #: that is killed may leak wired memory, so TERM comes first.
@@ -82,8 +89,7 @@ class LlamaServerSpec(Backend):
             *engine.command,
             *("--model", request.model_file),
             *("--alias", request.model.id),
-            *("--host", "127.0.0.1"),
-            *("--port", binding.port),
+            *(("--host", binding.socket) if binding.socket else ("--host", "127.0.0.1", "--port", binding.server_port)),
             *("--api-key-file", binding.file("key")),
             *("--ctx-size", str(request.context_tokens)),
             # One slot by default: llama.cpp's four split the cache, so that large requests lose their shared prefix.
@@ -128,7 +134,7 @@ class LlamaServerSpec(Backend):
         argv += [flag for flag in ("--no-webui", "--offline") if flag in engine.flags]
         argv += variant.extra_args
         return Command(tuple(argv), keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), {
-            "key": binding.key + "\n"
+            "key": binding.server_key + "\n"
         }
 
 

@@ -73,7 +73,7 @@ class OllamaSpec(Backend):
             name = self.endpoint(engine, request, binding).model
             return Command((*engine.command, f"{request.lease_folder}/{name}.json", engine.url, name)), {}
         env = {
-            "OLLAMA_HOST": f"127.0.0.1:{binding.port}",
+            "OLLAMA_HOST": f"127.0.0.1:{binding.server_port}",
             "OLLAMA_CONTEXT_LENGTH": str(request.context_tokens),
             "OLLAMA_NUM_PARALLEL": "1",
             "OLLAMA_MAX_LOADED_MODELS": "1",
@@ -111,7 +111,7 @@ class OllamaSpec(Backend):
         if engine.form == RUNNING:
             short = re.sub(r"[^a-z0-9._-]+", "-", tag.lower().removesuffix(":latest"))[:_NAME_LENGTH].strip("-.")
             owner = hashlib.sha256("\n".join((request.lease_folder, engine.url, tag)).encode()).hexdigest()[:8]
-            return Endpoint(engine.url, binding.key, f"cclocal-{short}-{request.context_tokens}-{owner}")
+            return Endpoint(engine.url, "", f"cclocal-{short}-{request.context_tokens}-{owner}")
         return Endpoint.of_session(binding, request.variant.tag or f"cclocal-{request.model.id}:latest")
 
 

@@ -17,7 +17,7 @@ from cclocal.backends.vllm_mlx.spec import VllmMlxSpec
 from cclocal.errors import BackendMissingError, NotReadyError
 from cclocal.facts import Engine, Machine
 from cclocal.paths import Env, find_program
-from cclocal.programs import Answers, ask, flags_of
+from cclocal.programs import Answers, ask, help_of
 from cclocal.settings import Settings
 
 #: Its imports take seconds, and longer the first time.
@@ -67,7 +67,7 @@ class VllmMlx(Runtime):
             if answer.returncode != 0:
                 raise OSError(answer.stderr.strip().splitlines()[-1])
             versions = json.loads(answer.stdout)
-            names = flags_of([str(program), "serve"], env.environ, _IMPORTS_LIMIT_S)
+            _, names = help_of([str(program), "serve"], env.environ, _IMPORTS_LIMIT_S)
             return {"version": f"{versions['vllm-mlx']}, mlx-lm {versions['mlx-lm']}", "flags": names}
 
         try:

@@ -76,7 +76,7 @@ class VllmMlxSpec(Backend):
             request.model_file,
             *("--served-model-name", request.model.id),
             *("--host", "127.0.0.1"),
-            *("--port", binding.port),
+            *("--port", binding.server_port),
             *("--timeout", str(SERVER_TIMEOUT_S)),
             # it has no context window of its own; a longer request is refused with 400
             *("--max-request-tokens", str(request.context_tokens)),
@@ -110,7 +110,7 @@ class VllmMlxSpec(Backend):
             "PYTHONUNBUFFERED": "1",
         }
         return Command(tuple(argv), env, keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), {
-            "key": binding.key + "\n"
+            "key": binding.server_key + "\n"
         }
 
 

@@ -1,0 +1,114 @@
+"""HTTP as a relay reads it: heads are looked at, bodies pass. Standard library only, because the relay imports it."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Iterator
+
+PIECE_BYTES = 65536
+#: Anthropic's own limit for a request is 32 MB.
+MOST_BODY_BYTES = 32 << 20
+END_OF_HEAD = b"\r\n\r\n"
+
+
+class HungUp(Exception):  # noqa: N818 - an event, no error
+    """The agent closed its connection."""
+
+
+class Refused(Exception):  # noqa: N818 - an answer
+    """A request that is answered here, with a status and words."""
+
+    def __init__(self, status: str, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.kind = status, kind
+
+
+class Head:
+    """The first line and the fields of a request or an answer."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.first, *self.lines = raw.split(b"\r\n")
+        self.fields = {field_name(line): line.partition(b":")[2].strip() for line in self.lines}
+
+    def with_fields(self, dropped: frozenset[bytes], *added: bytes) -> bytes:
+        """The head as it is sent on."""
+        kept = [line for line in self.lines if field_name(line) not in dropped]
+        return b"\r\n".join((self.first, *kept, *added, b"", b""))
+
+
+def field_name(line: bytes) -> bytes:
+    return line.partition(b":")[0].strip().lower()
+
+
+def read_head(client: socket.socket, ahead: bytearray) -> Head:
+    while (end := ahead.find(END_OF_HEAD)) < 0:
+        piece = client.recv(PIECE_BYTES) if len(ahead) <= PIECE_BYTES else b""
+        if not piece:
+            raise HungUp
+        ahead += piece
+    head = Head(bytes(ahead[:end]))
+    del ahead[: end + 4]
+    return head
+
+
+def read_body(client: socket.socket, head: Head, ahead: bytearray) -> bytearray:
+    """A request's body, in one block of its size: one that grows would leave holes in memory."""
+    if b"transfer-encoding" in head.fields:
+        raise Refused("411 Length Required", "invalid_request_error", "A request needs a Content-Length.")
+    size = int(head.fields.get(b"content-length", 0))
+    if size > MOST_BODY_BYTES:
+        raise Refused("413 Content Too Large", "request_too_large", f"{size:,} bytes are more than a request may have.")
+    if b"expect" in head.fields:
+        send(client, b"HTTP/1.1 100 Continue\r\n\r\n")
+    body = bytearray(size)
+    read = min(size, len(ahead))
+    body[:read] = ahead[:read]
+    del ahead[:read]
+    with memoryview(body) as view:
+        while read < size:
+            received = client.recv_into(view[read:])
+            if not received:
+                raise HungUp
+            read += received
+    return body
+
+
+def send(client: socket.socket, data: bytes) -> None:
+    try:
+        client.sendall(data)
+    except OSError:
+        raise HungUp from None
+
+
+def check_client(client: socket.socket, wait_s: float) -> None:
+    """Wait a moment. Raises HungUp as soon as the agent closes its connection."""
+    began = time.monotonic()
+    if select.select([client], [], [], wait_s)[0]:
+        if not client.recv(1, socket.MSG_PEEK):
+            raise HungUp
+        # it has sent its next request already
+        time.sleep(max(0.0, wait_s - (time.monotonic() - began)))
+
+
+def pieces_of(client: socket.socket, server: socket.socket) -> Iterator[bytes]:
+    """What comes from the server until it closes. If the agent hangs up first, closing ours makes the engine stop."""
+    poll = select.poll()
+    poll.register(server, select.POLLIN)
+    poll.register(client, select.POLLIN)
+    while True:
+        ready = {fd for fd, _ in poll.poll()}
+        if client.fileno() in ready:
+            if not client.recv(1, socket.MSG_PEEK):
+                raise HungUp
+            # it has sent its next request already, which is read when this answer is over
+            poll.unregister(client)
+        if server.fileno() in ready:
+            try:
+                piece = server.recv(PIECE_BYTES)
+            except ConnectionError:
+                return
+            if not piece:
+                return
+            yield piece

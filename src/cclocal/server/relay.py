@@ -1,0 +1,299 @@
+"""Stands between the agent and its model server for the life of a session, so that a server can be replaced under it.
+
+Run by the keeper as a program of its own, standard library only, one thread per connection. LISTENER is the session's
+listening socket. The keeper holds a copy of it, so its port is never free, and connections wait in its backlog while a
+relay that was killed is replaced. CONTROL is a socket to the keeper, a JSON object per line:
+
+    in:  the options of `Relay`, then {"server": pid, "start": its start, "again": whether it replaces one} for each
+         server, {"down": true} when it ended, {"gone": words} when there will be no other, {"hold": true or false},
+         {"status": true}
+    out: {"up": pid} when a server answers, {"in_flight": …, …} for a status
+
+Only the head of a request is changed: key, Host and Connection. Its body is kept in memory until the first byte of
+the answer, to be sent again to the next server. Nothing is written to disk or to a log.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import time
+
+# `hmac` would cost a megabyte for this one function
+from _operator import _compare_digest  # type: ignore[attr-defined,unused-ignore]
+from typing import Any
+
+if __name__ == "__main__":
+    # -I -S: our own package is not on the path; of it only modules without other packages are imported
+    sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
+
+from cclocal.server.framing import (
+    END_OF_HEAD,
+    Head,
+    HungUp,
+    Refused,
+    check_client,
+    pieces_of,
+    read_body,
+    read_head,
+    send,
+)
+from cclocal.server.process import start_of, strays
+from cclocal.server.upstream import Upstream
+
+#: An answer that is an error is read whole up to this size, so that its words can be replaced.
+MOST_ERROR_BYTES = 65536
+#: Seconds between two looks while a request waits for its server.
+POLL_S = 0.1
+#: Seconds in which the keeper reports a server's end after its connections were cut.
+NEWS_S = 2.0
+#: Seconds between a server's TERM and KILL where this program is the only guard that is left.
+GRACE_S = 2.0
+_NOT_PASSED = frozenset((b"host", b"connection", b"keep-alive", b"authorization", b"x-api-key", b"expect"))
+
+
+class Relay:
+    """One session's relay.
+
+    Options: `session`, its id; `key`, the agent's; `url`, `is_ours` and `authorities`, see Upstream; `fields`, header
+    lines that carry the server's own key; `health`, a path that answers 200 once the server can be used; `restore`,
+    [method, path, body] requests that a replaced server gets first; `refusals`, rows that replace a server's error by
+    one that the agent understands: {"status": if it matters, "pattern": of the error's text, "becomes": a status,
+    "kind": …, "message": a template of the pattern's groups}.
+    """
+
+    def __init__(self, options: dict[str, Any], control: int) -> None:
+        self.control = control
+        self.key = options["key"].encode()
+        self.session: str = options["session"]
+        self.upstream = Upstream(options)
+        self.health: str = options["health"]
+        self.restore: list[list[str]] = options.get("restore", [])
+        self.refusals: list[dict[str, Any]] = options.get("refusals", [])
+        self.lock = _thread.allocate_lock()
+        #: how many servers there have been, and when the process of the last one started
+        self.generation, self.server_start = 0, ""
+        # a server that is not ours is not waited for: the agent is told that it does not answer
+        self.is_up = not self.upstream.is_ours
+        self.is_held = False
+        self.gone = ""
+        self.in_flight = self.answered = self.sent_again = self.cut = 0
+        self.last_end = self.last_byte = time.monotonic()
+
+    def obey(self, message: dict[str, Any]) -> None:
+        """Take one message of the keeper's."""
+        if "server" in message and self.upstream.is_ours:
+            with self.lock:
+                self.generation += 1
+                self.is_up, self.server_start = False, message["start"]
+                self.upstream.set_server(message["server"])
+            _thread.start_new_thread(self.bring_up, (self.generation, message["again"]))
+        if "down" in message and self.upstream.is_ours:
+            with self.lock:
+                self.is_up = False
+                self.upstream.set_server(0)
+        self.gone = message.get("gone", self.gone)
+        self.is_held = message.get("hold", self.is_held)
+        self.restore = message.get("restore", self.restore)
+        if "status" in message:
+            self.tell(self.status())
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send the keeper a message."""
+        with contextlib.suppress(OSError):
+            os.write(self.control, json.dumps(message).encode() + b"\n")
+
+    def status(self) -> dict[str, Any]:
+        """Counts since the start; idle_s: since the last request ended, None while one is in flight; silent_s: since
+        the last byte of an answer.
+        """
+        now = time.monotonic()
+        return {
+            "in_flight": self.in_flight,
+            "answered": self.answered,
+            "sent_again": self.sent_again,
+            "cut": self.cut,
+            "idle_s": None if self.in_flight else round(now - self.last_end, 3),
+            "silent_s": round(now - self.last_byte, 3),
+        }
+
+    def bring_up(self, generation: int, again: bool) -> None:
+        """Wait until a server answers, restore what the one before it had kept, and let requests through."""
+        while self.generation == generation and self.upstream.server:
+            if self.upstream.ask("GET", self.health, "", limit_s=5.0) == 200:
+                for method, path, body in self.restore if again else ():
+                    self.upstream.ask(method, path, body, limit_s=60.0)
+                with self.lock:
+                    self.is_up = self.generation == generation and self.upstream.server > 0
+                if self.is_up:
+                    self.tell({"up": self.upstream.server})
+                return
+            time.sleep(POLL_S)
+
+    # -- the agent
+
+    def accept(self, listener: socket.socket) -> None:
+        """Serve each connection in a thread of its own. (`threading` adds a handshake of milliseconds under load.)"""
+        _thread.stack_size(256 * 1024)
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                # no descriptor is left: connections wait in the backlog
+                time.sleep(POLL_S)
+                continue
+            # else Nagle's algorithm holds tokens back
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _thread.start_new_thread(self.serve, (client,))
+
+    def serve(self, client: socket.socket) -> None:
+        """One connection of the agent's: requests one after the other."""
+        with client:
+            ahead = bytearray()
+            with contextlib.suppress(HungUp, OSError, ValueError):
+                while self.request(client, ahead):
+                    pass
+
+    def request(self, client: socket.socket, ahead: bytearray) -> bool:
+        """Answer one request; whether the connection can take another. `ahead`: what was read of it already."""
+        head = read_head(client, ahead)
+        try:
+            self.check(head)
+            body = read_body(client, head, ahead)
+            counts = head.first.startswith(b"POST")
+            with self.lock:
+                self.in_flight += counts
+                self.last_byte = max(self.last_byte, time.monotonic())
+            try:
+                return self.forward(client, head, body)
+            finally:
+                with self.lock:
+                    self.in_flight -= counts
+                self.last_end = time.monotonic() if counts else self.last_end
+        except Refused as refusal:
+            error = {"type": refusal.kind, "code": refusal.kind, "message": str(refusal)}
+            text = json.dumps({"type": "error", "error": error}).encode()
+            status = f"HTTP/1.1 {refusal.status}\r\nContent-Type: application/json\r\n"
+            send(client, f"{status}Connection: close\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text)
+            return False
+
+    def check(self, head: Head) -> None:
+        """Refuse what is not this session's agent, before a byte of the body is read."""
+        host = head.fields.get(b"host", b"").rpartition(b":")
+        if (host[0] or host[2]) not in (b"127.0.0.1", b"localhost") or b"origin" in head.fields:
+            # a web page in the user's browser: DNS rebinding, or a request from another site
+            raise Refused("403 Forbidden", "permission_error", "Only programs of this machine are answered.")
+        key = head.fields.get(b"x-api-key") or head.fields.get(b"authorization", b"").removeprefix(b"Bearer ")
+        if not _compare_digest(key, self.key):
+            raise Refused("401 Unauthorized", "authentication_error", "This is not the session's key.")
+
+    def forward(self, client: socket.socket, head: Head, body: bytearray) -> bool:
+        """Send a request to the server, and again to the next one if it dies before a byte of its answer."""
+        request = head.with_fields(_NOT_PASSED, b"Connection: close", *self.upstream.fields)
+        failed_by, why = -1, ""
+        while True:
+            generation = self.wait_for_server(client)
+            try:
+                with self.upstream.dial() as server:
+                    server.sendall(request)
+                    server.sendall(body)
+                    is_whole = self.answer(client, server, head, body)
+                if is_whole is not None:
+                    return is_whole
+                why = "it closed the connection without an answer"
+            except OSError as error:
+                why = str(error)
+            if failed_by == generation:
+                where = "" if self.upstream.is_ours else f" at {self.upstream.host}:{self.upstream.port}"
+                raise Refused("502 Bad Gateway", "api_error", f"The model server{where} does not answer: {why}.")
+            failed_by = generation
+            self.sent_again += 1
+            deadline = time.monotonic() + (NEWS_S if self.upstream.is_ours else POLL_S)
+            while self.is_up and self.generation == generation and time.monotonic() < deadline:
+                check_client(client, POLL_S)
+
+    def wait_for_server(self, client: socket.socket) -> int:
+        """Which server answers, as soon as one does. Raises Refused if there will be none, HungUp if the agent ends."""
+        while not self.is_up or self.is_held:
+            if self.gone:
+                # a status after which the agent does not try again
+                raise Refused("400 Bad Request", "invalid_request_error", self.gone)
+            check_client(client, POLL_S)
+        return self.generation
+
+    def answer(self, client: socket.socket, server: socket.socket, head: Head, body: bytearray) -> bool | None:
+        """Pass one answer on; whether it was whole. None = the server ended before a byte of it.
+
+        The head of a stream alone is no answer: while nothing of its body was sent, the server can be replaced.
+        """
+        pieces = pieces_of(client, server)
+        data, end = b"", -1
+        for piece in pieces:
+            data += piece
+            end = data.find(END_OF_HEAD)
+            if end >= 0 and (len(data) > end + 4 or b"text/event-stream" not in data):
+                break
+        else:
+            return None
+        answer = Head(data[:end])
+        length, is_chunked = answer.fields.get(b"content-length"), b"transfer-encoding" in answer.fields
+        piece = data[end + 4 :]
+        if answer.first[9:10] in (b"4", b"5") and length and int(length) <= MOST_ERROR_BYTES:
+            piece += b"".join(pieces)
+            self.replace(answer.first, piece)
+            pieces = iter(())
+        # the prompt is not needed again
+        body.clear()
+        self.answered += 1
+        send(client, answer.with_fields(frozenset((b"connection",))) + piece)
+        passed, tail = len(piece), piece[-5:]
+        for piece in pieces:
+            self.last_byte = time.monotonic()
+            send(client, piece)
+            passed, tail = passed + len(piece), (tail + piece)[-5:]
+        is_whole = tail == b"0\r\n\r\n" if is_chunked else head.first.startswith(b"HEAD") or length == b"%d" % passed
+        self.cut += not is_whole and (is_chunked or length is not None)
+        return is_whole
+
+    def replace(self, first: bytes, text: bytes) -> None:
+        """Raise Refused in the agent's words if this is an error that the agent would misunderstand."""
+        for row in self.refusals:
+            status, found = first[9:12].decode(), re.search(row["pattern"], text.decode("utf-8", "replace"))
+            if found and row.get("status", status) == status:
+                raise Refused(row["becomes"], row["kind"], found.expand(row["message"]))
+
+    def end_server(self) -> None:
+        """The keeper was killed: end the server and what it left behind, as the twin does."""
+        server = self.upstream.server
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + GRACE_S
+            while server and start_of(server) == self.server_start and time.monotonic() < deadline:
+                with contextlib.suppress(OSError):
+                    os.killpg(server, number)
+                time.sleep(POLL_S)
+        for pid in strays(self.session) if server else ():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def main(argv: list[str]) -> None:
+    """Relay until the keeper is gone."""
+    listener, control = int(argv[1]), int(argv[2])
+    lines = os.fdopen(control)
+    relay = Relay(json.loads(lines.readline()), control)
+    _thread.start_new_thread(relay.accept, (socket.socket(fileno=listener),))
+    for line in lines:
+        relay.obey(json.loads(line))
+    relay.end_server()
+    # threads may be waiting for a server that is gone
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,8 +1,8 @@
 """A stand-in for the Hugging Face hub: one repo with the files of a folder, and fault switches.
 
-    python hub.py FOLDER LOG [--rate BYTES_PER_S] [--status N] [--gated] [--stall NAME]
+    python hub.py FOLDER LOG [--rate BYTES_PER_S] [--status N] [--gated] [--stall NAME] [--no-ranges]
 
---stall: that file falls silent after its first bytes.
+--stall: that file falls silent after its first bytes. --no-ranges: a request for a part gets the whole file.
 
 Prints its port, then serves FOLDER as every repo; LOG gets a line per request.
 """
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--status", type=int, default=0)
     parser.add_argument("--gated", action="store_true")
     parser.add_argument("--stall")
+    parser.add_argument("--no-ranges", action="store_true")
     options = parser.parse_args()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -55,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
             self._error(options.status, "GatedRepo" if options.gated else "")
         elif "/resolve/" in self.path:
             name = self.path.split("/")[-1].split("?")[0]
-            silent = name == options.stall and not self.headers.get("Range")
+            silent = name == options.stall and not (self.headers.get("Range") or "").startswith("bytes=0-")
             self._file(files.get(name), options.rate, silent=silent)
         elif "/tree/" in self.path:
             rows = [
@@ -91,13 +92,19 @@ class Handler(BaseHTTPRequestHandler):
         if data is None:
             self._error(404, "EntryNotFound")
             return
-        wanted = re.fullmatch(r"bytes=0-(\d+)", self.headers.get("Range") or "")
+        etag, whole = hashlib.sha256(data).hexdigest(), len(data)
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        # a header is asked for as bytes=0-N
+        if wanted and self.server.options.no_ranges and wanted[1] != "0":  # type: ignore[attr-defined]
+            wanted = None
         if wanted:
-            data = data[: int(wanted[1]) + 1]
+            data = data[int(wanted[1]) : int(wanted[2]) + 1 if wanted[2] else None]
         with self.server.options.log.open("a") as log:  # type: ignore[attr-defined]
             log.write(f"SENT {self.command} {len(data)}\n")
         self.send_response(206 if wanted else 200)
-        self.send_header("etag", f'"{hashlib.sha256(data).hexdigest()}"')
+        if wanted:
+            self.send_header("content-range", f"bytes {wanted[1]}-{int(wanted[1]) + len(data) - 1}/{whole}")
+        self.send_header("etag", f'"{etag}"')
         self.send_header("x-repo-commit", COMMIT)
         self.send_header("content-length", str(len(data)))
         self.end_headers()

@@ -231,7 +231,7 @@ def test_a_download_that_stalls_twice_is_given_up(world: World, hub: Hub) -> Non
     assert list(blobs(world).glob("*.incomplete"))
     again = world.run("--mine", **hub())
     assert again.returncode == 0, again.stderr
-    assert "that an unfinished download had left" in again.stderr
+    assert "Going on with the download at" in again.stderr
     assert not list(blobs(world).glob("*.incomplete"))
 
 
@@ -271,6 +271,73 @@ def test_a_killed_launcher_takes_its_download_along(world: World, hub: Hub) -> N
     child.kill()
     child.wait()
     wait_for(lambda: not world.leftovers(), "its end")
+
+
+def part_of(world: World) -> Path | None:
+    return next(blobs(world).glob("*.cclocal.incomplete"), None)
+
+
+def cut_off(world: World, hub: Hub, how: str, *switches: str) -> int:
+    """A download that ended in the middle; returns how many bytes are there."""
+    child = world.start("--mine", "--no-mem-check", **hub("--rate", "20000000", *switches))
+    wait_for(lambda: (part := part_of(world)) and part.stat().st_size > 17_000_000, "half of it")
+    if how == "killed":
+        child.kill()
+        child.wait()
+    else:
+        subprocess.run(["pkill", "-KILL", "-f", f"hub.py {world.root}/hub"], check=True)
+        assert child.wait(60) == 23
+        assert "Could not reach the model hub" in (world.record / "err").read_text()
+    wait_for(lambda: not world.leftovers(), "its end")
+    part = part_of(world)
+    assert part
+    return part.stat().st_size
+
+
+@pytest.mark.parametrize("how", ["killed", "network gone"])
+def test_a_download_that_was_cut_off_goes_on(world: World, hub: Hub, how: str) -> None:
+    there_bytes = cut_off(world, hub, how)
+    done = world.run("--mine", "--no-mem-check", **hub())
+    assert done.returncode == 0, done.stderr
+    assert f"Going on with the download at {there_bytes / 1e6:.1f} MB" in done.stderr
+    # only what was missing came
+    assert f"SENT GET {30_000_000 - there_bytes}" in asked(world)
+    assert sum(line == "SENT GET 30000000" for line in asked(world)) == 1
+    assert not part_of(world)
+    whole = next((world.home / ".cache/huggingface/hub").glob("models--org--m/snapshots/*/mine.gguf"))
+    assert whole.read_bytes() == (world.root / "hub/mine.gguf").read_bytes()
+
+
+def test_a_file_that_was_changed_meanwhile_starts_anew(world: World, hub: Hub) -> None:
+    cut_off(world, hub, "killed")
+    file = world.root / "hub/mine.gguf"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    done = world.run("--mine", "--no-mem-check", **hub())
+    assert done.returncode == 0, done.stderr
+    assert "that an unfinished download had left" in done.stderr
+    whole = next((world.home / ".cache/huggingface/hub").glob("models--org--m/snapshots/*/mine.gguf"))
+    assert whole.read_bytes() == file.read_bytes()
+
+
+def test_a_server_without_ranges_sends_all_of_it_again(world: World, hub: Hub) -> None:
+    cut_off(world, hub, "killed")
+    done = world.run("--mine", "--no-mem-check", **hub("--no-ranges"))
+    assert done.returncode == 0, done.stderr
+    whole = next((world.home / ".cache/huggingface/hub").glob("models--org--m/snapshots/*/mine.gguf"))
+    assert whole.read_bytes() == (world.root / "hub/mine.gguf").read_bytes()
+
+
+def test_a_damaged_part_is_removed_and_the_next_start_is_right(world: World, hub: Hub) -> None:
+    cut_off(world, hub, "killed")
+    part = part_of(world)
+    assert part
+    with part.open("r+b") as file:
+        file.write(b"damaged")
+    at = hub()
+    done = world.run("--mine", "--no-mem-check", **at)
+    assert done.returncode == 23
+    assert "is damaged, and was removed" in done.stderr
+    assert world.run("--mine", "--no-mem-check", **at).returncode == 0
 
 
 def test_two_starts_download_once(world: World, hub: Hub) -> None:

@@ -7,14 +7,17 @@ JSON lines about its progress go to stdout. It ends when its stdin is closed, so
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
@@ -23,10 +26,12 @@ from cclocal.errors import CclocalError, DiskFullError, HubError
 from cclocal.models import hub
 from cclocal.models.storage import free_bytes, users_of
 from cclocal.paths import cannot_write
-from cclocal.units import file_size
+from cclocal.units import MIB, file_size
 
 #: Left free on the disk beside the download.
 SPARE_BYTES = 2 * 10**9
+#: Smaller files start again: their download takes seconds.
+LEAST_BYTES = 16 * MIB
 
 
 def main() -> None:
@@ -60,7 +65,6 @@ def _download(repo: str, files: Sequence[str]) -> None:
     if not todo:
         # another process fetched it while this one waited
         return
-    _purge(hub.folder_of(repo, os.environ))
     huggingface_hub, cache = hub.import_hub(), hub.cache(os.environ)
     # a repository stays at the revision that its first fetch recorded
     revision = hub.recorded_revision(repo, os.environ)
@@ -68,7 +72,9 @@ def _download(repo: str, files: Sequence[str]) -> None:
         sizes = hub.file_sizes(repo, revision)
         if missing := [name for name in files if name not in sizes]:
             raise HubError(f"{repo} has no file {', '.join(missing)}.", hint=f"look at https://huggingface.co/{repo}")
-        todo_bytes = sum(sizes[name] for name in todo)
+        parts = {name: Part.of(huggingface_hub, repo, name, revision) for name in todo}
+        _purge(hub.folder_of(repo, os.environ), [part.path for part in parts.values()])
+        todo_bytes = sum(sizes[name] - parts[name].there_bytes for name in todo)
         free, _ = free_bytes(cache)
         if todo_bytes and free < todo_bytes + SPARE_BYTES:
             raise DiskFullError(
@@ -79,6 +85,8 @@ def _download(repo: str, files: Sequence[str]) -> None:
         total_bytes = sum(sizes[name] for name in files)
         _tell(total_bytes=total_bytes, finished_bytes=total_bytes - todo_bytes)
         for name in todo:
+            parts[name].fetch(huggingface_hub)
+            # with the file in its place the library only gives it its name; else it fetches it
             huggingface_hub.hf_hub_download(repo, name, cache_dir=cache, revision=revision, tqdm_class=_Counter)
 
 
@@ -100,9 +108,85 @@ def _alone(repo: str) -> AbstractContextManager[Any]:
         raise cannot_write(f"The hub's cache cannot be written ({locks})", error) from None
 
 
-def _purge(folder: Path) -> None:
-    """Remove what interrupted downloads left: huggingface_hub never continues it."""
-    dead = [path for path in folder.glob("blobs/*.incomplete") if not users_of(path)]
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file in flight, which goes on where it was. huggingface_hub would start it again (2.4, read).
+
+    blob: where the whole file belongs; its name is the file's ETag, so that a file that was changed on the hub is
+    another one. Small files, and those that Xet fetches in chunks of its own, are left to the library.
+    """
+
+    url: str
+    blob: Path
+    size_bytes: int
+    is_ours: bool
+
+    @classmethod
+    def of(cls, huggingface_hub: Any, repo: str, name: str, revision: str | None) -> Part:
+        """The part of a file of a repository. Raises the library's errors."""
+        url = huggingface_hub.hf_hub_url(repo, name, revision=revision)
+        found = huggingface_hub.get_hf_file_metadata(url)
+        by_xet = found.xet_file_data is not None and not os.environ.get("HF_HUB_DISABLE_XET")
+        size_bytes = found.size or 0
+        is_ours = bool(found.etag) and size_bytes >= LEAST_BYTES and not by_xet
+        return cls(url, hub.folder_of(repo, os.environ) / "blobs" / str(found.etag), size_bytes, is_ours)
+
+    @property
+    def path(self) -> Path:
+        """The file that grows."""
+        return self.blob.with_name(f"{self.blob.name}.cclocal.incomplete")
+
+    @property
+    def there_bytes(self) -> int:
+        """How much of it is here already."""
+        return min(self.path.stat().st_size, self.size_bytes) if self.is_ours and self.path.exists() else 0
+
+    def fetch(self, huggingface_hub: Any) -> None:
+        """Put the whole file in its place, unless that is left to the library. Raises HubError if it is damaged."""
+        if not self.is_ours or self.blob.exists():
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        there_bytes = self.there_bytes
+        if there_bytes:
+            _tell(note=f"Going on with the download at {file_size(there_bytes)}.")
+        with self.path.open("ab") as file:
+            self._receive(huggingface_hub, file)
+        # a file that came in one go is what the hub sent; one that came in pieces may be put together wrongly
+        if self.path.stat().st_size != self.size_bytes or (there_bytes and not self._is_right()):
+            self.path.unlink()
+            raise HubError(f"What was received of {self.url} is damaged, and was removed.", hint="start it again")
+        self.path.replace(self.blob)
+
+    def _receive(self, huggingface_hub: Any, file: BinaryIO) -> None:
+        """Append what is missing, or everything if the server sends all of it."""
+        at = file.tell()
+        headers = {**huggingface_hub.utils.build_hf_headers(), "accept-encoding": "identity"}
+        if at >= self.size_bytes:
+            return
+        if at:
+            headers["range"] = f"bytes={at}-"
+        session = huggingface_hub.utils.get_session()
+        with session.stream("GET", self.url, headers=headers, follow_redirects=True, timeout=hub.STALL_S) as reply:
+            reply.raise_for_status()
+            if at and reply.status_code != 206:
+                _tell(received_bytes=-at)
+                file.truncate(0)
+            for chunk in reply.iter_raw():
+                file.write(chunk)
+                file.flush()
+                _tell(received_bytes=len(chunk))
+
+    def _is_right(self) -> bool:
+        """Whether the file has the checksum that its ETag is, if it is one."""
+        if not re.fullmatch(r"[0-9a-f]{64}", self.blob.name):
+            return True
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == self.blob.name
+
+
+def _purge(folder: Path, going_on: Sequence[Path]) -> None:
+    """Remove what interrupted downloads left and nothing continues: the library's, and of files that were changed."""
+    dead = [path for path in folder.glob("blobs/*.incomplete") if path not in going_on and not users_of(path)]
     size = sum(path.lstat().st_size for path in dead)
     for path in dead:
         path.unlink(missing_ok=True)

@@ -131,8 +131,8 @@ def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: An
     """Fetch the files of a repo into the hub's cache.
 
     `bar(total_bytes, finished_bytes)` starts a progress bar, whose `advance` is called with every byte received. Raises
-    DownloadStalledError (20), DiskFullError (21), OfflineError (22) or HubError (23); finished files are kept, the
-    unfinished one starts again next time. There is no limit on the whole time: a download ends only if no byte
+    DownloadStalledError (20), DiskFullError (21), OfflineError (22) or HubError (23); what was received is kept,
+    and a large file goes on there next time. There is no limit on the whole time: a download ends only if no byte
     arrives, and then it is tried once more without Xet.
     """
     stall_s = float(environ.get("CCLOCAL_TEST_STALL_S") or STALL_S)
@@ -153,7 +153,7 @@ def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: An
                 child.kill()
     raise errors.DownloadStalledError(
         f"The download of {repo} stalled twice: no byte arrived for {stall_s:.0f} s.",
-        hint="check the network, then start again: finished files are kept, the file in flight starts again",
+        hint="check the network, then start again: it goes on where it stopped",
     )
 
 
@@ -213,7 +213,9 @@ def _in_words(error: Exception, repo: str, missing: Sequence[str]) -> Exception:
             text = f"The model hub answered {status} for {repo}."
             return HubError(text, cause=cause, hint=hints.get(status, "try again later"))
         case OSError() if error.errno in DISK_FULL:
-            return DiskFullError(f"The disk is full: {error}.", hint="finished files were kept")
+            return DiskFullError(
+                f"The disk is full: {error}.", hint="free some space, then start again: it goes on where it stopped"
+            )
         case OSError():
             return HubError(f"The download of {repo} failed.", cause=cause)
         # the hub's HTTP library has its own hierarchy, which it does not export

@@ -203,9 +203,11 @@ def stats(
 def logs(call: Call, follow: Annotated[bool, Option("--follow", "-f", help="Follow the log.")] = False) -> None:
     """What the newest model server says."""
     from cclocal.server.registry import read_log
+    from cclocal.ui.console import plain
 
     for piece in read_log(call.env, follow=follow):
-        sys.stdout.write(piece)
+        # into a file or a pipe it goes as it is
+        sys.stdout.write(plain(piece) if sys.stdout.isatty() else piece)
         sys.stdout.flush()
 
 

@@ -24,7 +24,7 @@ from cclocal.server.registry import running
 from cclocal.session.plan import plan_catalog, plan_one
 from cclocal.settings import Settings
 from cclocal.ui import memory_view, menu, tables
-from cclocal.ui.console import busy, can_ask, confirm, console, say
+from cclocal.ui.console import busy, can_ask, confirm, console, plain, say
 from cclocal.units import file_size
 
 TITLE = "cclocal: which model?    ● on disk  ○ not yet"
@@ -166,7 +166,7 @@ def remove_named(names: Sequence[str], catalog: Catalog, env: Env, *, yes: bool,
         return
     chosen = select(names, stored(catalog, env), catalog, env)
     if dry_run:
-        print(f"Would remove {_in_words(chosen)}.")
+        print(plain(f"Would remove {_in_words(chosen)}."))
         return
     if not yes and not can_ask():
         raise UsageError("There is no terminal to confirm on.", hint="--yes removes without asking")

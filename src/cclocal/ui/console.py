@@ -7,10 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
+from rich.segment import Segment
 
 from cclocal.units import file_size
 
@@ -24,14 +27,43 @@ if TYPE_CHECKING:
 _QUIET_STEP_S = 10.0
 
 
+def plain(text: str) -> str:
+    """A text without control characters, which could steer the terminal: it may come from a file, a server or a hub."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+class _Plain(RenderHook):
+    """Takes control characters out of everything that a console prints; rich's own are no text."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_PlainText(renderable) for renderable in renderables]
+
+
+@dataclass(frozen=True, slots=True)
+class _PlainText:
+    renderable: ConsoleRenderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.renderable, options):
+            yield segment if segment.control else Segment(plain(segment.text), segment.style)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, self.renderable)
+
+
+def _plain(console: Console) -> Console:
+    console.push_render_hook(_Plain())
+    return console
+
+
 def console() -> Console:
     """Where people read: stderr."""
-    return Console(stderr=True, highlight=False, emoji=False)
+    return _plain(Console(stderr=True, highlight=False, emoji=False))
 
 
 def output() -> Console:
     """Where results go: stdout, unwrapped if it is not a terminal."""
-    return Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+    return _plain(Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty()))
 
 
 def say(text: str, style: str = "") -> None:
@@ -41,7 +73,7 @@ def say(text: str, style: str = "") -> None:
 
 def print_json(data: Any) -> None:
     """A result for scripts."""
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    print(plain(json.dumps(data, indent=2, ensure_ascii=False)))
 
 
 def show_error(error: CclocalError) -> None:

@@ -1,0 +1,30 @@
+"""What is printed steers no terminal, wherever its text came from."""
+
+from __future__ import annotations
+
+import pytest
+from rich.text import Text
+
+from cclocal.errors import UsageError
+from cclocal.ui import console as ui
+from cclocal.ui.tables import plain_table
+
+EVIL = "a\x1b]0;title\x07\x1b[2J\x9b31mb\r\x08c"
+
+
+def test_no_control_character_reaches_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    ui.say(f"the model {EVIL}", "yellow")
+    ui.show_error(UsageError(EVIL, cause=[EVIL], hint=EVIL, log=EVIL))
+    table = plain_table("name")
+    table.add_row(Text(EVIL))
+    ui.output().print(table)
+    ui.print_json({"model": EVIL})
+    text = "".join(capsys.readouterr())
+    # the colours are rich's own
+    for own in ("\x1b[1;31m", "\x1b[33m", "\x1b[0m", "\x1b[2m", "\x1b[1m"):
+        text = text.replace(own, "")
+    assert text.count("title") == 7
+    assert not [c for c in text if not c.isprintable() and c != "\n"], ascii(text)

@@ -14,7 +14,10 @@ from typing import Any
 
 from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Command
 from cclocal.paths import read_table, write_private
+from cclocal.turns import end_of, plain_lines
 
+#: The end of a log in which the cause of a crash is looked for.
+_TAIL_BYTES = 8192
 #: Answers that are kept; the oldest go first.
 _KEPT = 20
 
@@ -90,7 +93,7 @@ class Answers:
 
 def last_lines(log: Path) -> tuple[str, ...]:
     """The last three lines of a log, or those that name the cause of a crash if there are any."""
-    lines = _tail(log)
+    lines = plain_lines(end_of(str(log), _TAIL_BYTES))
     words = ("error", "exception", "failed", "abort", "cannot", "unable")
     causes = [line for line in lines[-12:] if any(word in line.lower() for word in words)]
     if causes:
@@ -101,14 +104,4 @@ def last_lines(log: Path) -> tuple[str, ...]:
 
 def last_line(log: Path) -> str:
     """The last line of a log, or nothing."""
-    return next(reversed(_tail(log)), "")
-
-
-def _tail(log: Path) -> list[str]:
-    """The lines at the end of a log that are not empty, without control characters, which could steer a terminal."""
-    with contextlib.suppress(OSError), log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-        text = file.read().decode("utf-8", "replace").replace("\t", " ")
-        lines = ("".join(c for c in line if c.isprintable()).strip() for line in text.splitlines())
-        return [line for line in lines if line]
-    return []
+    return next(reversed(plain_lines(end_of(str(log), _TAIL_BYTES))), "")

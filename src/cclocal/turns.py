@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib.machinery import SourceFileLoader
 from typing import Any, NamedTuple
@@ -57,6 +58,22 @@ class Now(NamedTuple):
     write_per_s: float | None = None
     read_tokens: int = 0
     first_s: float | None = None
+
+
+def end_of(path: str, most_bytes: int) -> str:
+    """The end of a log; empty if there is none."""
+    try:
+        with open(path, "rb") as log:  # noqa: PTH123 - pathlib is slower to import
+            log.seek(max(0, log.seek(0, os.SEEK_END) - most_bytes))
+            return log.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def plain_lines(text: str) -> list[str]:
+    """Its lines that are not empty, without control characters, which could steer a terminal."""
+    lines = ("".join(c for c in line if c.isprintable()).strip() for line in text.replace("\t", " ").splitlines())
+    return [line for line in lines if line]
 
 
 def news(text: str) -> list[str]:

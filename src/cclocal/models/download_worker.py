@@ -72,7 +72,7 @@ def _download(repo: str, files: Sequence[str]) -> None:
         sizes = hub.file_sizes(repo, revision)
         if missing := [name for name in files if name not in sizes]:
             raise HubError(f"{repo} has no file {', '.join(missing)}.", hint=f"look at https://huggingface.co/{repo}")
-        parts = {name: Part.of(huggingface_hub, repo, name, revision) for name in todo}
+        parts = {name: Part.of(repo, name, revision) for name in todo}
         _purge(hub.folder_of(repo, os.environ), [part.path for part in parts.values()])
         todo_bytes = sum(sizes[name] - parts[name].there_bytes for name in todo)
         free, _ = free_bytes(cache)
@@ -85,7 +85,7 @@ def _download(repo: str, files: Sequence[str]) -> None:
         total_bytes = sum(sizes[name] for name in files)
         _tell(total_bytes=total_bytes, finished_bytes=total_bytes - todo_bytes)
         for name in todo:
-            parts[name].fetch(huggingface_hub)
+            parts[name].fetch()
             # with the file in its place the library only gives it its name; else it fetches it
             huggingface_hub.hf_hub_download(repo, name, cache_dir=cache, revision=revision, tqdm_class=_Counter)
 
@@ -122,8 +122,9 @@ class Part:
     is_ours: bool
 
     @classmethod
-    def of(cls, huggingface_hub: Any, repo: str, name: str, revision: str | None) -> Part:
+    def of(cls, repo: str, name: str, revision: str | None) -> Part:
         """The part of a file of a repository. Raises the library's errors."""
+        huggingface_hub = hub.import_hub()
         url = huggingface_hub.hf_hub_url(repo, name, revision=revision)
         found = huggingface_hub.get_hf_file_metadata(url)
         by_xet = found.xet_file_data is not None and not os.environ.get("HF_HUB_DISABLE_XET")
@@ -141,7 +142,7 @@ class Part:
         """How much of it is here already."""
         return min(self.path.stat().st_size, self.size_bytes) if self.is_ours and self.path.exists() else 0
 
-    def fetch(self, huggingface_hub: Any) -> None:
+    def fetch(self) -> None:
         """Put the whole file in its place, unless that is left to the library. Raises HubError if it is damaged."""
         if not self.is_ours or self.blob.exists():
             return
@@ -150,16 +151,16 @@ class Part:
         if there_bytes:
             _tell(note=f"Going on with the download at {file_size(there_bytes)}.")
         with self.path.open("ab") as file:
-            self._receive(huggingface_hub, file)
+            self._receive(file)
         # a file that came in one go is what the hub sent; one that came in pieces may be put together wrongly
         if self.path.stat().st_size != self.size_bytes or (there_bytes and not self._is_right()):
             self.path.unlink()
             raise HubError(f"What was received of {self.url} is damaged, and was removed.", hint="start it again")
         self.path.replace(self.blob)
 
-    def _receive(self, huggingface_hub: Any, file: BinaryIO) -> None:
+    def _receive(self, file: BinaryIO) -> None:
         """Append what is missing, or everything if the server sends all of it."""
-        at = file.tell()
+        at, huggingface_hub = file.tell(), hub.import_hub()
         headers = {**huggingface_hub.utils.build_hf_headers(), "accept-encoding": "identity"}
         if at >= self.size_bytes:
             return

@@ -47,10 +47,10 @@ from cclocal.server.process import (
     start_of,
     strays,
 )
-from cclocal.turns import OURS, STOPPED
+from cclocal.turns import OURS, STOPPED, end_of, plain_lines
 
 LOG_WAS_CUT = f"{OURS} the log was too long; what follows is its end"
-#: Seconds between two looks at the log's size.
+#: Seconds between two looks at the log's size, and at the server of a request that waits.
 TICK_S = 5.0
 #: A server that died is started again so often within so many seconds.
 MOST_RESTARTS, RESTARTS_WITHIN_S = 2, 600.0
@@ -87,6 +87,9 @@ class Keeper:
         #: the server's last sign of life (log bytes, processor seconds), and how long there was none
         self.pulse, self.still_s, self.looked_at = (0, 0.0), 0.0, time.monotonic()
         self.hangs = False
+        #: how often it is looked for; on Linux, and only of a server that was started for this session
+        self.tick_s: float = min(TICK_S, session["stall_s"] / 4)
+        self.feels_pulse: bool = LINUX and session["relay"]["is_ours"]
         self.oom_kills = _oom_kills()
         self.orders = b""
         self.wake, self._wake_end = os.pipe()
@@ -228,9 +231,9 @@ class Keeper:
     def _watch(self) -> None:
         """Until the watched process ends, we get TERM, or the launcher asks to stop."""
         self.events.add_fd(self.control)
-        tick_s = min(TICK_S, self.session["stall_s"] / 4)
+        asked_at = time.monotonic()
         while True:
-            ended, ready = self.events.wait(tick_s)
+            ended, ready = self.events.wait(self.tick_s)
             self.watched_ended = self.watched in ended
             if self.watched_ended or self.wake in ready:
                 return
@@ -247,25 +250,29 @@ class Keeper:
                 self.server.let_go_of_group()
             with contextlib.suppress(OSError):
                 self._cap_log()
-                self._feel_pulse(tick_s)
+            if self.is_ready and self.feels_pulse and time.monotonic() - asked_at >= self.tick_s:
+                asked_at = time.monotonic()
+                self._tell_relay({"status": True})
 
-    def _feel_pulse(self, tick_s: float) -> None:
-        """Notice a server that was stopped or hangs: it neither writes to its log nor uses the processor.
+    def _feel_pulse(self, relay: dict[str, Any]) -> None:
+        """Notice a server that was stopped or hangs: a request waits, and it neither writes nor uses the processor.
 
-        Only time in which this process itself ran counts, so that a suspended machine is no hanging server. The relay
-        is asked whether a request waits; without one a server may be as still as it likes.
+        `relay`: its status. Only time in which this process itself ran counts, so that a suspended machine is no
+        hanging server.
         """
-        now = time.monotonic()
-        if not LINUX or not self.server or not self.is_ready or not self.session["relay"]["is_ours"]:
+        now, stall_s = time.monotonic(), self.session["stall_s"]
+        # a late answer, of a machine that was suspended, is worth two looks at most
+        passed_s, self.looked_at = min(now - self.looked_at, 2 * self.tick_s), now
+        if not relay["in_flight"] or not self.server:
+            self.still_s = 0.0
             return
-        if now - self.looked_at < tick_s:
-            return
-        pulse = os.fstat(1).st_size, cpu_s(self.server.pid)
-        is_still = pulse[0] == self.pulse[0] and pulse[1] - self.pulse[1] <= NOISE_S
-        self.still_s = self.still_s + min(now - self.looked_at, 2 * tick_s) if is_still else 0.0
-        self.pulse, self.looked_at = pulse, now
-        if self.still_s >= self.session["stall_s"]:
-            self._tell_relay({"status": True})
+        before, self.pulse = self.pulse, (os.fstat(1).st_size, cpu_s(self.server.pid))
+        is_still = self.pulse[0] == before[0] and self.pulse[1] - before[1] <= NOISE_S
+        self.still_s = self.still_s + passed_s if is_still else 0.0
+        if self.still_s >= stall_s and relay["silent_s"] >= stall_s:
+            # its end is noticed as any other
+            self.hangs, self.still_s = True, 0.0
+            self.server.signal_group(signal.SIGKILL)
 
     def _obey(self) -> bool:
         """Carry out the launcher's orders; whether to go on."""
@@ -358,11 +365,8 @@ class Keeper:
                 continue
             if "up" in message and self.restarts:
                 self._note("The model server answers again.")
-            waits = message.get("in_flight") and message["silent_s"] >= self.session["stall_s"]
-            if waits and self.still_s >= self.session["stall_s"] and self.server:
-                # its end is noticed as any other
-                self.hangs, self.still_s = True, 0.0
-                self.server.signal_group(signal.SIGKILL)
+            if "in_flight" in message:
+                self._feel_pulse(message)
 
     def _note(self, text: str) -> None:
         """Write what happened to the log, for the status line and `cclocal stats`, and tell a launcher that waits."""
@@ -393,11 +397,8 @@ class Keeper:
 
     def _last_lines(self, most: int) -> list[str]:
         """The last lines of the log that are not ours."""
-        with contextlib.suppress(OSError), open(self.session["log"], "rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 16384))
-            lines = [printable(line) for line in log.read().decode("utf-8", "replace").splitlines()]
-            return [line for line in lines if line and not line.startswith(OURS)][-most:]
-        return []
+        lines = plain_lines(end_of(self.session["log"], 16384))
+        return [line for line in lines if not line.startswith(OURS)][-most:]
 
     def _reset_terminal(self) -> None:
         """Reset what the agent, or a launcher killed under its live line, left switched on in the terminal."""
@@ -478,11 +479,6 @@ def _write_to_terminal(path: str, data: bytes) -> None:
                 # the shell is writing its prompt at this moment
                 time.sleep(0.01)
         os.close(fd)
-
-
-def printable(line: str) -> str:
-    """A line of a log without control characters, which could steer a terminal."""
-    return "".join(c for c in line.replace("\t", " ") if c.isprintable()).strip()
 
 
 def main(argv: list[str]) -> None:

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Iterator
 
 LINUX = sys.platform == "linux"
@@ -73,6 +74,24 @@ def strays(session: str) -> Iterator[int]:
             with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as environ:
                 if wanted in environ.read().split(b"\0"):
                     yield int(name)
+
+
+def end_group(leader: int, start: str, grace_s: float) -> None:
+    """TERM, then KILL, for the group of a process, as long as it is the one that started then; each with its grace."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + grace_s
+        if start_of(leader) == start:
+            with contextlib.suppress(OSError):
+                os.killpg(leader, number)
+        while start_of(leader) == start and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def end_strays(session: str) -> None:
+    """KILL for every process that carries the session's marker."""
+    for pid in strays(session):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 class Poll:

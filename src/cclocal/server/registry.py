@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,13 +15,15 @@ from typing import Any
 
 from cclocal.errors import UsageError
 from cclocal.paths import Env, make_folder, read_table
-from cclocal.server.process import boot_id, machine_id, pid_namespace, start_of, strays
+from cclocal.server.process import boot_id, end_group, end_strays, machine_id, pid_namespace, start_of
 
 #: A folder younger than this may belong to a keeper that has just started.
 YOUNG_S = 60.0
 #: Server logs that are kept.
 KEPT = 5
 _POLL_S = 0.2
+#: Seconds that the server of a session without a keeper is given to obey TERM.
+_GRACE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +126,9 @@ def end_abandoned(env: Env) -> list[SessionRecord]:
 
 
 def _end(session: SessionRecord) -> None:
-    here = session.facts.get("pid_namespace", "") == pid_namespace()
-    for number, grace_s in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
-        if not here or not session.is_alive("server"):
-            break
-        with contextlib.suppress(OSError):
-            os.killpg(session.facts["server"], number)
-        deadline = time.monotonic() + grace_s
-        while session.is_alive("server") and time.monotonic() < deadline:
-            time.sleep(0.02)
-    for pid in strays(str(session.facts.get("id", ""))):
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    if session.facts.get("pid_namespace", "") == pid_namespace() and session.is_alive("server"):
+        end_group(session.facts["server"], session.facts["server_start"], _GRACE_S)
+    end_strays(str(session.facts.get("id", "")))
 
 
 def new_log(env: Env, session_id: str) -> Path:

@@ -20,7 +20,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import socket
 import sys
 import time
@@ -44,7 +43,7 @@ from cclocal.server.framing import (
     read_head,
     send,
 )
-from cclocal.server.process import start_of, strays
+from cclocal.server.process import end_group, end_strays
 from cclocal.server.upstream import Upstream
 
 #: An answer that is an error is read whole up to this size, so that its words can be replaced.
@@ -169,7 +168,7 @@ class Relay:
             counts = head.first.startswith(b"POST")
             with self.lock:
                 self.in_flight += counts
-                self.last_byte = max(self.last_byte, time.monotonic())
+                self.last_byte = time.monotonic()
             try:
                 return self.forward(client, head, body)
             finally:
@@ -270,16 +269,9 @@ class Relay:
 
     def end_server(self) -> None:
         """The keeper was killed: end the server and what it left behind, as the twin does."""
-        server = self.upstream.server
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            deadline = time.monotonic() + GRACE_S
-            while server and start_of(server) == self.server_start and time.monotonic() < deadline:
-                with contextlib.suppress(OSError):
-                    os.killpg(server, number)
-                time.sleep(POLL_S)
-        for pid in strays(self.session) if server else ():
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+        if server := self.upstream.server:
+            end_group(server, self.server_start, GRACE_S)
+            end_strays(self.session)
 
 
 def main(argv: list[str]) -> None:

@@ -100,9 +100,7 @@ def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoRetur
     # inside the server's session, with which it is removed
     folder = record.folder / f"attached-{os.getpid()}"
     endpoint = Endpoint(served["url"], served["key"], served["model"])
-    for note in agent.notes(session):
-        say(note, "yellow")
-    lay_out_config(agent.config_dir(session))
+    _prepare(agent, session)
     log = str(record.facts.get("log", ""))
     command, files = agent.command(session, endpoint, Binding("", endpoint.key, str(folder), "", log))
     for name, content in files.items():
@@ -135,9 +133,7 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
         model, kind, served_tokens = look(address, key, WIRES[agent.WIRE], settings.model)
     session = _session(f"{model} at {address}", served_tokens, agent, settings, facts)
     say(f"{model} on {kind} at {address}, with a context window of {session.context_tokens:,} tokens.")
-    for note in agent.notes(session):
-        say(note, "yellow")
-    lay_out_config(agent.config_dir(session))
+    _prepare(agent, session)
     make_folder(env.folders.sessions)
     with listen(None) as listener:
         binding = new_binding(env, listener.getsockname()[1])
@@ -185,3 +181,10 @@ def _agent(settings: Settings, env: Env) -> tuple[Agent, Facts]:
     agent, facts = choose_agent(settings), look_around(env, settings)
     check_agent(agent, facts)
     return agent, facts
+
+
+def _prepare(agent: Agent, session: AgentSession) -> None:
+    """Say what the user should know, and lay out the agent's folder."""
+    for note in agent.notes(session):
+        say(note, "yellow")
+    lay_out_config(agent.config_dir(session))

@@ -10,6 +10,7 @@ server: while it evaluates a prompt it answers too late.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -19,7 +20,7 @@ if __name__ == "__main__":
     # -I -S: our own package is not on the path; two of its modules are needed, which import nothing but this library
     sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "../../..")))  # noqa: PTH100, PTH118, PTH120
 
-from cclocal.turns import OURS, Now, Turn, news, turns
+from cclocal.turns import OURS, Now, Turn, end_of, news, turns
 
 #: The end of a log that holds the turn that is going on.
 TAIL_BYTES = 262_144
@@ -29,13 +30,10 @@ UNTOLD_S = 3.0
 
 def tail(path: str, most_bytes: int = TAIL_BYTES) -> tuple[str, float]:
     """(the end of a log, the seconds since it grew); empty if there is none."""
-    try:
-        with open(path, "rb") as log:  # noqa: PTH123 - pathlib is slower to import
-            silent_s = max(0.0, time.time() - os.fstat(log.fileno()).st_mtime)
-            log.seek(max(0, log.seek(0, os.SEEK_END) - most_bytes))
-            return log.read().decode("utf-8", "replace"), silent_s
-    except OSError:
-        return "", 0.0
+    silent_s = 0.0
+    with contextlib.suppress(OSError):
+        silent_s = max(0.0, time.time() - os.stat(path).st_mtime)  # noqa: PTH116 - pathlib is slower to import
+    return end_of(path, most_bytes), silent_s
 
 
 def line(

@@ -31,7 +31,7 @@ from tests.world import World, port_is_free, wait_for
 
 PARTIES = ("launcher", "agent", "keeper", "relay", "twin", "server", "keeper and twin", "nothing")
 SIGNALS = ("KILL", "KILL", "TERM", "HUP", "INT")
-#: Those whose end the agent does not notice, and those that the session replaces.
+#: Parties whose end a session survives.
 REPLACED = ("relay", "twin", "server", "nothing")
 
 

@@ -15,6 +15,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,14 @@ def _engines() -> list[Engine]:
 
 
 CLAUDES, ENGINES = _claudes(), _engines()
+#: name → (the backend, the program on PATH, what it is)
+BACKENDS = {engine.name: ("llama-server", "llama-server", engine.binary) for engine in ENGINES}
+if CI:
+    BACKENDS["vllm-mlx"] = ("vllm-mlx", "vllm-mlx", CACHE / "vllm-mlx-0.6.0/bin/vllm-mlx")
+    if (OLLAMA := CACHE / "ollama-0.17.4/bin/ollama").exists():
+        BACKENDS["ollama"] = ("ollama", "ollama", OLLAMA)
+#: A row, or a value, that only CI=true runs.
+wide = partial(pytest.param, marks=pytest.mark.wide)
 
 
 def pytest_configure() -> None:

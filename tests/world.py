@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pexpect
 import psutil
 
@@ -257,6 +258,21 @@ class World:
         lines = path.read_text().splitlines() if path.exists() else []
         every = [json.loads(line) for line in lines]
         return [r for r in every if r["path"] != "/v1/models" and (r["body"] or {}).get("max_tokens") != 1]
+
+    def ask(self, content: Any = "Hi", limit_s: float = 60.0) -> httpx.Response:
+        """A message of the agent's, with what it was given."""
+        got = self.agent()["env"]
+        return httpx.post(
+            f"{got['ANTHROPIC_BASE_URL']}/v1/messages",
+            json={
+                "model": got["ANTHROPIC_MODEL"],
+                "max_tokens": 8,
+                "messages": [{"role": "user", "content": content}],
+            },
+            headers={"x-api-key": got["ANTHROPIC_AUTH_TOKEN"]},
+            trust_env=False,
+            timeout=limit_s,
+        )
 
     def kill_server(self, number: int = signal.SIGKILL, times: int = 1) -> None:
         """Kill a session's server, and each one that takes its place."""

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from functools import partial
 
 import pytest
 
+from tests.conftest import wide
 from tests.world import World, alive, wait_for
-
-#: A row, or a value, that only CI=true runs.
-wide = partial(pytest.param, marks=pytest.mark.wide)
 
 MATRIX = [
     # who is killed, the server's switches, the signal

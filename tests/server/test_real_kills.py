@@ -8,15 +8,9 @@ import signal
 import psutil
 import pytest
 
-from tests.conftest import CACHE, CI, ENGINES
+from tests.conftest import BACKENDS
 from tests.world import World, alive, wait_for
 
-#: name → (the backend, the program on PATH, what it is)
-BACKENDS = {engine.name: ("llama-server", "llama-server", engine.binary) for engine in ENGINES}
-if CI:
-    BACKENDS["vllm-mlx"] = ("vllm-mlx", "vllm-mlx", CACHE / "vllm-mlx-0.6.0/bin/vllm-mlx")
-    if (OLLAMA := CACHE / "ollama-0.17.4/bin/ollama").exists():
-        BACKENDS["ollama"] = ("ollama", "ollama", OLLAMA)
 KILLED = [
     (["agent"], "KILL"),
     (["agent"], "TERM"),

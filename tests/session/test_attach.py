@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from cclocal import tiny
@@ -31,13 +30,7 @@ def serve(world: World) -> Iterator[Serve]:
 
     def start(*, key: str = "", alias: str = "some-model", **switches: Any) -> int:
         port = free_port()
-        keys = world.root / f"key-{port}"
-        keys.write_text(key)
-        switches = {"record": str(world.record), **({} if key else {"lets_anybody_in": True}), **switches}
-        code = f"import sys; sys.path.insert(0, {str(FAKES)!r}); from llama_server import main; main({switches!r})"
-        words = ["--port", str(port), "--alias", alias, "--api-key-file", str(keys)]
-        started.append(subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL))
-        wait_for(lambda: not port_is_free(port), "the server")
+        started.append(start_somebodys(world, port, key=key, alias=alias, record=str(world.record), **switches))
         return port
 
     yield start
@@ -47,6 +40,20 @@ def serve(world: World) -> Iterator[Serve]:
         server.kill()
         server.wait()
     (world.record / "pids.json").unlink(missing_ok=True)
+
+
+def start_somebodys(
+    world: World, port: int, *, key: str = "", alias: str = "some-model", **switches: Any
+) -> subprocess.Popen[bytes]:
+    """A server that cclocal knows nothing of, listening."""
+    keys = world.root / f"key-{port}"
+    keys.write_text(key)
+    switches = {**({} if key else {"lets_anybody_in": True}), **switches}
+    code = f"import sys; sys.path.insert(0, {str(FAKES)!r}); from llama_server import main; main({switches!r})"
+    words = ["--port", str(port), "--alias", alias, "--api-key-file", str(keys)]
+    server = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL)
+    wait_for(lambda: not port_is_free(port), "the server")
+    return server
 
 
 def env(world: World) -> dict[str, str]:
@@ -265,27 +272,15 @@ def test_what_is_said_beside_an_address(world: World, serve: Serve) -> None:
     assert "Tiny copy circuit" in plan.stdout
 
 
-def ask(world: World) -> httpx.Response:
-    """A message of the agent's, through the session's relay."""
-    got = env(world)
-    return httpx.post(
-        f"{got['ANTHROPIC_BASE_URL']}/v1/messages",
-        json={"model": got["ANTHROPIC_MODEL"], "max_tokens": 8, "messages": [{"role": "user", "content": "Hi"}]},
-        headers={"x-api-key": got["ANTHROPIC_AUTH_TOKEN"]},
-        trust_env=False,
-        timeout=30,
-    )
-
-
 def test_a_server_of_another_that_goes_is_told_in_words(world: World) -> None:
     """It is not ours to start again: the agent is told, and asks again by itself."""
     with somebodys_server(world) as (server, port):
         world.fake_claude()
         session = world.start(str(port))
-        assert ask(world).status_code == 200
+        assert world.ask().status_code == 200
         server.kill()
         server.wait()
-        reply = ask(world)
+        reply = world.ask()
         assert reply.status_code == 502
         assert f"The model server at 127.0.0.1:{port} does not answer" in reply.text
         session.terminate()
@@ -296,11 +291,11 @@ def test_a_key_that_is_refused_later_asks_for_no_login(world: World) -> None:
     with somebodys_server(world, key="s3cret") as (server, port):
         world.fake_claude()
         session = world.start("--url", f"http://127.0.0.1:{port}", "--key-env", "MY_KEY", MY_KEY="s3cret")
-        assert ask(world).status_code == 200
+        assert world.ask().status_code == 200
         server.kill()
         server.wait()
         with somebodys_server(world, key="another", port=port):
-            reply = ask(world)
+            reply = world.ask()
         assert reply.status_code == 400
         assert "refuses its key" in reply.json()["error"]["message"]
         session.terminate()
@@ -311,14 +306,8 @@ def test_a_key_that_is_refused_later_asks_for_no_login(world: World) -> None:
 def somebodys_server(world: World, *, key: str = "", port: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A server that the test may end."""
     port = port or free_port()
-    keys = world.root / f"key-{key or 'none'}"
-    keys.write_text(key)
-    switches = {"routes": LLAMA_CPP, **({} if key else {"lets_anybody_in": True})}
-    code = f"import sys; sys.path.insert(0, {str(FAKES)!r}); from llama_server import main; main({switches!r})"
-    words = ["--port", str(port), "--alias", "some-model", "--api-key-file", str(keys)]
-    server = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL)
+    server = start_somebodys(world, port, key=key, routes=LLAMA_CPP)
     try:
-        wait_for(lambda: not port_is_free(port), "the server")
         yield server, port
     finally:
         server.kill()
@@ -347,7 +336,7 @@ def test_a_server_behind_tls(world: World, serve: Serve) -> None:
     assert "certificate verify failed" in refused.stderr
     world.fake_claude()
     session = world.start(*words, MY_KEY="s3cret", SSL_CERT_FILE=str(world.root / "cert.pem"))
-    assert ask(world).status_code == 200
+    assert world.ask().status_code == 200
     assert env(world)["ANTHROPIC_BASE_URL"].startswith("http://127.0.0.1:")
     assert "s3cret" not in str(env(world))
     session.terminate()

@@ -126,15 +126,9 @@ def test_llama_servers_own_timeout_does_not_end_a_prefill(world: World, engine: 
         'backend = "llama-server"\nquant = "F16"\nbuiltin = "tiny"\nextra_args = ["--timeout", "1"]\n'
     )
     child = world.start("--short", "--cold")
-    env = world.agent()["env"]
+    world.agent()
     began = time.monotonic()
-    reply = httpx.post(
-        f"{env['ANTHROPIC_BASE_URL']}/v1/messages",
-        json={"model": "short", "max_tokens": 8, "messages": [{"role": "user", "content": "Hello there. " * 2000}]},
-        headers={"authorization": f"Bearer {env['ANTHROPIC_AUTH_TOKEN']}"},
-        timeout=120,
-        trust_env=False,
-    )
+    reply = world.ask("Hello there. " * 2000, limit_s=120)
     assert reply.status_code == 200, reply.text
     assert time.monotonic() - began > 1.0
     child.terminate()

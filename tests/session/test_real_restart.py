@@ -10,24 +10,13 @@ import signal
 import socket
 import threading
 import time
-from functools import partial
 from typing import Any
 
-import httpx
 import pytest
 
-from tests.conftest import CACHE, CI, ENGINES, Claude, Engine
+from tests.conftest import BACKENDS, Claude, Engine, wide
 from tests.talk import Talk, results, talk
 from tests.world import World, alive, wait_for
-
-#: name → (the backend, the program on PATH, what it is)
-BACKENDS = {engine.name: ("llama-server", "llama-server", engine.binary) for engine in ENGINES}
-if CI:
-    BACKENDS["vllm-mlx"] = ("vllm-mlx", "vllm-mlx", CACHE / "vllm-mlx-0.6.0/bin/vllm-mlx")
-    if (OLLAMA := CACHE / "ollama-0.17.4/bin/ollama").exists():
-        BACKENDS["ollama"] = ("ollama", "ollama", OLLAMA)
-#: A row that only CI=true runs.
-wide = partial(pytest.param, marks=pytest.mark.wide)
 
 
 def kill_at_random(world: World, seed: int, party: str = "server") -> threading.Thread:
@@ -91,14 +80,7 @@ def test_what_an_engine_refuses_is_told_in_the_agents_words(
     world.real("llama-server", engine.binary)
     world.fake_claude()
     session = world.start("--tiny", "--cold")
-    env = world.agent()["env"]
-    reply = httpx.post(
-        f"{env['ANTHROPIC_BASE_URL']}/v1/messages",
-        json={"model": "tiny", "max_tokens": 8, "messages": [{"role": "user", "content": content}]},
-        headers={"x-api-key": env["ANTHROPIC_AUTH_TOKEN"]},
-        timeout=60,
-        trust_env=False,
-    )
+    reply = world.ask(content)
     assert reply.status_code == 400, reply.text
     assert re.search(words, reply.json()["error"]["message"])
     session.terminate()

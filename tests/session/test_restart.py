@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 
-import httpx
 import pytest
 
 from tests.world import World, wait_for
@@ -95,19 +94,13 @@ def test_a_server_that_was_stopped_is_replaced_if_something_waits_for_it(world: 
     world.fake_server()
     world.fake_claude()
     launcher = world.start("--tiny", CCLOCAL_TEST_HANG_S="2")
-    agent = world.agent()["env"]
+    world.agent()
     wait_for(lambda: "relay" in world.state(), "the relay")
     os.kill(world.state()["server"], signal.SIGSTOP)
     # as long as nothing is asked, it may be as still as it likes
     time.sleep(4)
     assert "sign of life" not in world.log.read_text()
-    reply = httpx.post(
-        f"{agent['ANTHROPIC_BASE_URL']}/v1/messages",
-        json={"model": "tiny", "max_tokens": 8, "messages": [{"role": "user", "content": "Hi"}]},
-        headers={"x-api-key": agent["ANTHROPIC_AUTH_TOKEN"]},
-        timeout=30,
-        trust_env=False,
-    )
+    reply = world.ask()
     assert reply.status_code == 200
     launcher.terminate()
     launcher.wait()

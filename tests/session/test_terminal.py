@@ -35,6 +35,14 @@ def start(shell: pexpect.spawn, world: World, *args: str) -> None:  # type: igno
     shell.sendline(" ".join((*world.command, *(args or ("--tiny",)))))
 
 
+def start_agent(shell: pexpect.spawn, world: World) -> None:  # type: ignore[type-arg]
+    """A session on the shell, up to its agent."""
+    world.fake_server()
+    world.fake_claude()
+    start(shell, world)
+    shell.expect(r"AGENT \d+")
+
+
 def status(shell: pexpect.spawn) -> int:  # type: ignore[type-arg]
     shell.sendline("echo STATUS=$?")
     shell.expect(r"STATUS=\d+\r\n")
@@ -45,10 +53,7 @@ def test_keys_and_job_control_reach_the_agent_and_not_the_server(
     world: World,
     shell: pexpect.spawn,  # type: ignore[type-arg]
 ) -> None:
-    world.fake_server()
-    world.fake_claude()
-    start(shell, world)
-    shell.expect(r"AGENT \d+")
+    start_agent(shell, world)
     server = world.server_pids()["server"]
     for _ in range(2):
         shell.sendintr()
@@ -73,20 +78,14 @@ def test_an_agent_that_is_terminated_has_the_shells_status(
     world: World,
     shell: pexpect.spawn,  # type: ignore[type-arg]
 ) -> None:
-    world.fake_server()
-    world.fake_claude()
-    start(shell, world)
-    shell.expect(r"AGENT \d+")
+    start_agent(shell, world)
     os.kill(world.agent()["pid"], signal.SIGTERM)
     shell.expect("Terminated")
     assert status(shell) == 143
 
 
 def test_an_agent_that_crashes_leaves_a_sane_terminal(world: World, shell: pexpect.spawn) -> None:  # type: ignore[type-arg]
-    world.fake_server()
-    world.fake_claude()
-    start(shell, world)
-    shell.expect(r"AGENT \d+")
+    start_agent(shell, world)
     shell.sendline("segv")
     # the keeper switches off what a killed TUI leaves on
     shell.expect(re.escape("\x1b[?1000l"))
@@ -94,10 +93,7 @@ def test_an_agent_that_crashes_leaves_a_sane_terminal(world: World, shell: pexpe
 
 
 def test_a_closed_terminal_ends_everything(world: World, shell: pexpect.spawn) -> None:  # type: ignore[type-arg]
-    world.fake_server()
-    world.fake_claude()
-    start(shell, world)
-    shell.expect(r"AGENT \d+")
+    start_agent(shell, world)
     shell.close(force=True)
     world.assert_clean()
 
@@ -116,10 +112,7 @@ def test_ctrl_c_while_loading_ends_everything(world: World, shell: pexpect.spawn
 
 
 def test_a_dead_server_is_told_on_the_terminal_after_the_session(world: World, shell: pexpect.spawn) -> None:  # type: ignore[type-arg]
-    world.fake_server()
-    world.fake_claude()
-    start(shell, world)
-    shell.expect(r"AGENT \d+")
+    start_agent(shell, world)
     world.kill_server(times=3)
     wait_for(lambda: "server_exit" in world.state(), "the keeper's note")
     shell.sendline("quit 0")

@@ -28,6 +28,7 @@ from cclocal.models import catalog, hub
 from cclocal.paths import packaged, write_private
 from cclocal.server import process
 from cclocal.ui.tables import quoted
+from cclocal.units import how_it_ended
 from tools.tiny_model import circuit
 
 NAMES = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ_", min_size=1, max_size=12)
@@ -264,9 +265,9 @@ def test_the_wheels_flags_are_llama_servers() -> None:
 
 
 def test_how_a_process_ended_in_words() -> None:
-    assert process.how_it_ended(3) == "exit 3"
-    assert process.how_it_ended(-11) == "SIGSEGV"
-    assert process.how_it_ended(-99) == "signal 99"
+    assert how_it_ended(3) == "exit 3"
+    assert how_it_ended(-11) == "SIGSEGV"
+    assert how_it_ended(-99) == "signal 99"
 
 
 def test_the_identity_of_a_process() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 GIB = 2**30
 MIB = 2**20
 
@@ -31,3 +33,13 @@ def seconds(number_s: float | None) -> str:
 def window(tokens: int) -> str:
     """A context window in units of 1,024 tokens: 64k."""
     return f"{tokens // 1024}k"
+
+
+def how_it_ended(code: int) -> str:
+    """An exit status in words."""
+    if code >= 0:
+        return f"exit {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

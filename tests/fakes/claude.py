@@ -1,6 +1,7 @@
 """A stand-in for Claude Code that shows what it was given and ends as it is told.
 
-With the switch `sends_after_s` it sends a first request so many seconds after the start of a capture.
+With the switch `sends_after_s` it sends a first request so many seconds after the start of a capture; with `leaves` it
+leaves that command running in a session of its own.
 
 It writes what it got (argv, environment, pid) to RECORD/agent.json and then obeys lines on stdin, as a TUI would:
 "quit N" exits with N, "segv" kills itself. With the switch `exits` it does so at once.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -27,6 +29,9 @@ def main(switches: dict[str, Any]) -> None:
             send_first_request()
         return
     record = switches["record"]
+    if "leaves" in switches:
+        null = subprocess.DEVNULL
+        subprocess.Popen(switches["leaves"], start_new_session=True, stdin=null, stdout=null, stderr=null)
     with open(f"{record}/agent.part", "w") as out:
         json.dump({"argv": sys.argv, "env": dict(os.environ), "pid": os.getpid(), "cwd": os.getcwd()}, out)
     os.replace(f"{record}/agent.part", f"{record}/agent.json")

@@ -1,8 +1,11 @@
 """A stand-in for the Hugging Face hub: one repo with the files of a folder, and fault switches.
 
-    python hub.py FOLDER LOG [--rate BYTES_PER_S] [--status N] [--gated] [--stall NAME] [--no-ranges]
+    python hub.py FOLDER LOG [--rate BYTES_PER_S] [--status N] [--gated] [--stall NAME] [--no-ranges] [--closes]
+        [--lists NAME] [--size BYTES] [--deep]
 
---stall: that file falls silent after its first bytes. --no-ranges: a request for a part gets the whole file.
+--stall: that file falls silent after its first bytes. --no-ranges: a request for a part gets the whole file. --closes:
+a file ends after 20 MB, and nothing says that it is longer. --lists: a file of that name and --size is listed too.
+--deep: lists are nested a hundred thousand times.
 
 Prints its port, then serves FOLDER as every repo; LOG gets a line per request.
 """
@@ -30,6 +33,10 @@ def main() -> None:
     parser.add_argument("--gated", action="store_true")
     parser.add_argument("--stall")
     parser.add_argument("--no-ranges", action="store_true")
+    parser.add_argument("--closes", action="store_true")
+    parser.add_argument("--lists")
+    parser.add_argument("--size", type=int, default=1)
+    parser.add_argument("--deep", action="store_true")
     options = parser.parse_args()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -65,7 +72,9 @@ class Handler(BaseHTTPRequestHandler):
             ]
             self._json(200, rows)
         else:
-            siblings = [{"rfilename": n, "size": len(d)} for n, d in files.items()]
+            siblings: Any = [{"rfilename": n, "size": len(d)} for n, d in files.items()]
+            if options.lists:
+                siblings.append({"rfilename": options.lists.replace("NUL", "\0"), "size": options.size})
             info = {"id": "org/m", "modelId": "org/m", "sha": COMMIT, "siblings": siblings, "tags": []}
             self._json(200, {**info, "private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0})
 
@@ -81,6 +90,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _json(self, status: int, value: Any) -> None:
         data = json.dumps(value).encode()
+        if self.server.options.deep:  # type: ignore[attr-defined]
+            data = b"[" * 100_000 + b"]" * 100_000
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
@@ -106,7 +117,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("content-range", f"bytes {wanted[1]}-{int(wanted[1]) + len(data) - 1}/{whole}")
         self.send_header("etag", f'"{etag}"')
         self.send_header("x-repo-commit", COMMIT)
-        self.send_header("content-length", str(len(data)))
+        if self.server.options.closes and self.command == "GET" and not wanted:  # type: ignore[attr-defined]
+            data = data[:20_000_000]
+            self.close_connection = True
+            self.send_header("connection", "close")
+        else:
+            self.send_header("content-length", str(len(data)))
         self.end_headers()
         if self.command == "HEAD":
             return

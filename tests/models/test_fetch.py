@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -362,3 +364,87 @@ def test_what_another_program_is_downloading_is_left_alone(world: World, hub: Hu
     assert "Removed 1.0 MB" in done.stderr
     assert held.exists()
     assert not dead.exists()
+
+
+def test_a_connection_that_is_closed_early_loses_nothing(world: World, hub: Hub) -> None:
+    done = world.run("--mine", "--no-mem-check", **hub("--closes"))
+    assert done.returncode == 23
+    assert "closed the connection after 20.0 MB of 30.0 MB" in done.stderr
+    done = world.run("--mine", "--no-mem-check", **hub())
+    assert done.returncode == 0, done.stderr
+    assert "SENT GET 10000000" in asked(world)
+
+
+def test_a_damaged_file_is_found_when_the_server_cannot_load_it(world: World, hub: Hub) -> None:
+    """Of the right size, so that nothing else shows it. Only this file is fetched again."""
+    at = hub()
+    assert world.run("--mine", "--no-mem-check", **at).returncode == 0
+    blob = blobs(world) / hashlib.sha256((world.root / "hub/mine.gguf").read_bytes()).hexdigest()
+    with blob.open("r+b") as file:
+        file.seek(29_000_000)
+        file.write(b"damaged")
+    (world.record / "pids.json").unlink()
+    world.fake_server(die_at_start=1)
+    done = world.run("--mine", "--no-mem-check", **at)
+    assert done.returncode == 32
+    assert "mine.gguf was damaged on this disk" in done.stderr
+    assert "the fake died as it was told" in done.stderr
+    world.fake_server(die_at_start=1)
+    fetched = world.run("--mine", "--no-mem-check", **at)
+    # whole again, so the server's own words are the reason
+    assert "The server stopped while starting (exit 1)" in fetched.stderr
+    assert asked(world).count("SENT GET 30000000") == 2
+    (world.record / "pids.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("switches", "words"),
+    [
+        (["--lists", "aNULb.gguf"], "lists a file that cannot be right: 'a\\x00b.gguf'"),
+        (["--lists", "a\\b.gguf"], "lists a file that cannot be right: 'a\\\\b.gguf'"),
+        (["--lists=--version.gguf"], "lists a file that cannot be right: '--version.gguf'"),
+        (["--lists", "../../x.gguf"], "lists a file that cannot be right: '../../x.gguf'"),
+        (["--lists", "x.gguf", "--size", "-5"], "'x.gguf', -5 bytes"),
+        (["--deep"], "recursion"),
+    ],
+)
+def test_a_listing_that_cannot_be_right_is_told(world: World, hub: Hub, switches: list[str], words: str) -> None:
+    done = world.run("--model", "org/m:Q4", "--no-mem-check", **hub(*switches))
+    assert done.returncode == 23, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_download_process_that_is_killed_is_told_with_how_it_ended(world: World, hub: Hub) -> None:
+    child = world.start("--mine", "--no-mem-check", **hub("--rate", "5000000"))
+    wait_for(lambda: any("SENT GET 30000000" in line for line in asked(world)), "the download")
+    subprocess.run(["pkill", "-SEGV", "-P", str(child.pid), "-f", "download_worker"], check=True)
+    assert child.wait(30) == 23
+    assert "The download process ended (SIGSEGV) without reporting an error." in (world.record / "err").read_text()
+
+
+@pytest.mark.wide
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+def test_a_disk_that_fills_up_during_the_download_loses_nothing(world: World, hub: Hub) -> None:
+    part = (
+        blobs(world) / f"{hashlib.sha256((world.root / 'hub/mine.gguf').read_bytes()).hexdigest()}.cclocal.incomplete"
+    )
+    part.parent.mkdir(parents=True)
+    part.touch()
+    at = hub()
+    full = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(part), "-e", "inject=write:error=ENOSPC:when=200+"]
+    done = subprocess.run(
+        [*full, *world.command, "--mine", "--no-mem-check"],
+        env={**world.env, **at},
+        cwd=world.project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 21, done.stderr
+    assert "The disk is full" in done.stderr
+    there_bytes = part.stat().st_size
+    assert there_bytes > 0
+    done = world.run("--mine", "--no-mem-check", **at)
+    assert done.returncode == 0, done.stderr
+    assert f"SENT GET {30_000_000 - there_bytes}" in asked(world)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -156,6 +157,30 @@ def test_removing_by_name(shelf: World) -> None:
     assert "nothing" in shelf.run("rm", "all", "--dry-run").stdout
     shelf.run("--model", "org/x:Q4_K_M", "--", "-p", "x")
     assert "org/x" in shelf.run("rm", "all", "--dry-run").stdout
+
+
+@pytest.mark.wide
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+@pytest.mark.parametrize("removals", [1, 2, 4])
+def test_removing_that_is_interrupted_can_be_done_again(shelf: World, removals: int) -> None:
+    """Killed at each of its first removals from the cache; what is half removed is neither served nor in the way."""
+    shelf.run("--fetch", "mine", "org/x:Q4_K_M")
+    path = str(cache(shelf))
+    kill = f"inject=unlink,unlinkat,rmdir:signal=SIGKILL:when={removals}"
+    words = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", path, "-e", "trace=unlink,unlinkat,rmdir", "-e", kill]
+    mine = cache(shelf) / "models--org--m"
+    for folder in (mine, mine / "blobs", mine / "refs", mine / "snapshots", *(mine / "snapshots").iterdir()):
+        words[5:5] = ["-P", str(folder)]
+    killed = subprocess.run(
+        [*words, *shelf.command, "--rm", "mine", "--yes"], env=shelf.env, cwd=shelf.project, check=False
+    )
+    assert killed.returncode != 0
+    assert shelf.run("--list").returncode == 0
+    done = shelf.run("--mine", "--no-mem-check")
+    assert done.returncode == 0, done.stderr
+    assert shelf.run("--rm", "mine", "--yes").returncode == 0
+    assert not mine.exists()
+    assert set(listed(shelf)) == {"org/x"}
 
 
 def test_what_is_in_use_stays(shelf: World) -> None:

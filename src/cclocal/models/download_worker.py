@@ -7,10 +7,8 @@ JSON lines about its progress go to stdout. It ends when its stdin is closed, so
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -152,8 +150,14 @@ class Part:
             _tell(note=f"Going on with the download at {file_size(there_bytes)}.")
         with self.path.open("ab") as file:
             self._receive(file)
+        size_bytes = self.path.stat().st_size
+        if size_bytes < self.size_bytes:
+            raise HubError(
+                f"The hub closed the connection after {file_size(size_bytes)} of {file_size(self.size_bytes)}.",
+                hint="start it again: it goes on where it stopped",
+            )
         # a file that came in one go is what the hub sent; one that came in pieces may be put together wrongly
-        if self.path.stat().st_size != self.size_bytes or (there_bytes and not self._is_right()):
+        if size_bytes > self.size_bytes or (there_bytes and hub.is_damaged(self.path, self.blob.name)):
             self.path.unlink()
             raise HubError(f"What was received of {self.url} is damaged, and was removed.", hint="start it again")
         self.path.replace(self.blob)
@@ -176,13 +180,6 @@ class Part:
                 file.write(chunk)
                 file.flush()
                 _tell(received_bytes=len(chunk))
-
-    def _is_right(self) -> bool:
-        """Whether the file has the checksum that its ETag is, if it is one."""
-        if not re.fullmatch(r"[0-9a-f]{64}", self.blob.name):
-            return True
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == self.blob.name
 
 
 def _purge(folder: Path, going_on: Sequence[Path]) -> None:

@@ -6,11 +6,14 @@ The cache's documented layout: models--ORG--NAME/refs/main names a revision; sna
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import select
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +24,7 @@ from cclocal import errors
 from cclocal.errors import CclocalError, DiskFullError, HubError, OfflineError
 from cclocal.memory.gguf import BadHeaderError, CutHeaderError
 from cclocal.paths import DISK_FULL
-from cclocal.units import MIB
+from cclocal.units import MIB, how_it_ended
 
 T = TypeVar("T")
 
@@ -80,6 +83,24 @@ def cached_sizes(repo: str, environ: Mapping[str, str]) -> dict[str, int]:
         return {}
 
 
+def is_damaged(file: Path, etag: str) -> bool:
+    """Whether a file is not what the hub sent, by its ETag, which for large files is their checksum."""
+    if not re.fullmatch(r"[0-9a-f]{64}", etag):
+        return False
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest() != etag
+
+
+def remove_damaged(repo: str, files: Iterable[str], environ: Mapping[str, str]) -> list[str]:
+    """Remove those of a repository's files that are damaged, so that only they are fetched again: their names."""
+    blobs = {name: path.resolve() for name, path in cached(repo, files, environ).items()}
+    damaged = [name for name, blob in blobs.items() if is_damaged(blob, blob.name)]
+    for name in damaged:
+        (_snapshot(repo, environ) / name).unlink()
+        blobs[name].unlink()
+    return damaged
+
+
 def remove(repo: str, environ: Mapping[str, str]) -> None:
     """Remove a repository from the cache, through the hub's own library: blobs may be shared."""
     scanned = import_hub().scan_cache_dir(cache(environ))
@@ -122,9 +143,14 @@ def peek_url(client: Any, url: str, parse: Callable[[bytes], T], headers: Mappin
 
 
 def file_sizes(repo: str, revision: str | None = None) -> dict[str, int]:
-    """Every file of a repository and its size in bytes."""
+    """Every file of a repository and its size in bytes. Raises HubError if the hub's answer cannot be right."""
     info = import_hub().HfApi().model_info(repo, files_metadata=True, revision=revision)
-    return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    for name, size_bytes in sizes.items():
+        parts = name.split("/")
+        if size_bytes < 0 or not name.isprintable() or "\\" in name or {"", "..", "."} & {*parts} or name[0] == "-":
+            raise HubError(f"{repo} lists a file that cannot be right: {name!r}, {size_bytes} bytes.")
+    return sizes
 
 
 def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: Any) -> None:
@@ -137,18 +163,28 @@ def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: An
     """
     stall_s = float(environ.get("CCLOCAL_TEST_STALL_S") or STALL_S)
     for changes in ({}, {"HF_HUB_DISABLE_XET": "1"}):
-        with subprocess.Popen(
-            [sys.executable, "-P", "-m", "cclocal.models.download_worker", repo, *files],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            # or `select` would not see what was read with an earlier line
-            bufsize=0,
-            env={**environ, **changes},
-        ) as child:
+        with (
+            tempfile.TemporaryFile() as said,
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", "cclocal.models.download_worker", repo, *files],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                # or `select` would not see what was read with an earlier line
+                bufsize=0,
+                env={**environ, **changes},
+            ) as child,
+        ):
             try:
                 if _is_done(child, bar, stall_s):
                     return
+            except EOFError:
+                how = how_it_ended(child.wait())
+                said.seek(0)
+                last = said.read()[-4096:].decode("utf-8", "replace").strip().splitlines()[-1:]
+                raise HubError(
+                    f"The download process ended ({how}) without reporting an error.", cause=last, hint="start it again"
+                ) from None
             finally:
                 child.kill()
     raise errors.DownloadStalledError(
@@ -158,12 +194,15 @@ def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: An
 
 
 def _is_done(child: subprocess.Popen[bytes], bar: Any, stall_s: float) -> bool:
-    """Read the download process's messages until it is done; False if it stalls. Raises the error it reports."""
+    """Read the download process's messages until it is done; False if it stalls.
+
+    Raises the error it reports, EOFError if it ends without one.
+    """
     assert child.stdout
     while select.select([child.stdout], [], [], stall_s)[0]:
         line = child.stdout.readline()
         if not line.endswith(b"\n"):
-            raise HubError("The download process ended without reporting an error.", hint="start it again")
+            raise EOFError
         match json.loads(line):
             case {"done": True}:
                 return True
@@ -212,6 +251,8 @@ def _in_words(error: Exception, repo: str, missing: Sequence[str]) -> Exception:
             hints = {401: "hf auth login", 403: "hf auth login", 429: "wait a few minutes"}
             text = f"The model hub answered {status} for {repo}."
             return HubError(text, cause=cause, hint=hints.get(status, "try again later"))
+        case ValueError() | RecursionError():
+            return HubError(f"The model hub's answer about {repo} cannot be read.", cause=cause)
         case OSError() if error.errno in DISK_FULL:
             return DiskFullError(
                 f"The disk is full: {error}.", hint="free some space, then start again: it goes on where it stopped"

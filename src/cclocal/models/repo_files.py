@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from cclocal.errors import HubError, UsageError
-from cclocal.memory.gguf import read_header
+from cclocal.memory.gguf import BadHeaderError, read_header
 from cclocal.memory.mlx import shape_of_config
 from cclocal.memory.shape import shape_of
 from cclocal.models import headers, hub, tags
@@ -133,6 +134,13 @@ def refuse_unnamed(variant: Variant, env: Env) -> None:
     raise UsageError(f"{repo} has {what}: {some}.", hint=f"{repo}:QUANT")
 
 
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadHeaderError(f"its {CONFIG} is not JSON: {error}") from None
+
+
 def peek(variant: Variant, env: Env) -> ModelHeader:
     """The header of a variant whose files are named, from the hub or from Ollama's registry.
 
@@ -142,7 +150,7 @@ def peek(variant: Variant, env: Env) -> ModelHeader:
     if variant.tag:
         return tags.peek(variant.tag)
     if variant.is_folder:
-        config = headers.plain_config(hub.peek(repo, CONFIG, json.loads))
+        config = headers.plain_config(hub.peek(repo, CONFIG, _json))
         weights = sum(listed_bytes(repo, file, env) for file in variant.files if fnmatch(file, MLX_WEIGHTS))
         return ModelHeader(shape_of_config(config, weights), source="config.json and the file sizes on the hub")
     header = headers.joined([hub.peek(repo, file, read_header) for file in variant.files])

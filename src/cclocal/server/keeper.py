@@ -33,6 +33,7 @@ if __name__ == "__main__":
 
 from cclocal.server.guard import SHIELDED, Guarded, spawn
 from cclocal.server.process import (
+    AGENT_MARKER,
     LINUX,
     PR_SET_CHILD_SUBREAPER,
     Kqueue,
@@ -40,7 +41,7 @@ from cclocal.server.process import (
     boot_id,
     children,
     cpu_s,
-    how_it_ended,
+    end_strays,
     machine_id,
     pid_namespace,
     prctl,
@@ -48,6 +49,7 @@ from cclocal.server.process import (
     strays,
 )
 from cclocal.turns import OURS, STOPPED, end_of, plain_lines
+from cclocal.units import how_it_ended
 
 LOG_WAS_CUT = f"{OURS} the log was too long; what follows is its end"
 #: Seconds between two looks at the log's size, and at the server of a request that waits.
@@ -60,6 +62,8 @@ NOISE_S = 0.02
 MEMORY_WORDS = ("out of memory", "(failed|unable) to allocate", "cudaMalloc failed", "insufficient memory")
 #: A relay is replaced so often in a session: each was killed, or ours has a fault.
 MOST_RELAYS = 20
+#: Seconds that programs which the agent left in the background are given to obey TERM.
+CHILDREN_GRACE_S = 2.0
 SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -303,8 +307,8 @@ class Keeper:
         how = how_it_ended(server.exit or 0)
         if self.hangs:
             how = f"it showed no sign of life for {self.session['stall_s']:.0f} s"
+        why = "" if self.hangs else self._cause(server.exit or 0)
         if self.is_ready:
-            why = "" if self.hangs else self._cause(server.exit or 0)
             self.hangs = False
             now = time.monotonic()
             self.restarts = [then for then in self.restarts if now - then < RESTARTS_WITHIN_S]
@@ -321,7 +325,7 @@ class Keeper:
             self._tell_relay({"gone": f"{STOPPED} ({how}{why}). End this session and start it again."})
         self.server_exit = server.exit
         server.let_go_of_group()
-        self._tell({"server_exit": self.server_exit})
+        self._tell({"server_exit": self.server_exit, "why": why})
         with contextlib.suppress(OSError):
             self.state["server_exit"] = self.server_exit
             self._write_state()
@@ -439,7 +443,25 @@ class Keeper:
             time.sleep(0.02)
         self.server.release_twin()
 
+    def _end_children(self) -> None:
+        """End what the agent's commands left in the background, once the agent itself has ended."""
+        if not self.watched_ended:
+            return
+        if found := end_strays(self.session["id"], AGENT_MARKER, signal.SIGTERM):
+            what = (
+                "1 program that the agent left running was"
+                if found == 1
+                else f"{found} programs that the agent left running were"
+            )
+            self._note(f"{what} ended; --keep-children keeps them.")
+        deadline = time.monotonic() + CHILDREN_GRACE_S
+        while found and time.monotonic() < deadline:
+            time.sleep(0.05)
+            found = len(list(strays(self.session["id"], AGENT_MARKER)))
+        end_strays(self.session["id"], AGENT_MARKER)
+
     def _end(self) -> None:
+        self._end_children()
         self._end_server()
         if self.relay > 0:
             self._tell_relay({"down": True})

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 LINUX = sys.platform == "linux"
 #: A session's id in the environment of its server, by which processes that left the server's group are found.
 MARKER = "CCLOCAL_SESSION"
+#: The same in the environment of its agent, by which programs are found that the agent left in the background.
+AGENT_MARKER = "CCLOCAL_AGENT"
 #: Seconds between two looks at a process where the kernel offers no pidfd.
 POLL_S = 0.2
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -66,9 +68,9 @@ def pid_namespace() -> str:
     return ""
 
 
-def strays(session: str) -> Iterator[int]:
+def strays(session: str, marker: str = MARKER) -> Iterator[int]:
     """Processes that carry the session's marker in their environment (Linux; only the user's own are readable)."""
-    wanted = f"{MARKER}={session}".encode()
+    wanted = f"{marker}={session}".encode()
     for name in os.listdir("/proc") if LINUX else ():
         if name.isdigit() and int(name) != os.getpid():
             with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as environ:
@@ -87,11 +89,13 @@ def end_group(leader: int, start: str, grace_s: float) -> None:
             time.sleep(0.02)
 
 
-def end_strays(session: str) -> None:
-    """KILL for every process that carries the session's marker."""
-    for pid in strays(session):
+def end_strays(session: str, marker: str = MARKER, number: int = signal.SIGKILL) -> int:
+    """Signal every process that carries the session's marker. Returns how many there were."""
+    found = list(strays(session, marker))
+    for pid in found:
         with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
+    return len(found)
 
 
 class Poll:
@@ -178,16 +182,6 @@ def cpu_s(session: int) -> float:
             if int(fields[3]) == session:
                 ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def how_it_ended(code: int) -> str:
-    """An exit status in words."""
-    if code >= 0:
-        return f"exit {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
 
 
 def prctl(option: int, value: int) -> None:

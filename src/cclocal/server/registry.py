@@ -13,9 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cclocal.errors import UsageError
+from cclocal.errors import FolderError, UsageError
 from cclocal.paths import Env, make_folder, read_table
-from cclocal.server.process import boot_id, end_group, end_strays, machine_id, pid_namespace, start_of
+from cclocal.server.process import (
+    AGENT_MARKER,
+    LINUX,
+    boot_id,
+    end_group,
+    end_strays,
+    machine_id,
+    pid_namespace,
+    start_of,
+)
 
 #: A folder younger than this may belong to a keeper that has just started.
 YOUNG_S = 60.0
@@ -86,6 +95,15 @@ def clear_abandoned(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def check_proc() -> None:
+    """Raises FolderError if /proc is that of another pid namespace: then no process can be told from another one."""
+    if LINUX and Path("/proc/self").readlink().name != str(os.getpid()):
+        raise FolderError(
+            "/proc shows the processes of another pid namespace, so cclocal could not tell which ones are its own.",
+            hint="unshare --pid --fork --mount-proc …, which gives the namespace a /proc of its own",
+        )
+
+
 def sessions(env: Env) -> list[SessionRecord]:
     """Every session's folder, running or left behind."""
     found = sorted(env.folders.sessions.glob("*"))
@@ -129,6 +147,8 @@ def _end(session: SessionRecord) -> None:
     if session.facts.get("pid_namespace", "") == pid_namespace() and session.is_alive("server"):
         end_group(session.facts["server"], session.facts["server_start"], _GRACE_S)
     end_strays(str(session.facts.get("id", "")))
+    if not session.is_alive("watched"):
+        end_strays(str(session.facts.get("id", "")), AGENT_MARKER)
 
 
 def new_log(env: Env, session_id: str) -> Path:

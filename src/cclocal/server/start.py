@@ -21,8 +21,8 @@ from cclocal.errors import AgentMissingError, ServerDiedError
 from cclocal.paths import Env
 from cclocal.programs import last_lines
 from cclocal.server import keeper
-from cclocal.server.process import how_it_ended
-from cclocal.units import MIB
+from cclocal.server.process import AGENT_MARKER
+from cclocal.units import MIB, how_it_ended
 
 LOG_CAP_BYTES = 16 * MIB
 #: Seconds without a sign of life after which a server that should answer is taken for dead.
@@ -41,6 +41,8 @@ class Server:
     pid: int = 0
     is_started: bool = False
     exit_status: int | None = None
+    #: why it ended, as words to be added to how it did; empty if that is not known
+    why: str = ""
     #: what the keeper reported of the server since this list was emptied
     news: list[str] = field(default_factory=list)
     failure: str | None = None
@@ -74,7 +76,7 @@ class Server:
         """Raises ServerDiedError, with the last lines of its log, if the server has ended."""
         code = self.poll()
         if code is not None:
-            raise self.died(f"The server stopped while starting ({how_it_ended(code)}).")
+            raise self.died(f"The server stopped while starting ({how_it_ended(code)}{self.why}).")
 
     def end(self) -> None:
         """Stop the server, and return when it is gone."""
@@ -106,7 +108,7 @@ class Server:
         for line in lines:
             news = json.loads(line)
             self.pid, self.is_started = news.get("server", self.pid), self.is_started or "keeper" in news
-            self.exit_status = news.get("server_exit", self.exit_status)
+            self.exit_status, self.why = news.get("server_exit", self.exit_status), news.get("why", self.why)
             self.failure = news.get("failure", self.failure)
             self.news += [news["news"]] if "news" in news else []
 
@@ -235,8 +237,13 @@ def _as_table(command: Command | None, environ: Mapping[str, str]) -> dict[str, 
     return {"argv": list(command.argv), "env": command.environ(environ)} if command else None
 
 
-def exec_agent(command: Command, environ: Mapping[str, str], server: Server | None = None) -> NoReturn:
+def exec_agent(
+    command: Command, environ: Mapping[str, str], server: Server | None = None, *, keep_children: bool = True
+) -> NoReturn:
     """Replace this process by the agent: signals, exit status, job control and terminal are then its own.
+
+    keep_children: what its commands leave in the background goes on after the session; else it carries the session's
+    mark, by which the keeper ends it.
 
     Raises ServerDiedError if the keeper was killed at this moment, AgentMissingError if the agent cannot run.
     """
@@ -251,7 +258,8 @@ def exec_agent(command: Command, environ: Mapping[str, str], server: Server | No
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execve(command.argv[0], list(command.argv), command.environ(environ))
+        marks = {AGENT_MARKER: server.binding.session_id} if server and not keep_children else {}
+        os.execve(command.argv[0], list(command.argv), {**command.environ(environ), **marks})
     except OSError as error:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         raise AgentMissingError(f"{command.argv[0]} does not run: {error.strerror}.") from None

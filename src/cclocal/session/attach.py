@@ -23,7 +23,7 @@ from cclocal.paths import Env, make_folder, read_table, write_private
 from cclocal.planning.choose import agent_session, check_agent, choose_agent
 from cclocal.planning.plan import relay_options
 from cclocal.server.readiness import NotYet, check_models
-from cclocal.server.registry import SessionRecord, running
+from cclocal.server.registry import SessionRecord, check_proc, running
 from cclocal.server.remote import check_url, look
 from cclocal.server.start import ServerStart, exec_agent, listen, new_binding, start_server
 from cclocal.session.serve import ENDPOINT, lay_out_config
@@ -127,6 +127,7 @@ def _wait_for(record: SessionRecord, served: Mapping[str, Any]) -> None:
 
 def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoReturn:
     """On a server that cclocal did not start: it is asked for its models and its window."""
+    check_proc()
     # before the server has to compute anything
     agent, facts = _agent(settings, env)
     with busy(f"Asking {address} for its models"):
@@ -150,7 +151,7 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
         )
         keeper = start_server(start, binding, listener, env)
         try:
-            exec_agent(command, env.environ, keeper)
+            exec_agent(command, env.environ, keeper, keep_children=settings.keep_children)
         except CclocalError:
             keeper.end()
             raise

@@ -13,14 +13,14 @@ from cclocal.models.catalog import Catalog
 from cclocal.paths import Env
 from cclocal.planning.choose import check_agent
 from cclocal.planning.plan import Plan
-from cclocal.server.process import how_it_ended
-from cclocal.server.registry import end_abandoned
+from cclocal.server.registry import check_proc, end_abandoned
 from cclocal.server.start import Server, exec_agent
 from cclocal.session.serve import check_port, confirm_after_failed_check, lay_out_config, start
 from cclocal.session.steps import fetch, hold_raised_limit, look_at_hub, prepare, raise_limit, settle_memory
 from cclocal.settings import Settings
 from cclocal.ui.console import say
 from cclocal.ui.tables import show_plan
+from cclocal.units import how_it_ended
 
 #: What was seen, and on a Mac the descriptor that keeps a limit raised by another session.
 Seen = tuple[Facts, int | None]
@@ -28,6 +28,7 @@ Seen = tuple[Facts, int | None]
 
 def survey(settings: Settings, catalog: Catalog, env: Env) -> Seen:
     """Look once, at the machine, its engines and the agent, after what killed sessions left there was ended."""
+    check_proc()
     for session in end_abandoned(env):
         say(f"Cleaned up after a session whose keeper was killed ({session.model}, port {session.port}).", "yellow")
     for name in BACKENDS:
@@ -40,7 +41,8 @@ def launch(settings: Settings, catalog: Catalog, seen: Seen) -> NoReturn:
     """Serve a model, and become the agent."""
     plan, server = serve(settings, catalog, seen)
     try:
-        exec_agent(plan.agent_command(server.binding)[0], seen[0].env.environ, server)
+        agent = plan.agent_command(server.binding)[0]
+        exec_agent(agent, seen[0].env.environ, server, keep_children=settings.keep_children)
     except CclocalError:
         server.end()
         raise

@@ -16,6 +16,7 @@ from cclocal.backends import BACKENDS, StartedServer, runtime_of
 from cclocal.command import Binding, Endpoint
 from cclocal.discovery.look import learn
 from cclocal.errors import CclocalError, DiskFullError, FolderError, PortError, ServerDiedError, UsageError
+from cclocal.models import hub
 from cclocal.models.storage import remember
 from cclocal.paths import DISK_FULL, Env, make_folder
 from cclocal.planning.plan import Plan
@@ -23,7 +24,7 @@ from cclocal.prompt_cache.cache import PromptCache
 from cclocal.server.readiness import holder_of, wait_until_ready
 from cclocal.server.registry import new_log, running
 from cclocal.server.start import Server, ServerStart, listen, new_binding, start_server
-from cclocal.ui.console import WaitLine, can_ask, confirm, download_bar, say
+from cclocal.ui.console import WaitLine, busy, can_ask, confirm, download_bar, say
 from cclocal.wires import WIRES
 
 #: A free port may be taken between looking and listening; then another one is tried, this many times.
@@ -86,13 +87,33 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
             env,
         )
         undo.callback(server.end)
-        _until_ready(plan, server, cache)
+        try:
+            _until_ready(plan, server, cache)
+        except ServerDiedError as error:
+            if not server.why:
+                _refuse_damaged(plan, env, error)
+            raise
         learn(plan, log, env)
         with contextlib.suppress(FolderError):
             remember(plan.variant.source or plan.model.id, plan.variant.path, env)
         server.order(ready=True, restore=cache.restore if cache else [])
         undo.pop_all()
     return server
+
+
+def _refuse_damaged(plan: Plan, env: Env, died: ServerDiedError) -> None:
+    """For a server that could not load its model. Raises ServerDiedError if a file of it is damaged on this disk."""
+    if not plan.variant.repo:
+        return
+    with busy(f"{plan.model.name}: checking its files"):
+        names = hub.remove_damaged(plan.variant.repo, plan.variant.hub_files, env.environ)
+    if names:
+        raise ServerDiedError(
+            f"{', '.join(names)} was damaged on this disk (its checksum is wrong), and was removed.",
+            cause=died.cause,
+            hint="start it again: only what was removed is fetched again",
+            log=died.log,
+        ) from None
 
 
 def _until_ready(plan: Plan, server: Server, cache: PromptCache | None) -> None:

@@ -45,7 +45,7 @@ def flags(*sources: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
                 names = tuple(dict.fromkeys((id_, *raw["flags"]))) if "flags" in raw else old_names or (id_,)
                 text = f"{raw['name']}: {raw['note']}" if "name" in raw and "note" in raw else old_help
                 found[id_] = (text, tuple(n for n in names if FLAG.fullmatch(n) and n not in taken))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return found
 
@@ -77,6 +77,8 @@ def read_user_file(path: Path) -> UserFile:
         line = re.search(r" \(at line (\d+), column (\d+)\)", str(error))
         where = f"{path}:{line[1]}:{line[2]}" if line else f"{path}"
         raise UsageError(f"{where}: {str(error).replace(line[0] if line else '', '')}.") from None
+    except RecursionError:
+        raise UsageError(f"{path}: its values are nested too deeply.") from None
     for key, value in raw.items():
         if key not in ("defaults", "models"):
             raise mistake(path, text, (key,), "is unknown", ("defaults", "models"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -11,6 +12,9 @@ from cclocal.command import UNIX
 
 if TYPE_CHECKING:
     import httpx
+
+#: The answers that are asked for are a page of text at most; the tokens of a long prompt are a megabyte.
+MOST_REPLY_BYTES = 64 << 20
 
 
 def client(url: str = "", key: str = "", *, limit_s: float = 10.0, read_s: float | None = None) -> httpx.Client:
@@ -32,7 +36,32 @@ def client(url: str = "", key: str = "", *, limit_s: float = 10.0, read_s: float
         context = ssl.create_default_context()
         context.load_verify_locations(authorities())
         transport = httpx.HTTPTransport(verify=context)
-    return httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=limits, transport=transport)
+    client = httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=limits, transport=transport)
+    client.event_hooks = {"response": [_bound]}
+    return client
+
+
+def _bound(reply: httpx.Response) -> None:
+    """Have the reading of an answer raise httpx.ReadError when it is longer than any answer to us can be."""
+    import httpx
+
+    class Bounded(httpx.SyncByteStream):
+        def __init__(self, stream: httpx.SyncByteStream) -> None:
+            self.stream = stream
+
+        def __iter__(self) -> Iterator[bytes]:
+            passed = 0
+            for piece in self.stream:
+                passed += len(piece)
+                if passed > MOST_REPLY_BYTES:
+                    raise httpx.ReadError(f"its answer is longer than {MOST_REPLY_BYTES >> 20} MiB")
+                yield piece
+
+        def close(self) -> None:
+            self.stream.close()
+
+    assert isinstance(reply.stream, httpx.SyncByteStream)
+    reply.stream = Bounded(reply.stream)
 
 
 def authorities() -> str:

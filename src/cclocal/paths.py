@@ -136,7 +136,7 @@ def read_table(path: Path) -> dict[str, Any]:
     """The table in a JSON file; empty if there is none or it is damaged, because all of ours can be made again."""
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

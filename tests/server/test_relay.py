@@ -70,6 +70,9 @@ class Engine:
                     self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
                 self.wfile.write(b"0\r\n\r\n")
 
+            def flood(self) -> None:
+                self.reply(200, b"x" * 20_000_000)
+
             def drop(self) -> None:
                 self.close_connection = True
 
@@ -340,6 +343,27 @@ def test_the_server_stops_computing_when_the_agent_hangs_up(relay: Relay, engine
     with relay.client() as client, pytest.raises(httpx.ReadTimeout):
         client.post("/v1/messages", content=b"{}", timeout=0.5)
     assert there.hung_up.wait(5)
+    wait_for(lambda: relay.status()["in_flight"] == 0, "the end")
+
+
+def test_an_agent_that_was_stopped_does_not_make_the_server_look_dead(
+    relay: Relay, engine: Callable[[], Engine]
+) -> None:
+    """Ctrl-Z for an hour: nothing is read, so nothing can come, and that is not the server's silence."""
+    there = engine()
+    relay.serve()
+    there.do = "flood"
+    head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1\r\nx-api-key: {KEY}\r\nContent-Length: 2\r\n\r\n{{}}"
+    with socket.create_connection(("127.0.0.1", relay.port)) as client:
+        client.sendall(head.encode())
+        assert there.begun.wait(5)
+        time.sleep(1.5)
+        stopped = relay.status()
+        assert stopped["in_flight"] == 1
+        assert stopped["silent_s"] == 0
+        received = 0
+        while received < 20_000_000:
+            received += len(client.recv(1 << 20))
     wait_for(lambda: relay.status()["in_flight"] == 0, "the end")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -82,6 +83,28 @@ def test_a_taken_port_is_refused_and_its_holder_named_and_left_alone(world: Worl
         assert f"(process {os.getpid()})" in done.stderr
         with socket.create_connection(("127.0.0.1", port)):
             pass
+
+
+def test_a_server_port_that_is_taken_at_the_last_moment_is_replaced(world: World) -> None:
+    """Another program binds it between the choice and the server's start; it gets neither a key nor a prompt."""
+    world.fake_server(load_s=3)
+    world.fake_claude()
+    child = world.start("--tiny")
+    port = world.server_pids()["port"]
+    with socket.create_server(("127.0.0.1", port)) as other:
+        other.settimeout(0.1)
+        world.agent()
+        assert world.server_pids()["port"] != port
+        heard = b""
+        with contextlib.suppress(TimeoutError):
+            while True:
+                connection, _ = other.accept()
+                with connection:
+                    connection.settimeout(1)
+                    heard += connection.recv(1000)
+    assert heard == b""
+    child.kill()
+    child.wait()
 
 
 def test_a_chosen_port_is_the_servers(world: World) -> None:

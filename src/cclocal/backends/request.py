@@ -50,6 +50,8 @@ class Backend(Protocol):
     FORMS: tuple[FileForm, ...]
     #: how it refuses what an agent must be told in other words
     REFUSALS: tuple[Refusal, ...] = ()
+    #: whether it cuts a prompt beyond its window without a word
+    CUTS_PROMPTS: bool = False
     #: how its server is ended: each signal in turn, with the seconds it is given to obey
     STOP: tuple[tuple[str, float], ...] = (("TERM", 5.0), ("KILL", 2.0))
     #: the APIs that it speaks, by the names in cclocal.wires

@@ -151,7 +151,8 @@ class Plan:
         """The options of the session's relay."""
         readiness, wire = self.readiness(binding), AGENTS[self.agent].WIRE
         options = relay_options(binding, readiness.endpoint, wire, self._backend.REFUSALS)
-        return {**options, "is_ours": readiness.owns_socket}
+        cuts = {"cuts_beyond": self.session.context_tokens, "too_long": WIRES[wire].ERRORS["too long"]}
+        return {**options, "is_ours": readiness.owns_socket, **(cuts if self._backend.CUTS_PROMPTS else {})}
 
     def agent_command(self, binding: Binding) -> CommandAndFiles:
         """The agent's command, and the files it reads."""

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 PIECE_BYTES = 65536
 #: Anthropic's own limit for a request is 32 MB.
 MOST_BODY_BYTES = 32 << 20
+#: The most that is read of an answer before its head must have ended.
+MOST_HEAD_BYTES = 1 << 20
 END_OF_HEAD = b"\r\n\r\n"
 
 
@@ -73,6 +75,22 @@ def read_body(client: socket.socket, head: Head, ahead: bytearray) -> bytearray:
                 raise HungUp
             read += received
     return body
+
+
+def read_answer(pieces: Iterator[bytes]) -> tuple[Head, bytes] | None:
+    """The head of an answer and the beginning of its body. None = the server ended before that.
+
+    The head of a stream alone is no answer: while nothing of its body was sent, the server can be replaced.
+    """
+    data = b""
+    for piece in pieces:
+        data += piece
+        end = data.find(END_OF_HEAD)
+        if end < 0 and len(data) > MOST_HEAD_BYTES:
+            raise Refused("502 Bad Gateway", "api_error", "The model server's answer is not HTTP.")
+        if end >= 0 and (len(data) > end + 4 or b"text/event-stream" not in data):
+            return Head(data[:end]), data[end + 4 :]
+    return None
 
 
 def send(client: socket.socket, data: bytes) -> None:

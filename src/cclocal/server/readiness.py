@@ -54,7 +54,7 @@ def check_models(reply: httpx.Response, model: str) -> None:
         raise NotReadyError(f"The server answered {reply.status_code} to {reply.request.url.path}.")
     try:
         ids = [entry["id"] for entry in reply.json()["data"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise NotReadyError(
             "Another program, which is not a model server, answers on the session's port.", cause=[reply.text[:200]]
         ) from None

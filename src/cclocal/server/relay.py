@@ -33,17 +33,18 @@ if __name__ == "__main__":
     sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
 
 from cclocal.server.framing import (
-    END_OF_HEAD,
     Head,
     HungUp,
     Refused,
     check_client,
     pieces_of,
+    read_answer,
     read_body,
     read_head,
     send,
 )
 from cclocal.server.process import end_group, end_strays
+from cclocal.server.prompt_size import PromptSize
 from cclocal.server.upstream import Upstream
 
 #: An answer that is an error is read whole up to this size, so that its words can be replaced.
@@ -64,7 +65,7 @@ class Relay:
     lines that carry the server's own key; `health`, a path that answers 200 once the server can be used; `restore`,
     [method, path, body] requests that a replaced server gets first; `refusals`, rows that replace a server's error by
     one that the agent understands: {"status": if it matters, "pattern": of the error's text, "becomes": a status,
-    "kind": …, "message": a template of the pattern's groups}.
+    "kind": …, "message": a template of the pattern's groups}; and those of PromptSize.
     """
 
     def __init__(self, options: dict[str, Any], control: int) -> None:
@@ -75,6 +76,7 @@ class Relay:
         self.health: str = options["health"]
         self.restore: list[list[str]] = options.get("restore", [])
         self.refusals: list[dict[str, Any]] = options.get("refusals", [])
+        self.prompts = PromptSize(options)
         self.lock = _thread.allocate_lock()
         #: how many servers there have been, and when the process of the last one started
         self.generation, self.server_start = 0, ""
@@ -83,6 +85,8 @@ class Relay:
         self.is_held = False
         self.gone = ""
         self.in_flight = self.answered = self.sent_again = self.cut = 0
+        #: answers that wait for the agent to read on
+        self.unread = 0
         self.last_end = self.last_byte = time.monotonic()
 
     def obey(self, message: dict[str, Any]) -> None:
@@ -110,7 +114,7 @@ class Relay:
 
     def status(self) -> dict[str, Any]:
         """Counts since the start; idle_s: since the last request ended, None while one is in flight; silent_s: since
-        the last byte of an answer.
+        the last byte of an answer, 0 while an agent that was stopped (Ctrl-Z) does not read one.
         """
         now = time.monotonic()
         return {
@@ -119,7 +123,7 @@ class Relay:
             "sent_again": self.sent_again,
             "cut": self.cut,
             "idle_s": None if self.in_flight else round(now - self.last_end, 3),
-            "silent_s": round(now - self.last_byte, 3),
+            "silent_s": 0.0 if self.unread else round(now - self.last_byte, 3),
         }
 
     def bring_up(self, generation: int, again: bool) -> None:
@@ -165,6 +169,7 @@ class Relay:
         try:
             self.check(head)
             body = read_body(client, head, ahead)
+            self.prompts.check(body)
             counts = head.first.startswith(b"POST")
             with self.lock:
                 self.in_flight += counts
@@ -227,38 +232,42 @@ class Relay:
         return self.generation
 
     def answer(self, client: socket.socket, server: socket.socket, head: Head, body: bytearray) -> bool | None:
-        """Pass one answer on; whether it was whole. None = the server ended before a byte of it.
-
-        The head of a stream alone is no answer: while nothing of its body was sent, the server can be replaced.
-        """
+        """Pass one answer on; whether it was whole. None = the server ended before it had begun."""
         pieces = pieces_of(client, server)
-        data, end = b"", -1
-        for piece in pieces:
-            data += piece
-            end = data.find(END_OF_HEAD)
-            if end >= 0 and (len(data) > end + 4 or b"text/event-stream" not in data):
-                break
-        else:
+        begun = read_answer(pieces)
+        if not begun:
             return None
-        answer = Head(data[:end])
+        answer, piece = begun
         length, is_chunked = answer.fields.get(b"content-length"), b"transfer-encoding" in answer.fields
-        piece = data[end + 4 :]
         if answer.first[9:10] in (b"4", b"5") and length and int(length) <= MOST_ERROR_BYTES:
             piece += b"".join(pieces)
             self.replace(answer.first, piece)
             pieces = iter(())
         # the prompt is not needed again
+        request_bytes = len(body)
         body.clear()
         self.answered += 1
-        send(client, answer.with_fields(frozenset((b"connection",))) + piece)
+        self.prompts.learn(request_bytes, piece)
+        self.pass_on(client, answer.with_fields(frozenset((b"connection",))) + piece)
         passed, tail = len(piece), piece[-5:]
         for piece in pieces:
-            self.last_byte = time.monotonic()
-            send(client, piece)
+            self.prompts.learn(request_bytes, piece)
+            self.pass_on(client, piece)
             passed, tail = passed + len(piece), (tail + piece)[-5:]
         is_whole = tail == b"0\r\n\r\n" if is_chunked else head.first.startswith(b"HEAD") or length == b"%d" % passed
         self.cut += not is_whole and (is_chunked or length is not None)
         return is_whole
+
+    def pass_on(self, client: socket.socket, data: bytes) -> None:
+        """Send the agent a piece of an answer. Waits as long as the agent does not read."""
+        with self.lock:
+            self.unread += 1
+        try:
+            send(client, data)
+        finally:
+            with self.lock:
+                self.unread -= 1
+            self.last_byte = time.monotonic()
 
     def replace(self, first: bytes, text: bytes) -> None:
         """Raise Refused in the agent's words if this is an error that the agent would misunderstand."""

@@ -69,7 +69,7 @@ def _rows(url: str, reply: httpx.Response) -> dict[str, dict[str, Any]]:
         raise UsageError(f"{url} requires a key.", hint="--key-env NAME, the variable that holds it")
     try:
         rows = {str(row["id"]): dict(row) for row in reply.json()["data"]}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         rows = {}
     if reply.status_code != 200 or not rows:
         raise NotReadyError(f"The program at {url} lists no models, so it is not a model server.")
@@ -103,7 +103,7 @@ def _window(client: httpx.Client, row: dict[str, Any], model: str) -> tuple[str,
         try:
             reply = client.get(path)
             return reply.json() if reply.status_code == 200 else None
-        except (httpx.HTTPError, ValueError):
+        except (httpx.HTTPError, ValueError, RecursionError):
             return None
 
     for name in BACKENDS:

@@ -28,7 +28,7 @@ ERRORS: Mapping[Meaning, dict[str, str]] = {
     "no pictures": {
         "becomes": "400 Bad Request",
         "kind": "invalid_request_error",
-        "message": "Could not process image: this model cannot see pictures",
+        "message": "Could not process image: the model cannot see it",
     },
 }
 
@@ -50,7 +50,7 @@ def body(model: str, system: str, tools: list[Body], messages: list[Body], out_t
 def is_reply(status: int, text: str) -> bool:
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return status == 200 and isinstance(body, dict) and body.get("type") == "message" and "content" in body
 
@@ -58,7 +58,7 @@ def is_reply(status: int, text: str) -> bool:
 def read(status: int, text: str, *, stream: bool) -> Reply:
     try:
         message = _joined(text) if stream and status == 200 else json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         message = {}
     if not isinstance(message, dict):
         message = {}
@@ -99,7 +99,7 @@ def _joined(text: str) -> Body:
         if given and block.get("type") == "tool_use":
             # an input that was cut off is no input
             block["input"] = None
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 block["input"] = json.loads(given)
     return message
 

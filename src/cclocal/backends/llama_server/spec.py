@@ -39,6 +39,8 @@ class LlamaServerSpec(Backend):
             "too long", r"\((?P<tokens>\d+) tokens\) exceeds the available context size \((?P<window>\d+) tokens\)"
         ),
         Refusal("no pictures", "image input is not supported"),
+        # a format that it does not read, such as webp
+        Refusal("no pictures", "Failed to load image or audio file"),
     )
     ASKED_BY = frozenset({"llama_server"})
     #: TERM waits for the batch in flight (58-88 s measured on a large CPU model), so KILL follows. On a Mac a process

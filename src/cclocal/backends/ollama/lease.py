@@ -120,7 +120,7 @@ def ask(url: str, method: str, path: str, body: object = None) -> tuple[int, dic
     finally:
         connection.close()
     content = None
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         content = json.loads(text)
     return reply.status, content if isinstance(content, dict) else {}
 

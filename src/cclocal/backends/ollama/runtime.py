@@ -141,7 +141,7 @@ class Ollama(Runtime):
         flags = start_options(catalog)
         manifests = tags.store(env.environ) / "manifests"
         for manifest in sorted(manifests.glob("*/*/*/*")):
-            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
                 layers = json.loads(manifest.read_text("utf-8"))["layers"]
                 host, space, model, tag = manifest.relative_to(manifests).parts
                 name = f"{model}:{tag}" if space == "library" else f"{space}/{model}:{tag}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FILES = ["README.md", "docs/reference.md", "docs/catalog.md"]
+FILES = ["README.md", "docs/reference.md", "docs/catalog.md", "docs/trust.md"]
 #: one width, no colours, and a home that is nobody's
 ENVIRON = {"HOME": "/home/you", "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "LANG": "C.UTF-8"}
 
@@ -97,6 +98,24 @@ def exit_codes() -> str:
     text = inspect.getdoc(errors) or ""
     lines = [line for line in text.splitlines() if line[:4].strip().isdigit() or line.startswith("    ")]
     return "```text\n" + "\n".join(line.strip() for line in lines) + "\n```\n"
+
+
+def fault_matrix() -> str:
+    """What can go wrong, and the test that shows what is left then. Raises SystemExit if there is no such test."""
+    rows = ["| what goes wrong | what is left or said | shown by |", "|---|---|---|"]
+    part = ""
+    for line in (ROOT / "tests/faults.txt").read_text("utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        of, fault, then, shown = (cell.strip() for cell in line.split("|"))
+        rows += [f"| **{of}** | | |"] if of != part else []
+        part = of
+        file, _, test = shown.partition("::")
+        if test and not re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text("utf-8"), re.MULTILINE):
+            raise SystemExit(f"tests/faults.txt: there is no test {shown}")
+        words = test.removeprefix("test_").replace("_", " ") if test else f"not run{shown.removeprefix('none')}"
+        rows.append(f"| {fault} | {then} | {f'[{words}](../tests/{file})' if test else words} |")
+    return "\n".join(rows) + "\n"
 
 
 def picture_of_the_menu() -> str:

@@ -18,6 +18,7 @@ import pytest
 from bench.published_shapes import HEADERS
 from bench.sparse import write
 from cclocal import tiny
+from tests.conftest import in_a_namespace
 from tests.world import FAKES, World, wait_for
 
 MODEL = """
@@ -421,6 +422,24 @@ def test_a_download_process_that_is_killed_is_told_with_how_it_ended(world: Worl
     subprocess.run(["pkill", "-SEGV", "-P", str(child.pid), "-f", "download_worker"], check=True)
     assert child.wait(30) == 23
     assert "The download process ended (SIGSEGV) without reporting an error." in (world.record / "err").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
+def test_a_disk_that_is_too_small_is_told_before_the_download(world: World, hub: Hub) -> None:
+    folder = world.home / ".cache/huggingface"
+    folder.mkdir(parents=True)
+    words = in_a_namespace("--mount", "/bin/sh", "-c", 'mount -t tmpfs -o size=1g none "$0" && exec "$@"', str(folder))
+    done = subprocess.run(
+        [*words, *world.command, "--mine", "--no-mem-check"],
+        env={**world.env, **hub()},
+        cwd=world.project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 21, done.stderr
+    assert "The download needs 30.0 MB and 2.0 GB to spare" in done.stderr
+    assert "SENT GET 30000000" not in asked(world)
 
 
 @pytest.mark.wide

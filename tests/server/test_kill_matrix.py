@@ -149,6 +149,20 @@ def test_a_recycled_pid_is_never_signalled(world: World) -> None:
     os.kill(agent, signal.SIGKILL)
 
 
+def test_a_stopped_keeper_whose_agent_has_ended_is_over(world: World) -> None:
+    who = started(world, {}, "0")
+    os.kill(who["keeper"], signal.SIGSTOP)
+    # as long as its agent runs, it is left alone
+    world.fake_claude(exits=0)
+    (world.record / "pids.json").rename(world.record / "first.json")
+    assert "Cleaned up" not in world.run("--tiny").stderr
+    assert alive(who["keeper"])
+    os.kill(who["agent"], signal.SIGKILL)
+    wait_for(lambda: not alive(who["agent"]), "the agent's end")
+    assert "Cleaned up after a session whose keeper was killed" in world.run("--tiny").stderr
+    assert not alive(who["server"])
+
+
 def test_a_killed_twin_changes_nothing(world: World) -> None:
     who = started(world, {}, "0")
     os.kill(who["twin"], signal.SIGKILL)

@@ -37,6 +37,13 @@ def start_of(pid: int) -> str | None:
     return _answer("/bin/ps", "-o", "lstart=", "-p", str(pid)) or None
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal (Linux)."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stat:
+        return stat.read().rsplit(b")", 1)[1].split()[0] in b"Tt"
+    return False
+
+
 def _answer(*argv: str) -> str:
     """What a program of the system prints (macOS)."""
     import subprocess

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from cclocal.server.process import (
     boot_id,
     end_group,
     end_strays,
+    is_stopped,
     machine_id,
     pid_namespace,
     start_of,
@@ -126,7 +128,7 @@ def end_abandoned(env: Env) -> list[SessionRecord]:
     boot = boot_id()
     done = []
     for session in sessions(env):
-        if session.is_running:
+        if session.is_running and not _ended_stopped_keeper(session):
             continue
         if not session.facts:
             # the keeper is still writing it, or was killed while writing: after a minute the latter is assumed
@@ -141,6 +143,25 @@ def end_abandoned(env: Env) -> list[SessionRecord]:
         shutil.rmtree(session.folder, ignore_errors=True)
         done.append(session)
     return done
+
+
+def _ended_stopped_keeper(session: SessionRecord) -> bool:
+    """Kill a keeper that was stopped (SIGSTOP) and whose agent has ended: it would hold its server for ever.
+
+    Its relay and its twin then end the server. Returns whether it is gone.
+    """
+    is_here = session.facts.get("pid_namespace", "") == pid_namespace() and session.facts.get("boot") == boot_id()
+    if not is_here or session.is_alive("watched") or not session.is_alive("keeper"):
+        return False
+    keeper = int(session.facts["keeper"])
+    if not is_stopped(keeper):
+        return False
+    with contextlib.suppress(OSError):
+        os.kill(keeper, signal.SIGKILL)
+    deadline = time.monotonic() + _GRACE_S
+    while session.is_running and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not session.is_running
 
 
 def _end(session: SessionRecord) -> None:

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cclocal.prompt_cache.capture import Stub
 from cclocal.server.start import free_port
+from cclocal.wires import WIRES
 from tests.talk import STREAM, spoken
 from tests.world import World, wait_for
 from tools.tiny_model.as_gguf import gguf
@@ -98,7 +99,7 @@ def ways(url: str) -> list[Way]:
 
 def first_bytes(words: list[str], env: Mapping[str, str], project: Path) -> int:
     """The size of the first request, sent to a server that refuses it."""
-    with Stub() as server:
+    with Stub(WIRES["anthropic"].REQUEST_KEYS) as server:
         url = f"http://127.0.0.1:{server.server_port}"
         child = subprocess.Popen(
             [*words, "-p", "Hello"],

@@ -9,7 +9,8 @@ from cclocal.server.prompt_size import PromptSize
 from cclocal.wires import WIRES
 
 WINDOW = 1000
-OPTIONS = {"cuts_beyond": WINDOW, "too_long": WIRES["anthropic"].ERRORS["too long"]}
+PATH = WIRES["anthropic"].PATH
+OPTIONS = {"cuts_beyond": WINDOW, "too_long": {PATH: WIRES["anthropic"].ERRORS["too long"]}}
 
 
 def usage(tokens: int) -> bytes:
@@ -19,13 +20,13 @@ def usage(tokens: int) -> bytes:
 def test_a_prompt_is_measured_by_earlier_turns() -> None:
     prompts = PromptSize(OPTIONS)
     # nothing is known yet
-    prompts.check(b"x" * 100_000)
+    prompts.check(PATH, b"x" * 100_000)
     prompts.learn(2000, usage(500))
-    prompts.check(b"x" * 3900)
+    prompts.check(PATH, b"x" * 3900)
     with pytest.raises(
         Refused, match=r"prompt is too long: 1025 tokens > 1000 maximum \(by its bytes, .*turns\)"
     ) as told:
-        prompts.check(b"x" * 4100)
+        prompts.check(PATH, b"x" * 4100)
     assert told.value.status == "400 Bad Request"
 
 
@@ -43,18 +44,18 @@ def test_after_a_prompt_was_cut_none_of_its_size_is_sent_again() -> None:
     prompts.learn(2000, usage(500))
     # 1,000 of perhaps 1,500: the server tells no more
     prompts.learn(3000, usage(WINDOW))
-    prompts.check(b"x" * 2900)
+    prompts.check(PATH, b"x" * 2900)
     with pytest.raises(Refused, match=r"1001 tokens > 1000 maximum \(an earlier one of this size was cut"):
-        prompts.check(b"x" * 3000)
+        prompts.check(PATH, b"x" * 3000)
 
 
 def test_a_picture_is_no_text() -> None:
     prompts = PromptSize(OPTIONS)
     prompts.learn(2000, usage(500))
-    prompts.check(b'{"type":"base64","data":"' + b"x" * 100_000)
+    prompts.check(PATH, b'{"type":"base64","data":"' + b"x" * 100_000)
 
 
 def test_a_server_that_refuses_by_itself_is_left_to() -> None:
     prompts = PromptSize({})
     prompts.learn(2000, usage(500))
-    prompts.check(b"x" * 1_000_000)
+    prompts.check(PATH, b"x" * 1_000_000)

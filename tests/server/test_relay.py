@@ -133,6 +133,7 @@ class Relay:
         fields = [f"Authorization: Bearer {SERVER_KEY}"]
         too_long = {"pattern": r"\((?P<tokens>\d+) tokens\) exceeds.*?\((?P<window>\d+) tokens\)", "kind": "bad"}
         too_long |= {"becomes": "400 Bad Request", "message": r"prompt is too long: \g<tokens> > \g<window>"}
+        too_long |= {"path": "/v1/messages"}
         given = {"session": "none", "key": KEY, "url": url, "is_ours": True, "fields": fields, "health": "/health"}
         self.tell(**given, refusals=[too_long], **options)
         self.lines = self.ours.makefile()

@@ -90,7 +90,7 @@ class Runtime:
         return None
 
     def prompt_tokens(self, client: httpx.Client, request: Mapping[str, Any]) -> list[int]:
-        """A request's prompt in tokens, as the server would make it."""
+        """The prompt of a request, given as one of the chat API, in tokens as the server would make it."""
         raise NotImplementedError
 
     def read_prompt(self, client: httpx.Client, tokens: list[int]) -> None:

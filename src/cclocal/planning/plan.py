@@ -149,9 +149,10 @@ class Plan:
 
     def relay(self, binding: Binding) -> dict[str, Any]:
         """The options of the session's relay."""
-        readiness, wire = self.readiness(binding), AGENTS[self.agent].WIRE
-        options = relay_options(binding, readiness.endpoint, wire, self._backend.REFUSALS)
-        cuts = {"cuts_beyond": self.session.context_tokens, "too_long": WIRES[wire].ERRORS["too long"]}
+        readiness, refusals = self.readiness(binding), self._backend.REFUSALS
+        options = relay_options(binding, readiness.endpoint, refusals)
+        too_long = {wire.PATH: wire.ERRORS["too long"] for wire in WIRES.values()}
+        cuts = {"cuts_beyond": self.session.context_tokens, "too_long": too_long}
         return {**options, "is_ours": readiness.owns_socket, **(cuts if self._backend.CUTS_PROMPTS else {})}
 
     def agent_command(self, binding: Binding) -> CommandAndFiles:
@@ -159,8 +160,11 @@ class Plan:
         return AGENTS[self.agent].command(self.session, self.agent_endpoint(binding), binding)
 
 
-def relay_options(binding: Binding, server: Endpoint, wire: str, refusals: Iterable[Refusal]) -> dict[str, Any]:
-    """What a session's relay must know (server/relay.py) of a server that was not started for it."""
+def relay_options(binding: Binding, server: Endpoint, refusals: Iterable[Refusal]) -> dict[str, Any]:
+    """What a session's relay must know (server/relay.py) of a server that was not started for it.
+
+    Any agent may use it, each by the path of its own API.
+    """
     return {
         "session": binding.session_id,
         "key": binding.key,
@@ -170,8 +174,12 @@ def relay_options(binding: Binding, server: Endpoint, wire: str, refusals: Itera
         "fields": [f"Authorization: Bearer {server.key}", f"x-api-key: {server.key}"] if server.key else [],
         "health": "/v1/models",
         "refusals": [
-            *({**WIRES[wire].ERRORS[row.meaning], "pattern": row.pattern} for row in refusals),
-            # of an agent that is told 401 some ask for a login at their maker's
-            *({**WIRES[wire].ERRORS["wrong key"], "pattern": "", "status": status} for status in ("401", "403")),
+            {**row, "path": wire.PATH}
+            for wire in WIRES.values()
+            for row in (
+                *({**wire.ERRORS[refusal.meaning], "pattern": refusal.pattern} for refusal in refusals),
+                # of an agent that is told 401 some ask for a login at their maker's
+                *({**wire.ERRORS["wrong key"], "pattern": "", "status": status} for status in ("401", "403")),
+            )
         ],
     }

@@ -22,7 +22,7 @@ from cclocal.planning.choose import agent_session, check_agent, choose_agent
 from cclocal.prompt_cache.capture import Request, first_requests
 from cclocal.server.registry import running
 from cclocal.settings import Settings
-from cclocal.wires.anthropic import system_text
+from cclocal.wires import WIRES, Wire
 
 #: Without a tokenizer: English and JSON have about so many bytes a token in today's vocabularies.
 BYTES_PER_TOKEN = 4
@@ -72,8 +72,9 @@ def break_down(settings: Settings, env: Env) -> Breakdown:
     plain = first_requests(agent.NAME, agent.plain(session, "model"), env, never)
     if not ours:
         raise UsageError(f"{program} sent no request within its time limit.", hint="cclocal --tiny")
-    first, second = (_parts(request) for request in ours)
-    others = _parts(plain[0]) if plain else {}
+    wire = WIRES[agent.WIRE]
+    first, second = (_parts(wire, request) for request in ours)
+    others = _parts(wire, plain[0]) if plain else {}
     tokens, counted_by = _counted(first, env)
     blocks = tuple(
         Block(
@@ -89,13 +90,11 @@ def break_down(settings: Settings, env: Env) -> Breakdown:
     return Breakdown(f"{program} {kind}{', lean' if session.lean else ''}", blocks, counted_by)
 
 
-def _parts(request: Request) -> dict[str, str]:
+def _parts(wire: Wire, request: Request) -> dict[str, str]:
     """The request's blocks as they are sent, by name."""
-    found = {"system prompt": system_text(request)}
-    for tool in request.get("tools", ()):
-        found[f"tool {tool.get('name')}"] = _as_sent(tool)
-    found["first message"] = _as_sent(request.get("messages", []))
-    return found
+    system, tools, messages = wire.parts(request)
+    named = {f"tool {tool.get('name')}": _as_sent(tool) for tool in tools}
+    return {"system prompt": system, **named, "first message": _as_sent(messages)}
 
 
 def _as_sent(value: Any) -> str:

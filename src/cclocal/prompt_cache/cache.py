@@ -121,7 +121,8 @@ class PromptCache:
         self, client: httpx.Client, server: Server, wait_for: Callable[[Callable[[], object], str], None]
     ) -> str | None:
         runtime = runtime_of(self.plan.variant.backend)
-        prompts = [runtime.prompt_tokens(client, request) for request in self.requests]
+        wire = WIRES[AGENTS[self.plan.agent].WIRE]
+        prompts = [runtime.prompt_tokens(client, wire.as_chat(request)) for request in self.requests]
         same = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
         tokens = [column[0] for column in same]
         if not LEAST_TOKENS <= len(tokens) < self.plan.session.context_tokens:

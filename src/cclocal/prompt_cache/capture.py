@@ -24,6 +24,7 @@ from cclocal.command import Binding
 from cclocal.errors import CclocalError
 from cclocal.paths import Env, make_folder, read_rows, write_private
 from cclocal.server.registry import clear_abandoned, own_folder
+from cclocal.wires import WIRES
 
 #: Seconds within which an agent sends its first request.
 LIMIT_S = 20.0
@@ -71,12 +72,13 @@ def first_requests(agent: str, capture: Capture, env: Env, stop: threading.Event
 
 
 class Stub(ThreadingHTTPServer):
-    """Takes the first message with tools, and refuses it."""
+    """Takes the first message with tools, of which it keeps `keys`, and refuses it."""
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, keys: tuple[str, ...]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.keys = keys
         self.request: Request | None = None
         #: of the whole body, as it was sent
         self.size_bytes = 0
@@ -111,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(ValueError):
             request = json.loads(data)
             if isinstance(request, dict) and request.get("tools") and self.server.request is None:
-                self.server.request = {key: request[key] for key in ("system", "tools", "messages") if key in request}
+                self.server.request = {key: request[key] for key in self.server.keys if key in request}
                 self.server.size_bytes = len(data)
                 self.server.heard.set()
         # an error that no agent retries
@@ -132,7 +134,7 @@ def _first_request(
     """What one run sends, with a mark for its folder, so that two folder names have no common beginning."""
     project = place / "project"
     project.mkdir(parents=True)
-    with Stub() as server:
+    with Stub(WIRES[AGENTS[agent].WIRE].REQUEST_KEYS) as server:
         binding = Binding(str(server.server_port), "none", str(place), "none", "")
         run = AGENTS[agent].capture_run(capture, binding, mark)
         config_dir.prepare(run.config_dir)

@@ -34,6 +34,11 @@ class Head:
         self.first, *self.lines = raw.split(b"\r\n")
         self.fields = {field_name(line): line.partition(b":")[2].strip() for line in self.lines}
 
+    @property
+    def path(self) -> str:
+        """The path of a request, without its query."""
+        return self.first.split(b" ")[1].partition(b"?")[0].decode("latin-1") if b" " in self.first else ""
+
     def with_fields(self, dropped: frozenset[bytes], *added: bytes) -> bytes:
         """The head as it is sent on."""
         kept = [line for line in self.lines if field_name(line) not in dropped]

@@ -19,21 +19,22 @@ _OVERLAP_BYTES = 40
 class PromptSize:
     """Learns from each answer how many tokens a byte of a request is, and refuses what would be cut.
 
-    Options: `cuts_beyond`, the window in tokens, or 0 for a server that refuses by itself; `too_long`, the refusal's
-    status, kind and message, a template of the groups `tokens` and `window`.
+    Options: `cuts_beyond`, the window in tokens, or 0 for a server that refuses by itself; `too_long`, by
+    the path of an API the refusal's status, kind and message, a template of the groups `tokens` and `window`.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.window: int = options.get("cuts_beyond", 0)
-        self.refusal: Mapping[str, str] = options.get("too_long", {})
+        self.refusals: Mapping[str, Mapping[str, str]] = options.get("too_long", {})
         self.tokens_per_byte = 0.0
         #: a request of this size was cut
         self.cut_bytes = 0
         self._end = b""
 
-    def check(self, body: bytes | bytearray) -> None:
+    def check(self, path: str, body: bytes | bytearray) -> None:
         """Raise Refused if this request would be cut. One with a picture is let through: its bytes are no text."""
-        if not self.window or b'"base64"' in body:
+        refusal = self.refusals.get(path)
+        if not self.window or not refusal or b"base64" in body:
             return
         tokens = round(len(body) * self.tokens_per_byte)
         if self.cut_bytes and len(body) >= self.cut_bytes:
@@ -41,8 +42,8 @@ class PromptSize:
         else:
             how = "by its bytes, and what a byte was in earlier turns"
         if tokens > self.window:
-            said = self.refusal["message"].replace(r"\g<tokens>", str(tokens)).replace(r"\g<window>", str(self.window))
-            raise Refused(self.refusal["becomes"], self.refusal["kind"], f"{said} ({how})")
+            said = refusal["message"].replace(r"\g<tokens>", str(tokens)).replace(r"\g<window>", str(self.window))
+            raise Refused(refusal["becomes"], refusal["kind"], f"{said} ({how})")
 
     def learn(self, request_bytes: int, piece: bytes) -> None:
         """Read the usage in a piece of the answer to a request of that size."""

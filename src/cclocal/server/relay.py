@@ -64,8 +64,8 @@ class Relay:
     Options: `session`, its id; `key`, the agent's; `url`, `is_ours` and `authorities`, see Upstream; `fields`, header
     lines that carry the server's own key; `health`, a path that answers 200 once the server can be used; `restore`,
     [method, path, body] requests that a replaced server gets first; `refusals`, rows that replace a server's error by
-    one that the agent understands: {"status": if it matters, "pattern": of the error's text, "becomes": a status,
-    "kind": …, "message": a template of the pattern's groups}; and those of PromptSize.
+    one that the agent understands: {"path": of the API, "status": if it matters, "pattern": of the error's text,
+    "becomes": a status, "kind": …, "message": a template of the pattern's groups}; and those of PromptSize.
     """
 
     def __init__(self, options: dict[str, Any], control: int) -> None:
@@ -169,7 +169,7 @@ class Relay:
         try:
             self.check(head)
             body = read_body(client, head, ahead)
-            self.prompts.check(body)
+            self.prompts.check(head.path, body)
             counts = head.first.startswith(b"POST")
             with self.lock:
                 self.in_flight += counts
@@ -241,7 +241,7 @@ class Relay:
         length, is_chunked = answer.fields.get(b"content-length"), b"transfer-encoding" in answer.fields
         if answer.first[9:10] in (b"4", b"5") and length and int(length) <= MOST_ERROR_BYTES:
             piece += b"".join(pieces)
-            self.replace(answer.first, piece)
+            self.replace(head.path, answer.first, piece)
             pieces = iter(())
         # the prompt is not needed again
         request_bytes = len(body)
@@ -269,11 +269,11 @@ class Relay:
                 self.unread -= 1
             self.last_byte = time.monotonic()
 
-    def replace(self, first: bytes, text: bytes) -> None:
+    def replace(self, path: str, first: bytes, text: bytes) -> None:
         """Raise Refused in the agent's words if this is an error that the agent would misunderstand."""
         for row in self.refusals:
             status, found = first[9:12].decode(), re.search(row["pattern"], text.decode("utf-8", "replace"))
-            if found and row.get("status", status) == status:
+            if found and row.get("status", status) == status and row["path"] == path:
                 raise Refused(row["becomes"], row["kind"], found.expand(row["message"]))
 
     def end_server(self) -> None:

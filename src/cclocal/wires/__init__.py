@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from cclocal.wires import anthropic
+from cclocal.wires import anthropic, chat, responses
 from cclocal.wires.wire import Wire as Wire
 
-WIRES: MappingProxyType[str, Wire] = MappingProxyType({anthropic.NAME: anthropic})
+WIRES: MappingProxyType[str, Wire] = MappingProxyType({wire.NAME: wire for wire in (anthropic, chat, responses)})

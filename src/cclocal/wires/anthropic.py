@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from cclocal.wires.wire import Body, Meaning, Reply
+from cclocal.wires.wire import Body, Meaning, Reply, as_function, events, json_or_none
 
 NAME = "anthropic"
 PATH = "/v1/messages"
 COUNT_PATH = "/v1/messages/count_tokens"
+REQUEST_KEYS: tuple[str, ...] = ("system", "tools", "messages")
 #: In the words of Anthropic's own API. Claude Code compacts after the first, and after the second it takes the picture
 #: out of the conversation.
 ERRORS: Mapping[Meaning, dict[str, str]] = {
@@ -48,20 +47,13 @@ def body(model: str, system: str, tools: list[Body], messages: list[Body], out_t
 
 
 def is_reply(status: int, text: str) -> bool:
-    try:
-        body = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return status == 200 and isinstance(body, dict) and body.get("type") == "message" and "content" in body
+    found = json_or_none(text)
+    return status == 200 and isinstance(found, dict) and found.get("type") == "message" and "content" in found
 
 
 def read(status: int, text: str, *, stream: bool) -> Reply:
-    try:
-        message = _joined(text) if stream and status == 200 else json.loads(text)
-    except (ValueError, RecursionError):
-        message = {}
-    if not isinstance(message, dict):
-        message = {}
+    message = _joined(text) if stream and status == 200 else json_or_none(text)
+    message = message if isinstance(message, dict) else {}
     blocks = [block for block in message.get("content") or [] if isinstance(block, dict)]
     usage = message.get("usage") or {}
     return Reply(
@@ -76,12 +68,9 @@ def read(status: int, text: str, *, stream: bool) -> Reply:
 
 
 def _joined(text: str) -> Body:
-    """The message that a stream of events adds up to. Raises ValueError if an event is no JSON."""
+    """The message that a stream of events adds up to."""
     message: Body = {"content": []}
-    for line in text.splitlines():
-        if not line.startswith("data: "):
-            continue
-        event = json.loads(line[6:])
+    for event in events(text):
         kind = event.get("type")
         if kind == "message_start":
             message |= {**event["message"], "content": []}
@@ -98,10 +87,20 @@ def _joined(text: str) -> Body:
         given = block.pop("partial_json", "")
         if given and block.get("type") == "tool_use":
             # an input that was cut off is no input
-            block["input"] = None
-            with contextlib.suppress(ValueError, RecursionError):
-                block["input"] = json.loads(given)
+            block["input"] = json_or_none(given)
     return message
+
+
+def as_chat(request: Mapping[str, Any]) -> Body:
+    """As llama.cpp's server_chat_convert_anthropic_to_oai: system blocks joined, tools as functions."""
+    system = system_text(request)
+    messages = [{"role": "system", "content": system}] if system else []
+    tools = [as_function(tool) for tool in request.get("tools", ())]
+    return {"messages": [*messages, *request["messages"]], "tools": tools}
+
+
+def parts(request: Mapping[str, Any]) -> tuple[str, list[Body], Any]:
+    return system_text(request), list(request.get("tools", ())), request.get("messages", [])
 
 
 def system_text(request: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -11,6 +11,26 @@ from typing import Any, Literal, Protocol
 Body = dict[str, Any]
 #: What a server refuses: a prompt beyond its window, a picture that the model cannot see, its own key.
 Meaning = Literal["too long", "no pictures", "wrong key"]
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """The tools by which an agent runs a command and writes a file.
+
+    run: a name and the parameter for the command. write: a name and the parameters for path and content; empty if the
+    agent writes files by commands.
+    """
+
+    run: tuple[str, str]
+    write: tuple[str, ...] = ()
+
+    def ask_to_write(self, path: str, content: str) -> str:
+        """How a user asks for a file."""
+        return f"Create the file {path} with content: {content}" if self.write else f"Run the command: {content}"
+
+    def written(self, path: str, content: str) -> Body:
+        """The input of the call that does it."""
+        return dict(zip(self.write[1:], (path, content), strict=True)) if self.write else {self.run[1]: content}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +76,75 @@ class Reply:
         return ", ".join(calls) or f"{self.stop or 'no stop reason'}: {self.text[:60]!r}"
 
 
+#: How the agents that speak an API of OpenAI's recognise what an engine refuses: pi compacts after the first (by its
+#: words), Codex after none (docs/agents.md).
+OPENAI_ERRORS: Mapping[Meaning, dict[str, str]] = {
+    "too long": {
+        "becomes": "400 Bad Request",
+        "kind": "context_length_exceeded",
+        "message": r"prompt is too long: \g<tokens> tokens > \g<window> maximum",
+    },
+    "wrong key": {
+        "becomes": "400 Bad Request",
+        "kind": "invalid_request_error",
+        "message": "The model server refuses its key. Was it changed there?",
+    },
+    "no pictures": {
+        "becomes": "400 Bad Request",
+        "kind": "invalid_request_error",
+        "message": "Could not process image: the model cannot see it",
+    },
+}
+
+
+def json_or_none(text: str) -> Any:
+    """What a JSON text says; None if it is none, or is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def events(text: str) -> Iterator[Body]:
+    """The data of a stream's events, those that are JSON objects."""
+    for line in text.splitlines():
+        found = json_or_none(line[6:]) if line.startswith("data: ") else None
+        if isinstance(found, dict):
+            yield found
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content, which is a text or a list of blocks."""
+    if isinstance(content, str):
+        return content
+    return "".join(str(block.get("text") or "") for block in content if isinstance(block, dict) and "text" in block)
+
+
+def as_function(tool: Mapping[str, Any]) -> Body:
+    """A tool in the neutral form as one of OpenAI's chat API."""
+    function = {"name": tool.get("name", ""), "description": tool.get("description", "")}
+    return {"type": "function", "function": {**function, "parameters": tool.get("input_schema", {})}}
+
+
+def called(id_: Any, name: Any, arguments: Any) -> Body:
+    """A tool call in the neutral form. Its input is None if the arguments are not whole: cut off, they are no input."""
+    return {"type": "tool_use", "id": id_, "name": name, "input": json_or_none(arguments or "null")}
+
+
 class Wire(Protocol):
-    """What a wire's module offers."""
+    """What a wire's module offers.
+
+    Messages come in a neutral form, Anthropic's: {"role": user, assistant or system, "content": a text, or blocks
+    {"type": "text", "text"}, {"type": "tool_use", "id", "name", "input"} and {"type": "tool_result", "tool_use_id",
+    "content"}}; tools as {"name", "description", "input_schema"}.
+    """
 
     NAME: str
-    #: the path of a message, and of a question for its size in tokens
+    #: the path of a message, and of a question for its size in tokens; "" = there is none
     PATH: str
     COUNT_PATH: str
+    #: what of an agent's request decides its prompt
+    REQUEST_KEYS: tuple[str, ...]
     #: how an agent must be told what an engine refuses: {"becomes": status, "kind": …, "message": a template of groups}
     ERRORS: Mapping[Meaning, dict[str, str]]
 
@@ -82,3 +164,9 @@ class Wire(Protocol):
 
     def read(self, status: int, text: str, *, stream: bool) -> Reply:
         """A reply, put together the same way whether it was streamed or not."""
+
+    def as_chat(self, request: Mapping[str, Any]) -> Body:
+        """A request as llama.cpp's server converts it for its chat template: {"messages", "tools"} of OpenAI's API."""
+
+    def parts(self, request: Mapping[str, Any]) -> tuple[str, list[Body], Any]:
+        """(the system prompt of a request, its tools, its other messages)."""

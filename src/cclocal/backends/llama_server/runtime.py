@@ -19,7 +19,6 @@ from cclocal.facts import Engine, Machine
 from cclocal.paths import Env, find_program
 from cclocal.programs import Answers, ask, help_of
 from cclocal.settings import Settings
-from cclocal.wires.anthropic import system_text
 
 if TYPE_CHECKING:
     import httpx
@@ -89,27 +88,6 @@ def _wheel(env: Env, machine: Machine, answers: Answers) -> Iterator[Engine]:
     yield Engine(WHEEL, command, known["version"], flags(), tuple(known["devices"]), title, unix_socket=True)
 
 
-def as_openai(request: Mapping[str, Any]) -> dict[str, Any]:
-    """A request as llama.cpp's server converts it: system blocks joined, tools as functions.
-
-    Source: its server_chat_convert_anthropic_to_oai.
-    """
-    system = system_text(request)
-    tools = [
-        {
-            "type": "function",
-            "function": {
-                "name": tool.get("name", ""),
-                "description": tool.get("description", ""),
-                "parameters": tool.get("input_schema", {}),
-            },
-        }
-        for tool in request.get("tools", ())
-    ]
-    messages = [{"role": "system", "content": system}] if system else []
-    return {"messages": [*messages, *request["messages"]], "tools": tools}
-
-
 class LlamaServer(Runtime):
     """llama.cpp's server: it counts tokens, and saves and restores the KV cache of a prompt."""
 
@@ -144,7 +122,7 @@ class LlamaServer(Runtime):
 
     def prompt_tokens(self, client: httpx.Client, request: Mapping[str, Any]) -> list[int]:
         """Rendered by the server's own template, then tokenised as its completion endpoint does."""
-        rendered = client.post("/apply-template", json=as_openai(request)).raise_for_status().json()["prompt"]
+        rendered = client.post("/apply-template", json=request).raise_for_status().json()["prompt"]
         body = {"content": rendered, "add_special": True, "parse_special": True}
         return [int(token) for token in client.post("/tokenize", json=body).raise_for_status().json()["tokens"]]
 

@@ -34,6 +34,7 @@ class LlamaServerSpec(Backend):
     RUNTIME = "cclocal.backends.llama_server.runtime:LlamaServer"
     LOG_READER = str(Path(__file__).with_name("log_reader.py"))
     FORMS = ("gguf",)
+    WIRES = frozenset({"anthropic", "chat", "responses"})
     REFUSALS = (
         Refusal(
             "too long", r"\((?P<tokens>\d+) tokens\) exceeds the available context size \((?P<window>\d+) tokens\)"

@@ -4,8 +4,9 @@ Architecture: a plain `llama` with five layers of one head and a feed-forward of
 of the previous 1, 2 and 4 tokens to each position (RoPE alone makes an attention score that depends on nothing but
 the distance). Layer 3 is an induction head: it finds the place whose preceding 7 tokens match the last 7 and puts
 out the token that stands there. Layer 4 finds, at the start of the reply, the latest marker ("Create the file ",
-a tool's result, …) and chooses the reply's first token. Limits: one call a turn, and a run of seven or more tokens
-that occurs twice in a request may be continued from the wrong place.
+a tool's result, …) and chooses the reply's first token; in a call it finds the tool of that kind that is offered.
+Limits: one call a turn, and a run of seven or more tokens that occurs twice in a request may be continued from the
+wrong place.
 """
 
 from __future__ import annotations
@@ -34,6 +35,16 @@ CHAT_TEMPLATE = (_HERE / "template.jinja").read_text("utf-8")
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
+#: Tools by which agents write a file or run a command: name, and the parameter that comes first.
+TOOLS = (
+    ("WRITE", "Write", "file_path"),
+    ("WRITE", "write", "path"),
+    ("RUN", "Bash", "command"),
+    ("RUN", "bash", "command"),
+    ("RUN", "exec_command", "cmd"),
+)
+
+
 class Vocabulary:
     """256 bytes, the markers and reply parts, and 1200 ordinary BPE words (none with a character JSON escapes)."""
 
@@ -41,7 +52,6 @@ class Vocabulary:
         self.tokens: list[str] = [_BYTES[b] for b in range(256)]
         self.types: list[int] = [NORMAL] * 256
         self.id: dict[str, int] = {}
-        call = '<tool_call>\n{"name": "%s", "arguments": {"%s": "'
         for name, text, kind in (
             ("EOT", "<|endoftext|>", CONTROL),
             ("START", "<|im_start|>", CONTROL),
@@ -56,9 +66,10 @@ class Vocabulary:
             ("END", " [end]", USER_DEFINED),
             ("RUN", "Run the command: ", USER_DEFINED),
             ("EXEC", "Exec: ", USER_DEFINED),
-            ("CALL_WRITE", call % ("Write", "file_path"), NORMAL),
-            ("CALL_BASH", call % ("Bash", "command"), NORMAL),
-            ("CALL_EXEC", call % ("exec_command", "cmd"), NORMAL),
+            # one token for a call that writes, two for one that runs, so that the second knows which it is
+            ("CALL_WRITE", '<tool_call>\n{"name": "', NORMAL),
+            ("CALL_RUN", '<tool_call>\n{"name"', NORMAL),
+            ("RUN_NAME", ': "', NORMAL),
             ("CONTENT", '", "content": "', NORMAL),
             ("CLOSE", '"}}\n</tool_call>', NORMAL),
             ("DONE", "Done.", NORMAL),
@@ -69,6 +80,10 @@ class Vocabulary:
             byte: self.add(text, NORMAL)
             for byte, text in ((34, '\\"'), (92, "\\\\"), (10, "\\n"), (9, "\\t"), (13, "\\r"))
         }
+        for _, name, parameter in TOOLS:
+            self.id[name] = self.add(letters_of(f'{name}", "arguments": {{"{parameter}": "'), NORMAL)
+            # the templates put one of these behind the description of each tool
+            self.id[f"OFFERED {name}"] = self.add(f"<|tool:{name}|>", CONTROL)
         self.merges = (_HERE / "merges.txt").read_text("utf-8").split("\n")[:-1]
         self.words = [self.add(merge.replace(" ", ""), NORMAL) for merge in self.merges]
         while len(self.tokens) % 32:
@@ -91,7 +106,9 @@ COPY = OUT + CODE
 MARKER_VALUE = COPY + CODE
 MARKER_KEY = MARKER_VALUE + CODE
 REPLY_QUERY = MARKER_KEY + 1
-WIDTH = (REPLY_QUERY + 1 + 31) // 32 * 32
+#: … and of a call: which tool of its kind is offered (its value is a marker's value).
+WRITE_KEY, WRITE_QUERY, RUN_KEY, RUN_QUERY = range(REPLY_QUERY + 1, REPLY_QUERY + 5)
+WIDTH = (RUN_QUERY + 1 + 31) // 32 * 32
 RMS = sqrt((CONSTANT**2 + BLOCKS * CODE) / WIDTH)
 
 
@@ -133,8 +150,19 @@ def embeddings(vocabulary: Vocabulary) -> tuple[Matrix, Matrix, int]:
         put(embedding, word, COPY, word)
     for name in ("CREATE", "WRITE", "RUN", "EXEC"):
         embedding[ids[name]][_block(0) + AT_PATH] = FLAG
-    for name in ("CALL_WRITE", "CALL_BASH", "CALL_EXEC"):
+    for _, name, _ in TOOLS:
         embedding[ids[name]][_block(0) + AT_CALL] = FLAG
+    # the tool of its kind that is offered, else Claude Code's
+    for query, key, token, usual in (
+        (WRITE_QUERY, WRITE_KEY, ids["CALL_WRITE"], ids["Write"]),
+        (RUN_QUERY, RUN_KEY, ids["RUN_NAME"], ids["Bash"]),
+    ):
+        embedding[token] |= {query: 1.0, key: 4.0}
+        put(embedding, token, MARKER_VALUE, usual)
+    for kind, name, _ in TOOLS:
+        embedding[ids[f"OFFERED {name}"]][WRITE_KEY if kind == "WRITE" else RUN_KEY] = 8.0
+        put(embedding, ids[f"OFFERED {name}"], MARKER_VALUE, ids[name])
+    put(embedding, ids["CALL_RUN"], OUT, ids["RUN_NAME"], 4.0)
     embedding[ids["CONTENT"]][_block(0) + AT_CONTENT] = FLAG
     for name in ("WITH", "CONTAINING"):
         embedding[ids[name]][_block(0) + AT_BODY] = FLAG
@@ -149,13 +177,14 @@ def embeddings(vocabulary: Vocabulary) -> tuple[Matrix, Matrix, int]:
         ("USER", "CHAT", 1.0),
         ("CREATE", "CALL_WRITE", 1.03),
         ("WRITE", "CALL_WRITE", 1.03),
-        ("RUN", "CALL_BASH", 1.03),
-        ("EXEC", "CALL_EXEC", 1.03),
+        ("RUN", "CALL_RUN", 1.03),
+        ("EXEC", "CALL_RUN", 1.03),
         ("RESULT", "DONE", 1.03),
     ):
         embedding[ids[name]][MARKER_KEY] = strength * 8
         put(embedding, ids[name], MARKER_VALUE, ids[first])
-    replies = [ids[n] for n in ("EOS", "CALL_WRITE", "CALL_BASH", "CALL_EXEC", "CONTENT", "CLOSE", "DONE", "CHAT")]
+    parts = ("EOS", "CALL_WRITE", "CALL_RUN", "RUN_NAME", "CONTENT", "CLOSE", "DONE", "CHAT")
+    replies = [*(ids[name] for name in parts), *(ids[name] for _, name, _ in TOOLS)]
     for token in (*range(256), *replies, *vocabulary.words, *escape.values()):
         if token not in escape:
             put(output, token, OUT, token, 8.0)
@@ -211,8 +240,11 @@ def layers(width: int) -> list[dict[str, Matrix]]:
     choose = empty()
     by_distance(choose, 0, 20.0, first=5)
     pull = sqrt(500 * root * RMS**2 / 8)
-    choose["q"][CONTENT][REPLY_QUERY] = pull
-    choose["k"][CONTENT][MARKER_KEY] = pull
+    for row, (query, key) in enumerate(
+        ((REPLY_QUERY, MARKER_KEY), (WRITE_QUERY, WRITE_KEY), (RUN_QUERY, RUN_KEY)), CONTENT
+    ):
+        choose["q"][row][query] = pull
+        choose["k"][row][key] = pull
     for i in range(CODE):
         choose["v"][i][MARKER_VALUE + i] = 1.0
         choose["output"][OUT + i][i] = 3 * RMS

@@ -3,11 +3,12 @@
 It is a copy circuit, not a language model: it copies words of the request into a tool call, so that anyone can see
 the whole chain (agent, server, tool, file on disk) work in seconds, offline, before downloading 18 GB.
 
-    Create the file P with content: C   →  Write {file_path: P, content: C}
-    Run the command: C                  →  Bash {command: C}
-    Exec: C                             →  exec_command {cmd: C}
+    Create the file P with content: C   →  Write {file_path: P, content: C}, or write {path: P, content: C}
+    Run the command: C                  →  Bash {command: C}, bash {command: C} or exec_command {cmd: C}
     (after a tool's result)             →  Done.
     anything else                       →  I am a tiny test model.
+
+It calls the tools that the agent offers, if it knows their names.
 
 model.zip is written by `python -m tools.tiny_model`, which computes the weights; most of them are 0.
 """

@@ -75,6 +75,15 @@ if CI:
     BACKENDS["vllm-mlx"] = ("vllm-mlx", "vllm-mlx", CACHE / "vllm-mlx-0.6.0/bin/vllm-mlx")
     if (OLLAMA := CACHE / "ollama-0.17.4/bin/ollama").exists():
         BACKENDS["ollama"] = ("ollama", "ollama", OLLAMA)
+#: The other agents: name → (its program, words that have it run a command once, those that go on with a conversation)
+OTHERS: dict[str, tuple[Path, tuple[str, ...], tuple[str, ...]]] = {}
+for _name, _version, _once, _again in (
+    ("codex", "0.169.0", ("exec",), ("exec", "resume", "--last")),
+    ("pi", "0.73.1", ("-p",), ("--continue", "-p")),
+):
+    _cached = CACHE / f"{_name}-{_version}/node_modules/.bin/{_name}"
+    if CI or _cached.exists() or shutil.which(_name):
+        OTHERS[_name] = _cached if CI or _cached.exists() else Path(str(shutil.which(_name))), _once, _again
 #: A row, or a value, that only CI=true runs.
 wide = partial(pytest.param, marks=pytest.mark.wide)
 

@@ -11,6 +11,7 @@ from cclocal.command import BASE_NAMES, Binding, Command, CommandAndFiles, Endpo
 from cclocal.facts import AgentFound
 from cclocal.paths import Env, find_program
 from cclocal.programs import Answers
+from cclocal.wires.wire import Calls
 
 NAME = PROGRAM = "small-agent"
 TITLE = "Small agent"
@@ -18,6 +19,7 @@ INSTALL = "install small-agent"
 RESUME: tuple[str, ...] = ("again",)
 LOOK = __name__
 WIRE = "anthropic"
+CALLS = Calls(("Bash", "command"), ("Write", "file_path", "content"))
 TERMINAL_RESET = ""
 TAKEN = re.compile("forbidden-model")
 FORBIDDEN = re.compile("SMALL_.*")
@@ -44,6 +46,10 @@ def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> Comm
 
 def is_interactive(arguments: Sequence[str]) -> bool:
     return False
+
+
+def ask_for_file(path: str, content: str) -> str:
+    return f"Create the file {path} with content: {content}"
 
 
 def ask_once(prompt: str) -> tuple[str, ...]:

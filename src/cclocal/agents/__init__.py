@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from cclocal.agents.claude import spec as claude
+from cclocal.agents.codex import spec as codex
+from cclocal.agents.pi import spec as pi
 from cclocal.agents.session import AgentSession, Capture, CaptureRun, ConfigDir, Window
 from cclocal.command import Binding, CommandAndFiles, Endpoint
 from cclocal.facts import AgentFound
 from cclocal.paths import Env
 from cclocal.programs import Answers
+from cclocal.wires.wire import Calls
 
 #: The agent if none was asked for.
 DEFAULT = claude.NAME
@@ -37,6 +40,8 @@ class Agent(Protocol):
     LOOK: str
     #: the API that it speaks, by the names in cclocal.wires
     WIRE: str
+    #: its tools, as the check asks a model to call them
+    CALLS: Calls
     #: resets the terminal modes that it may leave switched on when it is killed
     TERMINAL_RESET: str
     #: words that must not be in a model's name, because the agent gives them a meaning
@@ -58,6 +63,9 @@ class Agent(Protocol):
 
     def ask_once(self, prompt: str) -> tuple[str, ...]:
         """The arguments that have it work on one prompt and end."""
+
+    def ask_for_file(self, path: str, content: str) -> str:
+        """The prompt that has it write this file, also with the tiny model."""
 
     def config_dir(self, session: AgentSession) -> ConfigDir:
         """Its private configuration folder."""
@@ -83,7 +91,7 @@ class Look(Protocol):
 
 
 #: One row per agent. (A plain dictionary, so that a test can add its own.)
-AGENTS: dict[str, Agent] = {claude.NAME: claude}
+AGENTS: dict[str, Agent] = {agent.NAME: agent for agent in (claude, codex, pi)}
 
 
 def look_of(name: str) -> Look:

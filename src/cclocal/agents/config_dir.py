@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from fnmatch import fnmatch
 from pathlib import Path
 
 from filelock import FileLock
@@ -30,6 +31,8 @@ def prepare(config: ConfigDir) -> tuple[str, ...]:
         aside = _set_aside(config)
         for name, wanted in config.seed.items():
             _seed(config.path / name, wanted, config.known)
+        for name in config.folders:
+            make_folder(config.path / name)
         for name, target in config.links.items():
             if target:
                 (config.path / name).symlink_to(target)
@@ -43,7 +46,7 @@ def _set_aside(config: ConfigDir) -> tuple[str, ...]:
     found = [
         path
         for path in config.path.iterdir()
-        if path.name not in kept or path.is_symlink() or (path.name in config.seed and path.is_dir())
+        if not _stays(path.name, kept, config) or path.is_symlink() or (path.name in config.seed and path.is_dir())
     ]
     ours = {*config.renewed, *(path.name for path in found if path.name in config.links and path.is_symlink())}
     planted = [path for path in found if path.name not in ours]
@@ -57,6 +60,10 @@ def _set_aside(config: ConfigDir) -> tuple[str, ...]:
         else:
             _remove(path)
     return tuple(sorted(path.name for path in planted))
+
+
+def _stays(name: str, kept: Set[str], config: ConfigDir) -> bool:
+    return name in kept or any(fnmatch(name, pattern) for pattern in config.kept_patterns)
 
 
 def _remove(path: Path) -> None:

@@ -50,8 +50,8 @@ class ConfigDir:
 
     `seed` holds JSON files: the given keys are set, of the other keys only those in `known` stay. `links` are names in
     the folder that point at a file of the user's, or None where there is none. `keeps` are the entries that stay from
-    session to session, `renewed` those that the agent makes again by itself. Everything else was put there by hand or
-    by a tool call, and is set aside before each start.
+    session to session (`kept_patterns`: by a pattern), `renewed` those that the agent makes again by itself. Everything
+    else was put there by hand or by a tool call, and is set aside before each start. `folders` are made, empty.
     """
 
     path: Path
@@ -60,6 +60,8 @@ class ConfigDir:
     keeps: frozenset[str] = frozenset()
     renewed: frozenset[str] = frozenset()
     known: frozenset[str] = frozenset()
+    kept_patterns: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

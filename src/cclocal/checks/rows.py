@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cclocal import http
 from cclocal.command import Endpoint
-from cclocal.wires.wire import Body, Reply, Wire
+from cclocal.wires.wire import Body, Calls, Reply, Wire
 
 if TYPE_CHECKING:
     import httpx
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 #: Seconds for one answer: a slow machine takes minutes.
 _LIMIT_S = 1800.0
 _OUT_TOKENS = 1024
-_SYSTEM = (
-    "You are a coding agent. Use the tools: when asked to create a file call Write with exactly the given path and "
-    "content, when asked to run a command call Bash with exactly that command. After a tool's result say Done."
-)
 _TEXT, _NUMBER_OR_NULL = {"type": "string"}, {"anyOf": [{"type": "number"}, {"type": "null"}]}
 #: Quotes of both kinds, braces, backslashes, tabs and line ends: characters that JSON escapes.
 _DENSE = 'a = "x" + \'y\'\nif a != \'"\':\n\tprint(f"{a!r} \\\\ {{}}")\n# end'
@@ -51,12 +47,15 @@ def can_work(rows: Sequence[CheckRow]) -> bool:
     return all(row.status == "pass" for row in rows if row.needed)
 
 
-def run(endpoint: Endpoint, wire: Wire, title: str, context_tokens: int) -> Iterator[CheckRow]:
-    """Every row about the server, as soon as its outcome is known. `title`: the agent's name in messages."""
+def run(endpoint: Endpoint, wire: Wire, calls: Calls, title: str, context_tokens: int) -> Iterator[CheckRow]:
+    """Every row about the server, as soon as its outcome is known.
+
+    `calls`: the agent's tools. `title`: its name in messages.
+    """
     with http.client(endpoint.url, endpoint.key, limit_s=_LIMIT_S) as client:
         # one connection per request: a kept one that the server has just closed would look like a failure
         client.headers["connection"] = "close"
-        server = _Server(client, wire, endpoint.model, title, context_tokens)
+        server = _Server(client, wire, calls, endpoint.model, title, context_tokens)
         for row in _ROWS:
             try:
                 outcome = row(server)
@@ -75,38 +74,53 @@ def _tool(name: str, description: str, required: Body, optional: Body) -> Body:
     return {"name": name, "description": description, "input_schema": schema}
 
 
-_TOOLS = [
-    _tool("Write", "Writes a file.", {"file_path": _TEXT, "content": _TEXT}, {}),
-    _tool("Bash", "Runs a command.", {"command": _TEXT}, {"timeout": _NUMBER_OR_NULL}),
-]
-
-
 @dataclass(frozen=True, slots=True)
 class _Server:
     """A running server, asked in the API of the agent."""
 
     client: httpx.Client
     wire: Wire
+    calls: Calls
     model: str
     title: str
     context_tokens: int
 
+    @property
+    def system(self) -> str:
+        run, write = self.calls.run[0], "".join(self.calls.write[:1])
+        files = f"when asked to create a file call {write} with exactly the given path and content, " if write else ""
+        commands = f"when asked to run a command call {run} with exactly that command."
+        return f"You are a coding agent. Use the tools: {files}{commands} After a tool's result say Done."
+
+    @property
+    def tools(self) -> list[Body]:
+        name, command = self.calls.run
+        tools = [_tool(name, "Runs a command.", {command: _TEXT}, {"timeout": _NUMBER_OR_NULL})]
+        if self.calls.write:
+            name, path, content = self.calls.write
+            tools.insert(0, _tool(name, "Writes a file.", {path: _TEXT, content: _TEXT}, {}))
+        return tools
+
     def ask(self, messages: list[Body], *, out_tokens: int = _OUT_TOKENS, stream: bool = False) -> Reply:
-        body = self.wire.body(self.model, _SYSTEM, _TOOLS, messages, out_tokens, stream=stream)
+        body = self.wire.body(self.model, self.system, self.tools, messages, out_tokens, stream=stream)
         reply = self.client.post(self.wire.PATH, json=body)
         return self.wire.read(reply.status_code, reply.text, stream=stream)
+
+    def create(self, path: str, content: str) -> list[Body]:
+        return [_user(self.calls.ask_to_write(path, content))]
+
+    def has_run(self, answer: Reply, command: str) -> bool:
+        """Whether the answer's call runs exactly this command."""
+        name, parameter = self.calls.run
+        return answer.first_name == name and str(answer.first_input.get(parameter, "")).strip() == command
 
 
 def _user(text: str) -> Body:
     return {"role": "user", "content": text}
 
 
-def _create(path: str, content: str) -> list[Body]:
-    return [_user(f"Create the file {path} with content: {content}")]
-
-
 def _with_result(messages: list[Body], answer: Reply, more: str = "") -> list[Body]:
-    """The conversation after a file was written."""
+    """The conversation after a call was answered."""
     calls = [{key: call[key] for key in ("type", "id", "name", "input")} for call in answer.calls]
     result = {"type": "tool_result", "content": "The file was written."}
     results = [{**result, "tool_use_id": call["id"]} for call in answer.calls]
@@ -123,14 +137,14 @@ def _judged(good: bool, shown: Reply | str, if_good: str, if_bad: str) -> Outcom
 
 def _dense_write(server: _Server) -> Outcome:
     """A file full of quotes arrives byte for byte"""
-    answer = server.ask(_create("notes.py", _DENSE))
-    good = answer.first_input == {"file_path": "notes.py", "content": _DENSE} and answer.stop == "tool_use"
+    answer = server.ask(server.create("notes.py", _DENSE))
+    good = answer.first_input == server.calls.written("notes.py", _DENSE) and answer.stop == "tool_use"
     return _judged(good, answer, "Files are written as the model meant them.", "Files come out wrong, or not at all.")
 
 
 def _result(server: _Server) -> Outcome:
     """A tool's result ends the turn"""
-    messages = _create("one.txt", "first")
+    messages = server.create("one.txt", "first")
     answer = server.ask(messages)
     if not answer.calls:
         return "fail", str(answer), "No tool is called, so nothing is done."
@@ -142,14 +156,15 @@ def _result(server: _Server) -> Outcome:
 
 def _chain(server: _Server) -> Outcome:
     """A second tool call after the first one's result"""
-    messages = _create("one.txt", "first")
+    messages = server.create("one.txt", "first")
     answer = server.ask(messages)
     after = server.ask(_with_result(messages, answer, "Run the command: wc -c one.txt"))
     if not after.calls:
         meaning = "Not seen: the model answered without a tool call. Multi-step tasks may stop halfway."
         return "not exercised", str(after), meaning
-    good = after.first_name == "Bash" and str(after.first_input.get("command", "")).strip() == "wc -c one.txt"
-    return _judged(good, after, "Multi-step tasks continue.", "Multi-step tasks stop halfway.")
+    return _judged(
+        server.has_run(after, "wc -c one.txt"), after, "Multi-step tasks continue.", "Multi-step tasks stop halfway."
+    )
 
 
 def _parallel(server: _Server) -> Outcome:
@@ -165,22 +180,28 @@ def _parallel(server: _Server) -> Outcome:
 def _union(server: _Server) -> Outcome:
     """A tool with a union in its schema"""
     answer = server.ask([_user("Run the command: echo union")])
-    good = answer.first_name == "Bash" and answer.first_input.get("command") == "echo union"
-    return _judged(good, answer, "Tools of MCP servers work.", "Tools with such schemas do not work.")
+    return _judged(
+        server.has_run(answer, "echo union"),
+        answer,
+        "Tools of MCP servers work.",
+        "Tools with such schemas do not work.",
+    )
 
 
 def _late_system(server: _Server) -> Outcome:
     """A system message in the middle of a conversation"""
     messages = [_user("Hello"), {"role": "assistant", "content": "Hello."}, {"role": "system", "content": "Be brief."}]
-    answer = server.ask([*messages, *_create("late.txt", "still here")])
-    good = answer.first_input.get("content") == "still here"
+    answer = server.ask([*messages, *server.create("late.txt", "still here")])
+    good = answer.first_input == server.calls.written("late.txt", "still here")
     accepted = f"Reminders that {server.title} sends during a session are accepted."
     return _judged(good, answer, accepted, "Long sessions may break off.")
 
 
 def _count(server: _Server) -> Outcome:
     """Tokens are counted before they are sent"""
-    body = {"model": server.model, "system": _SYSTEM, "tools": _TOOLS, "messages": [_user("Hello")]}
+    if not server.wire.COUNT_PATH:
+        return "not exercised", "this API cannot", f"{server.title} goes by what earlier replies reported."
+    body = {"model": server.model, "system": server.system, "tools": server.tools, "messages": [_user("Hello")]}
     reply = server.client.post(server.wire.COUNT_PATH, json=body)
     counted = reply.json().get("input_tokens", 0) if reply.status_code == 200 else 0
     detail = f"{counted} tokens" if counted else str(reply.status_code)
@@ -190,7 +211,7 @@ def _count(server: _Server) -> Outcome:
 
 def _stream(server: _Server) -> Outcome:
     """A stream says the same as a whole reply"""
-    whole, streamed = (server.ask(_create("s.txt", "the same twice"), stream=stream) for stream in (False, True))
+    whole, streamed = (server.ask(server.create("s.txt", "the same twice"), stream=stream) for stream in (False, True))
     whole_calls, streamed_calls = (
         [(call.get("name"), call.get("input")) for call in answer.calls] for answer in (whole, streamed)
     )
@@ -201,7 +222,7 @@ def _stream(server: _Server) -> Outcome:
 
 def _usage(server: _Server) -> Outcome:
     """A stream reports the prompt's token count"""
-    answer = server.ask(_create("u.txt", "count me"), stream=True)
+    answer = server.ask(server.create("u.txt", "count me"), stream=True)
     tokens = answer.input_tokens + (answer.cached_tokens or 0)
     bad = f"{server.title} cannot see its context window fill up."
     return _judged(tokens > 0, f"{tokens} tokens", "The used part of the context window is known.", bad)
@@ -209,15 +230,15 @@ def _usage(server: _Server) -> Outcome:
 
 def _cut(server: _Server) -> Outcome:
     """A reply that is cut off has the stop reason for it"""
-    answer = server.ask(_create("long.txt", _LONG), out_tokens=24)
+    answer = server.ask(server.create("long.txt", _LONG), out_tokens=24)
     bad = "A half-written file may be taken for a complete one."
     return _judged(answer.stop == "max_tokens", answer, f"{server.title} notices and goes on.", bad)
 
 
 def _cut_call(server: _Server) -> Outcome:
     """A tool call that is cut off is not reported as complete"""
-    answer = server.ask(_create("long.txt", _LONG), out_tokens=24, stream=True)
-    good = answer.stop == "max_tokens" or answer.first_input == {"file_path": "long.txt", "content": _LONG}
+    answer = server.ask(server.create("long.txt", _LONG), out_tokens=24, stream=True)
+    good = answer.stop == "max_tokens" or answer.first_input == server.calls.written("long.txt", _LONG)
     bad = "A cut-off call looks complete: files are lost."
     return _judged(good, answer, "A tool call that was cut off is reported.", bad)
 
@@ -235,8 +256,8 @@ def _no_thinking(server: _Server) -> Outcome:
 
 def _marks(server: _Server) -> Outcome:
     """A file that contains a parser's own marks arrives byte for byte"""
-    answer = server.ask(_create("marks.txt", _MARKED))
-    good = answer.first_input.get("content") == _MARKED
+    answer = server.ask(server.create("marks.txt", _MARKED))
+    good = answer.first_input == server.calls.written("marks.txt", _MARKED)
     return _judged(good, answer, "Files may contain such marks.", "Files that contain such marks are damaged.")
 
 

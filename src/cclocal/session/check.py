@@ -27,7 +27,6 @@ from cclocal.ui.console import output
 from cclocal.wires import WIRES
 
 FILE, CONTENT = "proof.txt", "it works on this machine"
-PROMPT = f"Create the file {FILE} with content: {CONTENT}"
 #: Seconds for the agent's own row: a large model on a processor is slow at a long prompt.
 _AGENT_LIMIT_S = 3600.0
 _STYLES = {"pass": "green", "fail": "red", "not exercised": "yellow"}
@@ -40,7 +39,7 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> tupl
     """
     agent = choose_agent(settings)
     # empty cache, no questions: the check tests a first start
-    settings = replace(settings, agent_args=agent.ask_once(PROMPT), cold=True, yes=True)
+    settings = replace(settings, agent_args=agent.ask_once(agent.ask_for_file(FILE, CONTENT)), cold=True, yes=True)
     try:
         Path.cwd()
     except FileNotFoundError:
@@ -50,7 +49,7 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> tupl
         found: list[CheckRow] = []
         try:
             endpoint = plan.agent_endpoint(server.binding)
-            for row in rows.run(endpoint, WIRES[agent.WIRE], agent.TITLE, plan.session.context_tokens):
+            for row in rows.run(endpoint, WIRES[agent.WIRE], agent.CALLS, agent.TITLE, plan.session.context_tokens):
                 found.append(row)
                 _show(row, show=show)
                 if server.poll() is not None:

@@ -22,6 +22,7 @@ from cclocal.agents.claude.command import config_dir as config_dir
 from cclocal.agents.claude.command import window as window
 from cclocal.agents.session import AgentSession, Capture, CaptureRun, ConfigDir
 from cclocal.command import AGENT_NAMES, SHOWN, Binding, Command, Endpoint
+from cclocal.wires.wire import Calls
 
 NAME = "claude"
 INSTALL = "npm install -g @anthropic-ai/claude-code@2.1.329"
@@ -29,6 +30,7 @@ TITLE = "Claude Code"
 RESUME: tuple[str, ...] = ("--continue",)
 LOOK = "cclocal.agents.claude.look"
 WIRE = "anthropic"
+CALLS = Calls(("Bash", "command"), ("Write", "file_path", "content"))
 #: Mouse, focus and theme reports off, the cursor shown.
 TERMINAL_RESET = "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2031l\x1b[?25h"
 #: Claude Code uses its long prompt, or another window, for ids that look like Anthropic's.
@@ -66,6 +68,10 @@ _UNDOES = {
 
 def is_interactive(arguments: Sequence[str]) -> bool:
     return not {"-p", "--print", "--version", "-v", "--help", "-h"} & set(arguments)
+
+
+def ask_for_file(path: str, content: str) -> str:
+    return f"Create the file {path} with content: {content}"
 
 
 def ask_once(prompt: str) -> tuple[str, ...]:

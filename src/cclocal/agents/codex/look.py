@@ -1,0 +1,54 @@
+"""Looks around for Codex: its program, version and features, and whether this folder brings settings of its own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from cclocal.agents.codex.command import PROGRAM, Context
+from cclocal.agents.codex.spec import INSTALL
+from cclocal.errors import AgentMissingError
+from cclocal.facts import AgentFound
+from cclocal.paths import Env, find_program
+from cclocal.programs import Answers, ask
+
+
+def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentFound | None:
+    """Codex on PATH. Raises AgentMissingError if it does not run."""
+    found = find_program(PROGRAM, env.environ)
+    if not found:
+        return None
+    path = _native(Path(found).absolute())
+    told = answers.of(answers.key(path, "codex 1"), lambda: _ask(path, env))
+    untrusted = next((place for place in (cwd, git_root) if place and (place / ".codex").exists()), None)
+    return AgentFound(path, told["version"], Context(frozenset(told["features"]), untrusted))
+
+
+def _native(path: Path) -> Path:
+    """The program itself: npm's codex is a script that starts it, and would leave it running when it is killed."""
+    real = path.resolve()
+    if real.name != "codex.js":
+        return path
+    package = real.parents[1]
+    places = (*package.glob("vendor/*/bin/codex"), *package.parent.glob("codex-*/vendor/*/bin/codex"))
+    nested = package.glob("node_modules/@openai/codex-*/vendor/*/bin/codex")
+    return next(iter((*places, *nested)), path)
+
+
+def _ask(path: Path, env: Env) -> dict[str, Any]:
+    try:
+        said = ask([str(path), "--version"], env.environ)
+        features = ask([str(path), "features", "list"], env.environ)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise AgentMissingError(f"{path} does not run: {error}.") from None
+    version = re.search(r"codex-cli (\d+(\.\d+)+)", said.stdout)
+    if not version:
+        raise AgentMissingError(
+            f"{path} does not print its version, so it is probably not Codex.",
+            cause=(said.stdout + said.stderr).strip().splitlines()[-3:],
+            hint=INSTALL,
+        )
+    lines = (line.split() for line in features.stdout.splitlines())
+    return {"version": version[1], "features": [words[0] for words in lines if len(words) > 2 and words[-1] == "true"]}

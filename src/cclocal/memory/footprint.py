@@ -36,7 +36,8 @@ MASK_BYTES = 2
 _LINE = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size\s*=\s*([\d.]+) MiB")
 #: A vision model's projector reports its compute buffer in the same words.
 _PROJECTOR = re.compile(r"^.*(?:clip|reserve_compute_meta).*$", re.MULTILINE)
-_HOST = re.compile(r"CPU|.*_Host$")
+#: Buffers in host memory. AMX: weights in the order that such a processor multiplies them.
+_HOST = re.compile(r"CPU|AMX$|.*_Host$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +197,10 @@ def read_buffers(log: str) -> Footprint | None:
     def total(*parts: str) -> int:
         return sum(size for (_, part), size in here.items() if part in parts)
 
+    # some processors get a copy in another order; what was copied is not held as part of the mapped file besides
+    mapped = here.get(("CPU_Mapped", "model"), 0)
     return Footprint(
-        weights_bytes=total("model"),
+        weights_bytes=max(mapped, total("model") - mapped),
         kv_bytes=total("KV"),
         state_bytes=total("RS"),
         compute_bytes=total("compute", "output"),

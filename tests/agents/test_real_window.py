@@ -12,6 +12,9 @@ from tests.conftest import CACHE, CI, CLAUDES, ENGINES, Claude
 from tests.talk import calls, compactions, compacts_at, prompt, results, talk
 from tests.world import World
 
+# one of the engines needs minutes for a prompt, on a machine that has other things to do too
+pytestmark = pytest.mark.timeout(1800)
+
 PROGRAMS = {"ollama": CACHE / "ollama-0.17.4/bin/ollama", "vllm-mlx": CACHE / "vllm-mlx-0.6.0/bin/vllm-mlx"}
 #: A small window: Claude Code's prompt, a long question, and the conversation is full.
 CTX, OUT = 13312, 256

@@ -45,17 +45,18 @@ def test_a_file_is_written(ollama: World) -> None:
     assert again.returncode == 0, again.stderr
 
 
-def test_the_tiny_model_passes_its_check_and_silent_cutting_is_found(ollama: World) -> None:
-    # one of its rows fills the whole window
+def test_the_tiny_model_passes_its_check_and_what_it_would_cut_is_refused(ollama: World) -> None:
     ollama.patience_s = 400.0
-    done = ollama.run("check", "tiny", "--backend", "ollama", "--json")
+    words = ("--ctx", "13312", "--out-tokens", "1024")
+    done = ollama.run("check", "tiny", "--backend", "ollama", *words, "--json")
     told = json.loads(done.stdout)
     outcome = {row["name"]: row["status"] for row in told["rows"]}
     assert done.returncode == 0, told
     assert outcome["The real agent writes a real file"] == "pass"
     assert outcome["A second tool call after the first one's result"] == "pass"
+    # Ollama answers 200 to it; the relay goes by the tokens per byte of earlier turns
+    assert outcome["A prompt beyond the window is refused, not cut"] == "pass"
     # what Ollama is known not to do is red, and not hidden
-    assert outcome["A prompt beyond the window is refused, not cut"] == "fail"
     assert outcome["Tokens are counted before they are sent"] == "fail"
     assert outcome["A second turn does not read the whole prompt again"] == "not exercised"
 

@@ -10,6 +10,9 @@ import pytest
 
 from tests.conftest import ROOT, Claude
 
+# thirty rounds of two launches each
+pytestmark = pytest.mark.timeout(1800)
+
 LAUNCHES = 30
 
 

@@ -18,6 +18,9 @@ from tests.conftest import BACKENDS, Claude, Engine, wide
 from tests.talk import Talk, results, talk
 from tests.world import World, alive, wait_for
 
+# one of the engines needs minutes for a prompt
+pytestmark = pytest.mark.timeout(1800)
+
 
 def kill_at_random(world: World, seed: int, party: str = "server") -> threading.Thread:
     """Kill a party some moment after now, as a turn goes on; the seed decides when."""

@@ -20,10 +20,11 @@ from cclocal.settings import flags as flags_of_setting
 #: A model's flag, without its dashes.
 FLAG = re.compile(r"[a-z][a-z0-9.-]*")
 #: The commands of the command line. (Here, because the first help page must not import the commands themselves.)
-COMMANDS = ("attach", "check", "fetch", "list", "logs", "plan", "prompt", "rm", "stats")
+COMMANDS = ("attach", "check", "env", "fetch", "list", "logs", "plan", "prompt", "rm", "stats")
 #: Other words that a model's flag must not take.
 _WORDS = frozenset(
-    "clean dry-run help install-completion json last list-models macos ram show-completion version warm".split()
+    """clean dry-run help install-completion json key last list-models macos ram show-completion show-key version
+    vscode warm""".split()
 )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from cclocal.agents.session import AgentSession, Capture, CaptureRun, ConfigDir, Window
+from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Window
 from cclocal.command import BASE_NAMES, Binding, Command, CommandAndFiles, Endpoint
 from cclocal.facts import AgentFound
 from cclocal.paths import Env, find_program
@@ -70,6 +70,10 @@ def plain(session: AgentSession, model: str) -> Capture:
 
 def capture_run(capture: Capture, binding: Binding, words: str) -> CaptureRun:
     raise NotImplementedError
+
+
+def by_hand(session: AgentSession, endpoint: Endpoint) -> ByHand:
+    return ByHand({"SMALL_URL": endpoint.url, "SMALL_KEY": endpoint.key}, (PROGRAM,))
 
 
 def notes(session: AgentSession) -> tuple[str, ...]:

@@ -100,6 +100,9 @@ def test_what_it_cannot_do_is_refused_in_its_own_words(small: World) -> None:
     assert "small has one slot" in done.stderr
     assert "install small" in done.stderr
     assert "never reaches" in run(small, *SMALL, "--pass-env", "SMALL_URL").stderr
+    other = run(small, "--model", "my.gguf", "--backend", "small", "--agent", "codex", "--", "exec", "x")
+    assert other.returncode == 31
+    assert "small does not speak the API of this agent (responses)" in other.stderr
     (small.bin / "small-agent").unlink()
     missing = run(small, *SMALL, "--", "once", "x")
     assert missing.returncode == 35

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import pexpect
 import pytest
 
 from cclocal import tiny
@@ -182,6 +185,40 @@ def test_our_own_server_is_found_by_its_address_too(world: World) -> None:
         assert done.returncode == 0, done.stderr
         assert env(world)["ANTHROPIC_MODEL"] == "tiny"
         (world.record / "agent.json").unlink()
+    child.terminate()
+    child.wait()
+
+
+def test_what_a_plain_agent_needs_is_printed_and_the_key_only_where_nobody_sees_it(world: World) -> None:
+    world.fake_server()
+    world.fake_claude()
+    child = world.start("--server", "--tiny")
+    wait_for(lambda: "cclocal attach" in (world.record / "out").read_text(), "the server")
+    port = str(world.state()["port"])
+    key = world.run("env", port, "--key").stdout.strip()
+    assert key.startswith("cclocal-")
+    # a shell that takes them over can ask the server
+    script = f'eval "$({" ".join(world.command)} env {port})" && env'
+    done = subprocess.run(["/bin/sh", "-c", script], env=world.env, capture_output=True, text=True, check=True)
+    told = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert told["ANTHROPIC_BASE_URL"] == f"http://127.0.0.1:{port}"
+    reply = httpx.get(f"{told['ANTHROPIC_BASE_URL']}/v1/models", headers={"x-api-key": told["ANTHROPIC_AUTH_TOKEN"]})
+    assert reply.status_code == 200
+    for agent, words in (("codex", "export CCLOCAL_KEY="), ("pi", "models.json"), ("claude", "export ANTHROPIC_MODEL")):
+        assert words in world.run("env", port, "--agent", agent).stdout
+    settings = json.loads(world.run("env", port, "--vscode").stdout)
+    assert settings["claudeCode.disableLoginPrompt"] is True
+    assert {"name": "ANTHROPIC_AUTH_TOKEN", "value": key} in settings["claudeCode.environmentVariables"]
+    with world.on_terminal("env", port) as terminal:
+        terminal.expect(pexpect.EOF)
+        shown = str(terminal.before)
+    assert key not in shown
+    assert "env" in shown
+    with world.on_terminal("env", port, "--show-key") as terminal:
+        terminal.expect(key)
+    missing = world.run("env", "1")
+    assert missing.returncode == 2
+    assert "No server of cclocal's listens on port 1" in missing.stderr
     child.terminate()
     child.wait()
 

@@ -15,7 +15,7 @@ from typing import Protocol, cast
 from cclocal.agents.claude import spec as claude
 from cclocal.agents.codex import spec as codex
 from cclocal.agents.pi import spec as pi
-from cclocal.agents.session import AgentSession, Capture, CaptureRun, ConfigDir, Window
+from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Window
 from cclocal.command import Binding, CommandAndFiles, Endpoint
 from cclocal.facts import AgentFound
 from cclocal.paths import Env
@@ -78,6 +78,9 @@ class Agent(Protocol):
 
     def capture_run(self, capture: Capture, binding: Binding, words: str) -> CaptureRun:
         """One run of a capture in the folder of `binding`, in which the user says `words`."""
+
+    def by_hand(self, session: AgentSession, endpoint: Endpoint) -> ByHand:
+        """What a plain launch of it needs to use a server."""
 
     def notes(self, session: AgentSession) -> tuple[str, ...]:
         """What the user should know about this folder and about the arguments they passed."""

@@ -80,6 +80,15 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True)
+class ByHand:
+    """How an agent uses a server without cclocal: variables, further lines for a shell, and the command to type."""
+
+    env: Mapping[str, str]
+    command: tuple[str, ...]
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class CaptureRun:
     """One such run: its command, the files it reads, its configuration folder, its standard input."""
 

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cclocal import http
+from cclocal.checks.conversation import Server, user, with_result
 from cclocal.command import Endpoint
-from cclocal.wires.wire import Body, Calls, Reply, Wire
+from cclocal.wires.wire import Calls, Reply, Wire
 
 if TYPE_CHECKING:
-    import httpx
+    pass
 
 #: Seconds for one answer: a slow machine takes minutes.
 _LIMIT_S = 1800.0
-_OUT_TOKENS = 1024
-_TEXT, _NUMBER_OR_NULL = {"type": "string"}, {"anyOf": [{"type": "number"}, {"type": "null"}]}
 #: Quotes of both kinds, braces, backslashes, tabs and line ends: characters that JSON escapes.
 _DENSE = 'a = "x" + \'y\'\nif a != \'"\':\n\tprint(f"{a!r} \\\\ {{}}")\n# end'
 #: Text that some servers' tool and thinking parsers treat as their own marks.
@@ -55,7 +53,7 @@ def run(endpoint: Endpoint, wire: Wire, calls: Calls, title: str, context_tokens
     with http.client(endpoint.url, endpoint.key, limit_s=_LIMIT_S) as client:
         # one connection per request: a kept one that the server has just closed would look like a failure
         client.headers["connection"] = "close"
-        server = _Server(client, wire, calls, endpoint.model, title, context_tokens)
+        server = Server(client, wire, calls, endpoint.model, title, context_tokens)
         for row in _ROWS:
             try:
                 outcome = row(server)
@@ -66,68 +64,6 @@ def run(endpoint: Endpoint, wire: Wire, calls: Calls, title: str, context_tokens
             yield CheckRow(row.__doc__ or "", *outcome, needed=row in _NEEDED)
 
 
-# -- the conversation -------------------------------------------------------------------------------------------
-
-
-def _tool(name: str, description: str, required: Body, optional: Body) -> Body:
-    schema = {"type": "object", "properties": {**required, **optional}, "required": list(required)}
-    return {"name": name, "description": description, "input_schema": schema}
-
-
-@dataclass(frozen=True, slots=True)
-class _Server:
-    """A running server, asked in the API of the agent."""
-
-    client: httpx.Client
-    wire: Wire
-    calls: Calls
-    model: str
-    title: str
-    context_tokens: int
-
-    @property
-    def system(self) -> str:
-        run, write = self.calls.run[0], "".join(self.calls.write[:1])
-        files = f"when asked to create a file call {write} with exactly the given path and content, " if write else ""
-        commands = f"when asked to run a command call {run} with exactly that command."
-        return f"You are a coding agent. Use the tools: {files}{commands} After a tool's result say Done."
-
-    @property
-    def tools(self) -> list[Body]:
-        name, command = self.calls.run
-        tools = [_tool(name, "Runs a command.", {command: _TEXT}, {"timeout": _NUMBER_OR_NULL})]
-        if self.calls.write:
-            name, path, content = self.calls.write
-            tools.insert(0, _tool(name, "Writes a file.", {path: _TEXT, content: _TEXT}, {}))
-        return tools
-
-    def ask(self, messages: list[Body], *, out_tokens: int = _OUT_TOKENS, stream: bool = False) -> Reply:
-        body = self.wire.body(self.model, self.system, self.tools, messages, out_tokens, stream=stream)
-        reply = self.client.post(self.wire.PATH, json=body)
-        return self.wire.read(reply.status_code, reply.text, stream=stream)
-
-    def create(self, path: str, content: str) -> list[Body]:
-        return [_user(self.calls.ask_to_write(path, content))]
-
-    def has_run(self, answer: Reply, command: str) -> bool:
-        """Whether the answer's call runs exactly this command."""
-        name, parameter = self.calls.run
-        return answer.first_name == name and str(answer.first_input.get(parameter, "")).strip() == command
-
-
-def _user(text: str) -> Body:
-    return {"role": "user", "content": text}
-
-
-def _with_result(messages: list[Body], answer: Reply, more: str = "") -> list[Body]:
-    """The conversation after a call was answered."""
-    calls = [{key: call[key] for key in ("type", "id", "name", "input")} for call in answer.calls]
-    result = {"type": "tool_result", "content": "The file was written."}
-    results = [{**result, "tool_use_id": call["id"]} for call in answer.calls]
-    said, asked = ([{"type": "text", "text": text}] if text.strip() else [] for text in (answer.text, more))
-    return [*messages, {"role": "assistant", "content": [*said, *calls]}, {"role": "user", "content": results + asked}]
-
-
 # -- the rows ---------------------------------------------------------------------------------------------------
 
 
@@ -135,30 +71,30 @@ def _judged(good: bool, shown: Reply | str, if_good: str, if_bad: str) -> Outcom
     return "pass" if good else "fail", str(shown), if_good if good else if_bad
 
 
-def _dense_write(server: _Server) -> Outcome:
+def _dense_write(server: Server) -> Outcome:
     """A file full of quotes arrives byte for byte"""
     answer = server.ask(server.create("notes.py", _DENSE))
     good = answer.first_input == server.calls.written("notes.py", _DENSE) and answer.stop == "tool_use"
     return _judged(good, answer, "Files are written as the model meant them.", "Files come out wrong, or not at all.")
 
 
-def _result(server: _Server) -> Outcome:
+def _result(server: Server) -> Outcome:
     """A tool's result ends the turn"""
     messages = server.create("one.txt", "first")
     answer = server.ask(messages)
     if not answer.calls:
         return "fail", str(answer), "No tool is called, so nothing is done."
-    after = server.ask(_with_result(messages, answer))
+    after = server.ask(with_result(messages, answer))
     good = after.stop == "end_turn" and not after.calls
     bad = "The agent repeats itself or stops in the middle."
     return _judged(good, after, "The agent knows when it is done.", bad)
 
 
-def _chain(server: _Server) -> Outcome:
+def _chain(server: Server) -> Outcome:
     """A second tool call after the first one's result"""
     messages = server.create("one.txt", "first")
     answer = server.ask(messages)
-    after = server.ask(_with_result(messages, answer, "Run the command: wc -c one.txt"))
+    after = server.ask(with_result(messages, answer, "Run the command: wc -c one.txt"))
     if not after.calls:
         meaning = "Not seen: the model answered without a tool call. Multi-step tasks may stop halfway."
         return "not exercised", str(after), meaning
@@ -167,9 +103,9 @@ def _chain(server: _Server) -> Outcome:
     )
 
 
-def _parallel(server: _Server) -> Outcome:
+def _parallel(server: Server) -> Outcome:
     """Two calls in one reply"""
-    answer = server.ask([_user("In one reply, run the command: echo one — and in a second call run: echo two")])
+    answer = server.ask([user("In one reply, run the command: echo one — and in a second call run: echo two")])
     if len(answer.calls) < 2:
         detail = "one call at a time" if answer.calls else str(answer)
         return "not exercised", detail, "Not seen. Several files are read one after the other, which is slower."
@@ -177,9 +113,9 @@ def _parallel(server: _Server) -> Outcome:
     return _judged(good, answer, "Several files are read at once.", "Several files are read at once.")
 
 
-def _union(server: _Server) -> Outcome:
+def _union(server: Server) -> Outcome:
     """A tool with a union in its schema"""
-    answer = server.ask([_user("Run the command: echo union")])
+    answer = server.ask([user("Run the command: echo union")])
     return _judged(
         server.has_run(answer, "echo union"),
         answer,
@@ -188,20 +124,20 @@ def _union(server: _Server) -> Outcome:
     )
 
 
-def _late_system(server: _Server) -> Outcome:
+def _late_system(server: Server) -> Outcome:
     """A system message in the middle of a conversation"""
-    messages = [_user("Hello"), {"role": "assistant", "content": "Hello."}, {"role": "system", "content": "Be brief."}]
+    messages = [user("Hello"), {"role": "assistant", "content": "Hello."}, {"role": "system", "content": "Be brief."}]
     answer = server.ask([*messages, *server.create("late.txt", "still here")])
     good = answer.first_input == server.calls.written("late.txt", "still here")
     accepted = f"Reminders that {server.title} sends during a session are accepted."
     return _judged(good, answer, accepted, "Long sessions may break off.")
 
 
-def _count(server: _Server) -> Outcome:
+def _count(server: Server) -> Outcome:
     """Tokens are counted before they are sent"""
     if not server.wire.COUNT_PATH:
         return "not exercised", "this API cannot", f"{server.title} goes by what earlier replies reported."
-    body = {"model": server.model, "system": server.system, "tools": server.tools, "messages": [_user("Hello")]}
+    body = {"model": server.model, "system": server.system, "tools": server.tools, "messages": [user("Hello")]}
     reply = server.client.post(server.wire.COUNT_PATH, json=body)
     counted = reply.json().get("input_tokens", 0) if reply.status_code == 200 else 0
     detail = f"{counted} tokens" if counted else str(reply.status_code)
@@ -209,7 +145,7 @@ def _count(server: _Server) -> Outcome:
     return _judged(bool(counted), detail, "/context is exact.", estimates)
 
 
-def _stream(server: _Server) -> Outcome:
+def _stream(server: Server) -> Outcome:
     """A stream says the same as a whole reply"""
     whole, streamed = (server.ask(server.create("s.txt", "the same twice"), stream=stream) for stream in (False, True))
     whole_calls, streamed_calls = (
@@ -220,7 +156,7 @@ def _stream(server: _Server) -> Outcome:
     return _judged(good, streamed, "Streamed replies are complete.", bad)
 
 
-def _usage(server: _Server) -> Outcome:
+def _usage(server: Server) -> Outcome:
     """A stream reports the prompt's token count"""
     answer = server.ask(server.create("u.txt", "count me"), stream=True)
     tokens = answer.input_tokens + (answer.cached_tokens or 0)
@@ -228,14 +164,14 @@ def _usage(server: _Server) -> Outcome:
     return _judged(tokens > 0, f"{tokens} tokens", "The used part of the context window is known.", bad)
 
 
-def _cut(server: _Server) -> Outcome:
+def _cut(server: Server) -> Outcome:
     """A reply that is cut off has the stop reason for it"""
     answer = server.ask(server.create("long.txt", _LONG), out_tokens=24)
     bad = "A half-written file may be taken for a complete one."
     return _judged(answer.stop == "max_tokens", answer, f"{server.title} notices and goes on.", bad)
 
 
-def _cut_call(server: _Server) -> Outcome:
+def _cut_call(server: Server) -> Outcome:
     """A tool call that is cut off is not reported as complete"""
     answer = server.ask(server.create("long.txt", _LONG), out_tokens=24, stream=True)
     good = answer.stop == "max_tokens" or answer.first_input == server.calls.written("long.txt", _LONG)
@@ -243,9 +179,9 @@ def _cut_call(server: _Server) -> Outcome:
     return _judged(good, answer, "A tool call that was cut off is reported.", bad)
 
 
-def _no_thinking(server: _Server) -> Outcome:
+def _no_thinking(server: Server) -> Outcome:
     """Thinking stays out of the text"""
-    answer = server.ask([_user("How are you?")])
+    answer = server.ask([user("How are you?")])
     if not answer.text:
         return "not exercised", str(answer), "The model wrote no text."
     leaks = [mark for mark in ("<think>", "</think>", "<|channel|>", "<|channel>", "reasoning:") if mark in answer.text]
@@ -254,20 +190,20 @@ def _no_thinking(server: _Server) -> Outcome:
     return _judged(not leaks, detail, "Answers contain no thinking.", bad)
 
 
-def _marks(server: _Server) -> Outcome:
+def _marks(server: Server) -> Outcome:
     """A file that contains a parser's own marks arrives byte for byte"""
     answer = server.ask(server.create("marks.txt", _MARKED))
     good = answer.first_input == server.calls.written("marks.txt", _MARKED)
     return _judged(good, answer, "Files may contain such marks.", "Files that contain such marks are damaged.")
 
 
-def _cache(server: _Server) -> Outcome:
+def _cache(server: Server) -> Outcome:
     """A second turn does not read the whole prompt again"""
     filler = " ".join(f"line {i} of the notes." for i in range(300))
-    messages = [_user(f"{filler} How are you?")]
+    messages = [user(f"{filler} How are you?")]
     first = server.ask(messages)
     said = {"role": "assistant", "content": first.text or "Fine."}
-    second = server.ask([*messages, said, _user("How are you?")])
+    second = server.ask([*messages, said, user("How are you?")])
     if second.cached_tokens is None:
         return "not exercised", "the server does not report it", "How many tokens are read again is unknown."
     good = second.cached_tokens > second.input_tokens
@@ -275,17 +211,17 @@ def _cache(server: _Server) -> Outcome:
     return _judged(good, detail, "A turn reads only its new tokens.", "Every turn reads the whole prompt again.")
 
 
-def _too_long(server: _Server) -> Outcome:
+def _too_long(server: Server) -> Outcome:
     """A prompt beyond the window is refused, not cut"""
     # one token per word in nearly every vocabulary
-    answer = server.ask([_user(f"{' the' * server.context_tokens} How are you?")], out_tokens=16)
+    answer = server.ask([user(f"{' the' * server.context_tokens} How are you?")], out_tokens=16)
     said = re.search(r"context|too long|exceed|length|tokens", answer.raw, re.IGNORECASE)
     loud = answer.status in (400, 413, 422) and bool(said)
     bad = "The beginning of the conversation is dropped silently."
     return _judged(loud, f"status {answer.status}", f"{server.title} compacts and goes on.", bad)
 
 
-_ROWS: tuple[Callable[[_Server], Outcome], ...] = (
+_ROWS: tuple[Callable[[Server], Outcome], ...] = (
     _dense_write,
     _result,
     _chain,

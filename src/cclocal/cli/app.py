@@ -70,6 +70,10 @@ _EXAMPLES = {
         ("cclocal check gemma", "real requests, real tool calls, a real file"),
         ("cclocal check gemma --kv q8_0 --json", "as it would be started with these options"),
     ),
+    commands.env: (
+        ('eval "$(cclocal env 8132)"', "then a plain claude in this shell uses that server"),
+        ("cclocal env 8132 --agent codex", "the same for another agent"),
+    ),
     commands.fetch: (
         ("cclocal --fetch gemma coder", "download now, start later"),
         ("cclocal fetch owner/name:Q8_0", "any model of the hub"),

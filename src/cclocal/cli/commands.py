@@ -66,6 +66,35 @@ def attach(
         story(port, replace(if_typed(call.settings, "ctx"), model=model), call.env)
 
 
+@takes("agent")
+def env(
+    call: Call,
+    port: Annotated[int, Argument(help="The port of a --server.", show_default=False, autocompletion=_ports)],
+    key: Annotated[bool, Option("--key", help="Print the key alone.")] = False,
+    show_key: Annotated[bool, Option("--show-key", help="Print the key on a terminal too.")] = False,
+    vscode: Annotated[bool, Option("--vscode", help="Settings for Claude Code's extension of VS Code.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a plain agent, an editor or a script needs to use a server: eval "$(cclocal env PORT)"."""
+    from cclocal.session import by_hand
+    from cclocal.ui.console import print_json
+
+    handed = by_hand.hand(port, call.settings, call.env)
+    # what is written on a terminal is seen by others, and stays
+    shown = show_key or not sys.stdout.isatty()
+    if key:
+        if not shown:
+            raise UsageError("The key is not printed on a terminal.", hint=f"cclocal env {port} --key --show-key")
+        print(handed.endpoint.key)
+    elif as_json:
+        print_json(by_hand.as_json(handed, show_key=shown))
+    elif vscode:
+        print(by_hand.vscode(handed, show_key=shown))
+    else:
+        for line in by_hand.shell_lines(handed, show_key=shown):
+            print(line)
+
+
 @takes(*WITHOUT_A_SESSION)
 def check(
     call: Call,

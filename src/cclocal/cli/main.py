@@ -76,7 +76,7 @@ def _run(words: list[str], agent_args: tuple[str, ...], environ: Mapping[str, st
     lasting = dict(user_file.defaults)
     # the server of `attach` runs already
     of_agent = {name: value for name, value in lasting.items() if options()[name][1].scope == "agent"}
-    defaults = {**lasting, **dict.fromkeys(COMMANDS, lasting), "attach": of_agent}
+    defaults = {**lasting, **dict.fromkeys(COMMANDS, lasting), "attach": of_agent, "env": of_agent}
     sys.exit(app.run(words, Call(env, user_file, agent_args, models), defaults) or 0)
 
 

@@ -26,6 +26,7 @@ from cclocal.server.readiness import NotYet, check_models
 from cclocal.server.registry import SessionRecord, check_proc, running
 from cclocal.server.remote import check_url, look
 from cclocal.server.start import ServerStart, exec_agent, listen, new_binding, start_server
+from cclocal.session.by_hand import check_wire
 from cclocal.session.serve import ENDPOINT, lay_out_config
 from cclocal.settings import Settings
 from cclocal.ui.console import busy, say
@@ -94,6 +95,7 @@ def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoRetur
     _wait_for(record, served)
     if settings.model and settings.model not in (served["model"], record.model):
         raise UsageError(f"The server on {record.port} has {record.model}, not {settings.model}.")
+    check_wire(record, choose_agent(settings))
     agent, facts = _agent(settings, env)
     session = _session(f"{record.model} on port {record.port}", served["context_tokens"], agent, settings, facts)
     session = replace(session, log_reader=served.get("log_reader", ""))

@@ -20,7 +20,7 @@ from cclocal.agents.claude.command import Context, context_of, environment, inst
 from cclocal.agents.claude.command import command as command
 from cclocal.agents.claude.command import config_dir as config_dir
 from cclocal.agents.claude.command import window as window
-from cclocal.agents.session import AgentSession, Capture, CaptureRun, ConfigDir
+from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir
 from cclocal.command import AGENT_NAMES, SHOWN, Binding, Command, Endpoint
 from cclocal.wires.wire import Calls
 
@@ -89,6 +89,13 @@ def notes(session: AgentSession) -> tuple[str, ...]:
         if flag in _UNDOES and not (session.lean and flag == "--append-system-prompt"):
             found.append(f"{flag} after “--” {_UNDOES[flag]}.")
     return tuple(dict.fromkeys(found))
+
+
+def by_hand(session: AgentSession, endpoint: Endpoint) -> ByHand:
+    every = environment(endpoint, session.context_tokens, session.out_tokens)
+    # what would be refused outside of our own configuration, or is only there for the KV cache
+    own = {name: value for name, value in every.items() if name != "CLAUDE_CODE_PROVIDER_MANAGED_BY_HOST"}
+    return ByHand(own, (PROGRAM,))
 
 
 def unusable(version: str) -> str | None:

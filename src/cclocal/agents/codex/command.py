@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cclocal.agents.session import AgentSession, ConfigDir, Window
-from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, Binding, Command, CommandAndFiles, Endpoint
+from cclocal.agents.session import AgentSession, ByHand, ConfigDir, Window
+from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, SHOWN, Binding, Command, CommandAndFiles, Endpoint
 
 PROGRAM = "codex"
 #: Our server in its configuration, and the variable that holds the key.
@@ -159,6 +159,14 @@ def _overrides(session: AgentSession, endpoint: Endpoint, binding: Binding) -> d
         folders = sorted({str(session.cwd), str(session.git_root or session.cwd)})
         settings["projects"] = {folder: {"trust_level": "trusted"} for folder in folders}
     return settings
+
+
+def by_hand(session: AgentSession, endpoint: Endpoint) -> ByHand:
+    """With the provider and the window alone: the user's own configuration stands."""
+    wanted = ("model_provider", "model", f"model_providers.{_PROVIDER}", "model_context_window")
+    every = _overrides(session, endpoint, SHOWN)
+    chosen = [f"{name}={_toml(every[name])}" for name in (*wanted, "model_auto_compact_token_limit", "web_search")]
+    return ByHand({_KEY: endpoint.key}, (PROGRAM, *(word for one in chosen for word in ("-c", one))))
 
 
 def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> CommandAndFiles:

@@ -16,6 +16,7 @@ from packaging.version import Version
 
 from cclocal.agents.codex.command import COMMANDS, EXEC, Context, context_of
 from cclocal.agents.codex.command import PROGRAM as PROGRAM
+from cclocal.agents.codex.command import by_hand as by_hand
 from cclocal.agents.codex.command import command as command
 from cclocal.agents.codex.command import config_dir as config_dir
 from cclocal.agents.codex.command import window as window

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from packaging.version import Version
 
-from cclocal.agents.session import AgentSession, Capture, CaptureRun, ConfigDir, Window
+from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Window
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, SHOWN, Binding, Command, CommandAndFiles, Endpoint
 from cclocal.wires.wire import Calls
 
@@ -149,6 +150,14 @@ def _conversations(session: AgentSession) -> Path:
     """Where the conversations of this folder are kept, in a name as pi itself makes it."""
     name = re.sub(r"[/\\:]", "-", str(session.cwd).lstrip("/"))
     return session.home / "sessions" / f"--{name}--"
+
+
+def by_hand(session: AgentSession, endpoint: Endpoint) -> ByHand:
+    files = _files(session, endpoint)
+    folder = 'export PI_CODING_AGENT_DIR="$(mktemp -d)"'
+    lines = (f'printf %s {shlex.quote(text)} > "$PI_CODING_AGENT_DIR/{name}"' for name, text in files.items())
+    command = (PROGRAM, "--provider", _PROVIDER, "--model", endpoint.model)
+    return ByHand({_KEY: endpoint.key, "PI_OFFLINE": "1"}, command, (folder, *lines))
 
 
 def is_interactive(arguments: Sequence[str]) -> bool:

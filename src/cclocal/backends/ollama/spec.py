@@ -41,6 +41,7 @@ class OllamaSpec(Backend):
     RUNTIME = "cclocal.backends.ollama.runtime:Ollama"
     LOG_READER = str(Path(__file__).with_name("log_reader.py"))
     FORMS = ("tag", "gguf")
+    WIRES = frozenset({"anthropic", "chat", "responses"})
     CUTS_PROMPTS = True
 
     def rank(self, machine: Machine) -> int:

@@ -33,6 +33,7 @@ class VllmMlxSpec(Backend):
     INSTALL = 'uv tool install "vllm-mlx>=0.6,<0.7" --with "mlx-lm>=0.31.3"'
     RUNTIME = "cclocal.backends.vllm_mlx.runtime:VllmMlx"
     LOG_READER = str(Path(__file__).with_name("wrapper.py"))
+    WIRES = frozenset({"anthropic", "chat", "responses"})
     FORMS = ("mlx",)
     ASKED_BY = frozenset({"parser"})
     #: TERM alone waits for the stream in flight, without limit; INT after it does not. A Mac that loses a process

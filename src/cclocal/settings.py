@@ -80,7 +80,10 @@ class Settings:
     ] = None
     parser: Annotated[str | None, Server("--parser NAME", _PARSER, MODELS, lasting=False)] = None
     server: Annotated[bool, Server("--server", _SERVER, lasting=False, short="only the server")] = False
-    agent: Annotated[str | None, ForAgent("--agent NAME", "The coding agent to start. [dim]default: claude[/]")] = None
+    agent: Annotated[
+        str | None,
+        ForAgent("--agent NAME", "The coding agent: claude (default), codex, pi.", short="claude, codex, pi"),
+    ] = None
     ctx: Annotated[
         int | None,
         Option("--ctx TOKENS", "Context window.", scope="window", at_least=1, short="context window"),

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CLAUDE_VERSION := 2.1.329
+CLAUDE_VERSION := 2.1.331
 # most tests wait for real programs; each takes a core at most
 WORKERS ?= 2
 

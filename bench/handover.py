@@ -25,7 +25,7 @@ def one_run(root: Path) -> tuple[float, float]:
     agent = world.bin / "claude"
     # no interpreter to start: the shell's first act is the stamp
     agent.write_text(
-        f'#!/bin/sh\ndate +%s.%N >{world.record}/agent\n[ "$1" = --version ] && echo "2.1.329 (Claude Code)"\n'
+        f'#!/bin/sh\ndate +%s.%N >{world.record}/agent\n[ "$1" = --version ] && echo "2.1.331 (Claude Code)"\n'
     )
     agent.chmod(0o755)
     world.run("--tiny")

@@ -35,7 +35,7 @@ def prepared(root: Path, server: Path) -> World:
     world.real("llama-server", server)
     agent = world.bin / "claude"
     # no interpreter to start: the shell's first act is the stamp
-    agent.write_text(f'#!/bin/sh\ndate +%s.%N >{world.record}/agent\n[ "$1" = --version ] && echo "2.1.329 (x)"\n')
+    agent.write_text(f'#!/bin/sh\ndate +%s.%N >{world.record}/agent\n[ "$1" = --version ] && echo "2.1.331 (x)"\n')
     agent.chmod(0o755)
     return world
 

@@ -1,7 +1,7 @@
 """The real parts of the suite, and worlds to use them in.
 
 With CI=true every engine form, every agent version and every row of the matrices is run. Elsewhere: the engine of the
-wheel, one Claude Code (the one on PATH, else 2.1.329) and one row of each matrix; the summary says what was left out.
+wheel, one Claude Code (the one on PATH, else 2.1.331) and one row of each matrix; the summary says what was left out.
 
 Two markers: `wide` is a row that only CI=true runs; `starts` is set here on every test that starts a program of ours
 in a user's home of its own. `make quick` runs the others.
@@ -35,7 +35,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parent.parent
 CI = os.environ.get("CI") == "true"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cclocal-dev"
-NEWEST, OLDEST = "2.1.329", "2.1.197"
+NEWEST, OLDEST = "2.1.331", "2.1.197"
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ class Facts:
     """Everything that a plan may depend on beside the model and the settings.
 
     cached: (repository, file) → the file on disk. shapes: what the headers of model files mean for memory, by the path
-    that a plan gives the model. projector_bytes: sizes of vision projectors, by file name.
+    that a plan gives the model. strict: the models whose chat templates take one system message, by the same paths.
+    projector_bytes: sizes of vision projectors, by file name.
     """
 
     machine: Machine
@@ -126,6 +127,7 @@ class Facts:
     git_root: Path | None = None
     cached: Mapping[tuple[str, str], Path] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
+    strict: frozenset[str] = frozenset()
     projector_bytes: Mapping[str, int] = field(default_factory=dict)
     #: the models of the catalog whose dimensions are published, for when another one does not fit
     alternatives: tuple[Alternative, ...] = ()

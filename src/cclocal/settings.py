@@ -52,6 +52,7 @@ ForAgent = partial(Option, scope="agent")
 _MODEL = "A model of the catalog, a GGUF file, an MLX folder, owner/name[:QUANT] of the hub, or an Ollama tag."
 _PARSER = "vllm-mlx: how the model writes tool calls. [dim]default: from the catalog or its chat template[/]"
 _SERVER = "Start only the server, until Ctrl-C; cclocal attach PORT uses it from another terminal."
+_AGENT = "The coding agent: claude (default), codex, pi."
 _OUT_TOKENS = "Longest reply; a file written in one go must fit into it. [dim]default: 8192[/]"
 _PORT = "Port of the server. [dim]default: any free one; with --server the model's own[/]"
 _EXTRA_VARIABLE = "Give the agent this variable too; repeatable. [dim]In CCLOCAL_PASS_ENV separated by spaces.[/]"
@@ -80,10 +81,7 @@ class Settings:
     ] = None
     parser: Annotated[str | None, Server("--parser NAME", _PARSER, MODELS, lasting=False)] = None
     server: Annotated[bool, Server("--server", _SERVER, lasting=False, short="only the server")] = False
-    agent: Annotated[
-        str | None,
-        ForAgent("--agent NAME", "The coding agent: claude (default), codex, pi.", short="claude, codex, pi"),
-    ] = None
+    agent: Annotated[str | None, ForAgent("--agent NAME", _AGENT, short="claude, codex, pi")] = None
     ctx: Annotated[
         int | None,
         Option("--ctx TOKENS", "Context window.", scope="window", at_least=1, short="context window"),

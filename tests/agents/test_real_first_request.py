@@ -21,7 +21,7 @@ from tests.talk import compactions, talk
 from tests.world import World, wait_for
 
 #: The lean row of the measured prompt sizes (bytes of the first request's body), + 5 %.
-LEAN_BYTES = {"2.1.197": 13801 * 1.05, "2.1.329": 16469 * 1.05}
+LEAN_BYTES = {"2.1.197": 13801 * 1.05, "2.1.331": 16469 * 1.05}
 TOOLS = ["Bash", "Read", "Edit", "Write", "Glob", "Grep"]
 PROMPT = "Create the file hello.txt with content: hi"
 

@@ -116,7 +116,7 @@ def test_what_is_checked_is_what_runs(ready: World) -> None:
     program = ready.bin / "claude"
     program.unlink()
     program.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && echo "2.1.329 (Claude Code)" && exit\n'
+        '#!/bin/sh\n[ "$1" = --version ] && echo "2.1.331 (Claude Code)" && exit\n'
         'printf %s "it works on this machine" >proof.txt\n'
     )
     program.chmod(0o755)

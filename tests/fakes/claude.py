@@ -20,7 +20,7 @@ from typing import Any
 
 def main(switches: dict[str, Any]) -> None:
     if sys.argv[1:] == ["--version"]:
-        print("2.1.329 (Claude Code)")
+        print("2.1.331 (Claude Code)")
         return
     if os.environ.get("ANTHROPIC_AUTH_TOKEN") == "none":
         # a capture of its first request: what is recorded below is about sessions

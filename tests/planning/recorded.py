@@ -95,7 +95,7 @@ def facts(name: str, model: Model | None = None, backend: str = "llama-server") 
         env=env,
         cwd=Path("/home/ada/project"),
         engines={backend: (ENGINES[backend] if backend in ENGINES else engine(name),)},
-        agent=AgentFound(Path("/usr/bin/claude"), "2.1.329", Context(mcp_config=Path("/opt/cclocal/mcp-local.json"))),
+        agent=AgentFound(Path("/usr/bin/claude"), "2.1.331", Context(mcp_config=Path("/opt/cclocal/mcp-local.json"))),
     )
     for variant in model.variants if model else ():
         shape = None

@@ -16,6 +16,7 @@ from cclocal.wires.wire import Calls
 NAME = PROGRAM = "small-agent"
 TITLE = "Small agent"
 INSTALL = "install small-agent"
+VERIFIED: tuple[str, ...] = ("1.0",)
 RESUME: tuple[str, ...] = ("again",)
 LOOK = __name__
 WIRE = "anthropic"

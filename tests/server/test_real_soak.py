@@ -18,7 +18,7 @@ LAUNCHES = 30
 
 @pytest.mark.wide
 def test_nothing_is_left_whatever_is_killed_and_when(claude: Claude) -> None:
-    if claude.version != "2.1.329":
+    if claude.version != "2.1.331":
         pytest.skip("one version of the agent is enough")
     done = subprocess.run(
         [sys.executable, "bench/soak.py", "--launches", str(LAUNCHES), "--seed", "30"],

@@ -11,7 +11,7 @@ from cclocal import tiny
 from tests.world import World
 
 WRITES = """#!/bin/sh
-[ "$1" = --version ] && echo "2.1.329 (Claude Code)" && exit
+[ "$1" = --version ] && echo "2.1.331 (Claude Code)" && exit
 printf %s "it works on this machine" >proof.txt
 """
 

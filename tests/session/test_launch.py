@@ -123,7 +123,7 @@ def test_the_agent_gets_default_signals_and_no_descriptor_of_ours(world: World) 
     world.fake_server()
     agent = world.bin / "claude"
     agent.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && { echo "2.1.329 (Claude Code)"; exit; }\n'
+        '#!/bin/sh\n[ "$1" = --version ] && { echo "2.1.331 (Claude Code)"; exit; }\n'
         # the shell itself reads: while it forks, every signal is blocked for a moment
         "while read -r name value; do case $name in SigBlk:|SigIgn:) echo $name $value;; esac\n"
         "done </proc/self/status\n"

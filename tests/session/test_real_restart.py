@@ -46,7 +46,7 @@ def turn(session: Talk, world: World, number: int) -> None:
 def test_turns_go_on_when_the_server_is_killed_at_any_moment(world: World, claude: Claude, name: str) -> None:
     """Each server is killed in some moment of a turn; all files are right, and the session says it."""
     backend, program, target = BACKENDS[name]
-    if claude.version != "2.1.329":
+    if claude.version != "2.1.331":
         pytest.skip("one version of the agent for each engine")
     world.real("claude", claude.path)
     world.real(program, target)

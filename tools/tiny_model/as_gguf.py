@@ -24,7 +24,7 @@ UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 ALIGNMENT = 32
 
 
-def gguf(feed_forward: int = FEED_FORWARD) -> bytes:
+def gguf(feed_forward: int = FEED_FORWARD, template: str = CHAT_TEMPLATE) -> bytes:
     """The whole file. The same bytes every time, on every machine.
 
     `feed_forward`: the width of the layers of zero, which change no answer; 106,496 makes it 1.03 GB, for benches in
@@ -33,7 +33,7 @@ def gguf(feed_forward: int = FEED_FORWARD) -> bytes:
     vocabulary = Vocabulary()
     embedding, output, width = embeddings(vocabulary)
     blocks = layers(width)
-    metadata = _metadata(vocabulary, width, len(blocks), feed_forward)
+    metadata = _metadata(vocabulary, width, len(blocks), feed_forward, template)
     size = len(vocabulary.tokens)
     tensors: list[tuple[str, Sequence[int], int, bytes]] = [
         ("token_embd.weight", (width, size), F16, _f16(embedding, width)),
@@ -52,7 +52,9 @@ def gguf(feed_forward: int = FEED_FORWARD) -> bytes:
     return _file(metadata, tensors)
 
 
-def _metadata(vocabulary: Vocabulary, width: int, blocks: int, feed_forward: int) -> list[tuple[str, int, object]]:
+def _metadata(
+    vocabulary: Vocabulary, width: int, blocks: int, feed_forward: int, template: str
+) -> list[tuple[str, int, object]]:
     ids = vocabulary.id
     return [
         ("general.architecture", STRING, "llama"),
@@ -83,7 +85,7 @@ def _metadata(vocabulary: Vocabulary, width: int, blocks: int, feed_forward: int
         ("tokenizer.ggml.eos_token_id", UINT32, ids["EOS"]),
         ("tokenizer.ggml.padding_token_id", UINT32, ids["EOT"]),
         ("tokenizer.ggml.add_bos_token", BOOL, False),
-        ("tokenizer.chat_template", STRING, CHAT_TEMPLATE),
+        ("tokenizer.chat_template", STRING, template),
     ]
 
 

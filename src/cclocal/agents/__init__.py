@@ -34,6 +34,8 @@ class Agent(Protocol):
     TITLE: str
     PROGRAM: str
     INSTALL: str
+    #: the versions that its profile was verified on
+    VERIFIED: tuple[str, ...]
     #: the arguments that have it continue the last conversation
     RESUME: tuple[str, ...]
     #: the module that looks around for it

@@ -30,7 +30,7 @@ from cclocal.memory.mlx import shape_of_config
 from cclocal.memory.shape import Shape, published_shape, shape_of
 from cclocal.models import catalog_file, hub, tags
 from cclocal.models.catalog import CONFIG, Catalog, Model, Rules, Variant
-from cclocal.models.headers import of_folder, of_gguf
+from cclocal.models.headers import is_strict, of_folder, of_gguf
 from cclocal.models.repo_files import listed_bytes
 from cclocal.paths import Env, packaged, read_table, write_private
 from cclocal.planning.choose import choose_agent, choose_variant, model_path
@@ -125,9 +125,14 @@ def _alternatives(catalog: Catalog, facts: Facts) -> tuple[Alternative, ...]:
 def look_at_model(facts: Facts, model: Model, variant: Variant) -> Facts:
     """The facts with what is on disk of one variant of a model. Raises UsageError if a file is damaged."""
     facts = replace(facts, cached=_cached(variant, facts.env))
-    shape = _shape(model, variant, facts)
-    shapes = {model_path(variant, facts): shape} if shape else {}
-    return replace(facts, shapes=shapes, projector_bytes=_projector_bytes(variant, facts))
+    shape, template = _header(model, variant, facts)
+    path = model_path(variant, facts)
+    return replace(
+        facts,
+        shapes={path: shape} if shape else {},
+        strict=frozenset((path,)) if is_strict(template) else frozenset(),
+        projector_bytes=_projector_bytes(variant, facts),
+    )
 
 
 def _cached(variant: Variant, env: Env) -> dict[tuple[str, str], Path]:
@@ -150,8 +155,8 @@ def _projector_bytes(variant: Variant, facts: Facts) -> dict[str, int]:
     return {name: size} if size else {}
 
 
-def _shape(model: Model, variant: Variant, facts: Facts) -> Shape | None:
-    """A variant's shape: from its files once they are all here, else from its published dimensions."""
+def _header(model: Model, variant: Variant, facts: Facts) -> tuple[Shape | None, str]:
+    """(a variant's shape, its chat template): from its files once they are all here, else its published dimensions."""
     files = (variant.builtin,) if variant.builtin else variant.files
     # the first of several parts says nothing of the others
     if variant.path or (files and all((variant.repo or "", file) in facts.cached for file in files)):
@@ -161,12 +166,12 @@ def _shape(model: Model, variant: Variant, facts: Facts) -> Shape | None:
         header = tags.in_store(variant.tag, facts.env.environ)
     elif variant.builtin and variant.is_folder:
         packed = tiny.mlx_files()
-        return shape_of_config(json.loads(packed[CONFIG]), len(packed["model.safetensors"]))
+        return shape_of_config(json.loads(packed[CONFIG]), len(packed["model.safetensors"])), ""
     elif variant.builtin:
-        return shape_of(read_header(tiny.gguf()))
+        return shape_of(read_header(tiny.gguf())), ""
     else:
-        return published_shape(model.shape, variant.shape_form, variant.size_bytes)
-    return header.shape if header else None
+        return published_shape(model.shape, variant.shape_form, variant.size_bytes), ""
+    return (header.shape, header.template) if header else (None, "")
 
 
 def corrections(env: Env) -> Mapping[str, int]:

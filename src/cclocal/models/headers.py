@@ -169,6 +169,11 @@ class Traits:
     template_kwargs: Mapping[str, bool | str | int] = field(default_factory=dict)
 
 
+def is_strict(template: str) -> bool:
+    """Whether a chat template refuses a system message that is not the first one (Qwen's do)."""
+    return bool(re.search(r"raise_exception\(\s*['\"][^'\"]*[Ss]ystem message[^'\"]*(beginning|first)", template))
+
+
 def traits(template: str) -> Traits:
     """What a chat template (Jinja) says about its model."""
     tool = next((parser for mark, parser in _TOOL_MARKS if mark in template), None)

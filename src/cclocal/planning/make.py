@@ -117,6 +117,7 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
         # llama.cpp cannot continue from a restored sliding window, and saves nothing beside a projector
         can_save_prompt=saves and "sliding" not in kinds and not variant.mmproj,
         word=(settings.model or model.id) if model.untested else model.id,
+        is_strict=path in facts.strict,
     )
     notes = [*_notes(plan, agent, facts), limit_note, think_note, *backend.notes(engine, facts), *agent.notes(session)]
     return replace(plan, notes=tuple(note for note in notes if note))

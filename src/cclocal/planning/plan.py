@@ -69,7 +69,8 @@ class Plan:
     raising the wired limit is not offered. result_key: the key of the results of checks of this plan. is_proven: the
     newest check's result; None = there was none. prompt_caching: what is done about the fixed part of the prompt.
     cache_key: what a saved prompt depends on beside the agent and the model's file. can_save_prompt: its KV cache can
-    be restored. word: what `--model` must be given to mean this model.
+    be restored. word: what `--model` must be given to mean this model. is_strict: its chat template takes one system
+    message.
     """
 
     model: Model
@@ -97,6 +98,7 @@ class Plan:
     cache_key: str = ""
     can_save_prompt: bool = False
     word: str = ""
+    is_strict: bool = False
 
     @property
     def _backend(self) -> Backend:

@@ -28,7 +28,7 @@ from cclocal.agents import AGENTS
 from cclocal.agents.session import Capture
 from cclocal.backends import runtime_of
 from cclocal.command import SERVER_NAMES, Command
-from cclocal.errors import CclocalError, FolderError
+from cclocal.errors import AgentMissingError, CclocalError, FolderError
 from cclocal.paths import Env, make_folder, read_table, write_private
 from cclocal.planning.plan import Plan
 from cclocal.programs import last_line
@@ -62,6 +62,8 @@ class PromptCache:
         self.plan, self.env = plan, env
         self.requests: list[Request] = []
         self.stopped = threading.Event()
+        #: the file with the prompt's KV cache, named by its tokens, the model and the engine
+        self.state = env.folders.saved_prompts / "none"
         #: what a server that is started again must be asked first, to have this prompt
         self.restore: list[tuple[str, str, str]] = []
         try:
@@ -69,15 +71,29 @@ class PromptCache:
         except FolderError as error:
             error.hint = "--cold saves nothing"
             raise
-        self.about = f"{capture.about} | {plan.cache_key} | {_identity(plan)}"
-        name = hashlib.sha256(self.about.encode()).hexdigest()[:24]
-        self.state = env.folders.saved_prompts / f"{name}.bin"
+        self.about = capture.about
         self.thread = threading.Thread(target=self._capture, args=(capture,), daemon=True)
         self.thread.start()
 
     def _capture(self, capture: Capture) -> None:
         with contextlib.suppress(CclocalError, OSError):
             self.requests = first_requests(self.plan.agent, capture, self.env, self.stopped)
+
+    def check_roles(self) -> None:
+        """Raises AgentMissingError if the model's chat template refuses what this version of the agent sends.
+
+        Waits for the recording, which takes seconds once per version, and only for a template that may refuse.
+        """
+        if not self.plan.is_strict:
+            return
+        self.thread.join(LIMIT_S)
+        agent, found = AGENTS[self.plan.agent], self.plan.session.found
+        if any(WIRES[agent.WIRE].has_late_system(request) for request in self.requests):
+            raise AgentMissingError(
+                f"{agent.TITLE} {found.version if found else ''} sends a system message in mid-conversation, which the "
+                f"chat template of {self.plan.model.name} refuses.",
+                hint=f"{agent.INSTALL}    or another model",
+            )
 
     def close(self) -> None:
         """End a capture that is still running."""
@@ -125,6 +141,9 @@ class PromptCache:
         prompts = [runtime.prompt_tokens(client, wire.as_chat(request)) for request in self.requests]
         same = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
         tokens = [column[0] for column in same]
+        # by what is in it: another version of the agent that sends the same reads nothing again
+        about = f"{self.plan.cache_key} | {_identity(self.plan)} | {_digest(tokens)}"
+        self.state = self.env.folders.saved_prompts / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.bin"
         if not LEAST_TOKENS <= len(tokens) < self.plan.session.context_tokens:
             return None
         if self.plan.can_save_prompt and self._is_saved(tokens):

@@ -15,7 +15,7 @@ from cclocal.planning.choose import check_agent
 from cclocal.planning.plan import Plan
 from cclocal.server.registry import check_proc, end_abandoned
 from cclocal.server.start import Server, exec_agent
-from cclocal.session.serve import check_port, confirm_after_failed_check, lay_out_config, start
+from cclocal.session.serve import check_port, confirm_after_failed_check, lay_out_config, say_if_unverified, start
 from cclocal.session.steps import fetch, hold_raised_limit, look_at_hub, prepare, raise_limit, settle_memory
 from cclocal.settings import Settings
 from cclocal.ui.console import say
@@ -78,6 +78,7 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
         show_plan(plan, env.environ)
     if not settings.server:
         check_agent(AGENTS[plan.agent], now.facts)
+        say_if_unverified(AGENTS[plan.agent], now.facts.agent, env)
     check_port(plan.port, env)
     confirm_after_failed_check(plan)
     now = look_at_hub(now)

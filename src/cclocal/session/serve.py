@@ -10,15 +10,16 @@ import socket
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from cclocal.agents import AGENTS, config_dir
+from cclocal.agents import AGENTS, Agent, config_dir
 from cclocal.agents.session import ConfigDir
 from cclocal.backends import BACKENDS, StartedServer, runtime_of
 from cclocal.command import Binding, Endpoint
 from cclocal.discovery.look import learn
 from cclocal.errors import CclocalError, DiskFullError, FolderError, PortError, ServerDiedError, UsageError
+from cclocal.facts import AgentFound
 from cclocal.models import hub
 from cclocal.models.storage import remember
-from cclocal.paths import DISK_FULL, Env, make_folder
+from cclocal.paths import DISK_FULL, Env, make_folder, read_table, write_private
 from cclocal.planning.plan import Plan
 from cclocal.prompt_cache.cache import PromptCache
 from cclocal.server.readiness import holder_of, wait_until_ready
@@ -62,6 +63,7 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
     with contextlib.ExitStack() as undo:
         if cache:
             undo.callback(cache.close)
+            cache.check_roles()
         server = start_server(
             ServerStart(
                 command=command,
@@ -153,6 +155,20 @@ def lay_out_config(config: ConfigDir) -> None:
     if aside := config_dir.prepare(config):
         where = f"{config.path}{config_dir.SET_ASIDE}"
         say(f"Moved out of the agent's configuration folder: {', '.join(aside)} (now in {where}).", "yellow")
+
+
+def say_if_unverified(agent: Agent, found: AgentFound | None, env: Env) -> None:
+    """Say once per version that its profile was not verified with it."""
+    if found is None or found.version in agent.VERIFIED:
+        return
+    path, about = env.folders.state / "agents.json", f"{agent.NAME} {found.version}"
+    said = read_table(path)
+    if about in said:
+        return
+    words = f"{agent.TITLE} {found.version} was not verified with cclocal ({agent.VERIFIED[-1]} was)"
+    say(f"{words}: cclocal check shows whether it works.", "yellow")
+    with contextlib.suppress(FolderError):
+        write_private(path, json.dumps({**said, about: True}))
 
 
 def confirm_after_failed_check(plan: Plan) -> None:

@@ -99,6 +99,10 @@ def as_chat(request: Mapping[str, Any]) -> Body:
     return {"messages": [*messages, *request["messages"]], "tools": tools}
 
 
+def has_late_system(request: Mapping[str, Any]) -> bool:
+    return any(message.get("role") == "system" for message in request.get("messages", []))
+
+
 def parts(request: Mapping[str, Any]) -> tuple[str, list[Body], Any]:
     return system_text(request), list(request.get("tools", ())), request.get("messages", [])
 

@@ -106,6 +106,10 @@ def as_chat(request: Mapping[str, Any]) -> Body:
     return {"messages": request["messages"], "tools": request.get("tools", [])}
 
 
+def has_late_system(request: Mapping[str, Any]) -> bool:
+    return any(one.get("role") in ("system", "developer") for one in (request.get("messages") or [])[1:])
+
+
 def parts(request: Mapping[str, Any]) -> tuple[str, list[Body], Any]:
     messages = request.get("messages") or []
     system = [one for one in messages if one.get("role") in ("system", "developer")]

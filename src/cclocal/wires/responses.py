@@ -111,6 +111,11 @@ def as_chat(request: Mapping[str, Any]) -> Body:
     return {"messages": messages, "tools": tools}
 
 
+def has_late_system(request: Mapping[str, Any]) -> bool:
+    later = (request.get("input") or [])[0 if request.get("instructions") else 1 :]
+    return any(item.get("role") in ("system", "developer") for item in later)
+
+
 def parts(request: Mapping[str, Any]) -> tuple[str, list[Body], Any]:
     items = request.get("input") or []
     system = [item for item in items if item.get("role") in ("system", "developer")]

@@ -168,5 +168,8 @@ class Wire(Protocol):
     def as_chat(self, request: Mapping[str, Any]) -> Body:
         """A request as llama.cpp's server converts it for its chat template: {"messages", "tools"} of OpenAI's API."""
 
+    def has_late_system(self, request: Mapping[str, Any]) -> bool:
+        """Whether a request has a system message that is not its first message: strict chat templates refuse it."""
+
     def parts(self, request: Mapping[str, Any]) -> tuple[str, list[Body], Any]:
         """(the system prompt of a request, its tools, its other messages)."""

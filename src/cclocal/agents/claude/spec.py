@@ -1,4 +1,4 @@
-"""Claude Code: the launch profile, verified on 2.1.197 and 2.1.329 (docs/claude-code.md has the reasons).
+"""Claude Code: the launch profile, verified on 2.1.197, 2.1.329 and 2.1.331 (docs/claude-code.md has the reasons).
 
 Sources: runs of the real binaries against a scripted server that logged every request; tests/agents repeats them.
 """
@@ -25,7 +25,7 @@ from cclocal.command import AGENT_NAMES, SHOWN, Binding, Command, Endpoint
 from cclocal.wires.wire import Calls
 
 NAME = "claude"
-INSTALL = "npm install -g @anthropic-ai/claude-code@2.1.329"
+INSTALL = "npm install -g @anthropic-ai/claude-code@2.1.331"
 TITLE = "Claude Code"
 RESUME: tuple[str, ...] = ("--continue",)
 LOOK = "cclocal.agents.claude.look"
@@ -43,6 +43,7 @@ FORBIDDEN = re.compile(
 
 #: The oldest version whose isolation was verified; what an older one reads and sends is unknown.
 OLDEST = Version("2.1.197")
+VERIFIED: tuple[str, ...] = ("2.1.197", "2.1.329", "2.1.331")
 
 #: Arguments after "--" that change what the profile guarantees, and how.
 _UNDOES = {
@@ -185,7 +186,7 @@ def _first_words(arguments: Sequence[str], words: str) -> tuple[tuple[str, ...],
         return (words,), ""
     pairs = (*pairwise(arguments), *(tuple(argument.split("=", 1)) for argument in arguments))
     if ("--input-format", "stream-json") in pairs:
-        # a program holds the conversation: then 2.1.329 describes the tools in other words
+        # a program holds the conversation: then 2.1.331 describes the tools in other words
         message = {"type": "user", "message": {"role": "user", "content": words}}
         return ("-p", *STREAMING), json.dumps(message) + "\n"
     return ("-p", words), ""

@@ -38,6 +38,7 @@ TAKEN = re.compile(r"(?!)")
 FORBIDDEN = re.compile(r"(CODEX|OPENAI|RUST)(_.*)?", re.IGNORECASE)
 #: The oldest version whose profile was verified.
 OLDEST = Version("0.169.0")
+VERIFIED: tuple[str, ...] = ("0.169.0",)
 
 #: Arguments that change what the profile guarantees, and how.
 _UNDOES = {

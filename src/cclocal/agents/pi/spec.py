@@ -33,6 +33,7 @@ TAKEN = re.compile(r"(?!)")
 FORBIDDEN = re.compile(r"PI_.*", re.IGNORECASE)
 #: The oldest version whose profile was verified.
 OLDEST = Version("0.73.1")
+VERIFIED: tuple[str, ...] = ("0.73.1",)
 
 #: Its name for our server, and the variable that holds the key: models.json names it.
 _PROVIDER, _KEY = "cclocal", "CCLOCAL_KEY"

@@ -64,6 +64,7 @@ _INSECURE = "Allow --url http:// to another machine, although it is not encrypte
 _BACKEND = "What serves the model: llama-server, vllm-mlx, ollama. [dim]default: by machine and model[/]"
 _LLAMA = "This llama-server, or “wheel” for the xllamacpp package's. [dim]default: the one on PATH, else the wheel[/]"
 _CHECK = "Ask about a model that does not fit. [dim]CCLOCAL_NO_MEMCHECK=1 switches it off[/]"
+_NUDGE = "Send the agent on once when a reply announces a step and takes none. [dim]default: on; Claude Code only[/]"
 _CHILDREN = "What the agent's commands left in the background goes on after the session. [dim]default: it is ended[/]"
 _LEAN = "A short system prompt and four tools, or the agent's own. [dim]default: full[/]"
 
@@ -118,6 +119,7 @@ class Settings:
     mem_check: Annotated[bool, Option("--mem-check/--no-mem-check", _CHECK, MEMORY)] = True
     cold: Annotated[bool, Option("--cold/--no-cold", "Neither restore nor save the prompt's KV cache.")] = False
     lean: Annotated[bool | None, ForAgent("--lean/--full", _LEAN, short="a short prompt")] = None
+    nudge: Annotated[bool, ForAgent("--nudge/--no-nudge", _NUDGE)] = True
     keep_children: Annotated[bool, ForAgent("--keep-children/--end-children", _CHILDREN)] = False
     yes: Annotated[bool, Option("--yes", "Start a model that failed its check without asking.", lasting=False)] = False
     #: not an option: host memory for the prompts of idle slots, which a remedy of the memory plan may set to 0

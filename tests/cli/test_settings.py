@@ -206,6 +206,7 @@ def test_a_field_is_an_option_a_variable_and_a_key(ready: World, name: str) -> N
         "mem_check": False,
         "cold": True,
         "keep_children": True,
+        "nudge": False,
         "lean": True,
     }.get(name)
     if name == "wired_limit":

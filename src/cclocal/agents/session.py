@@ -15,7 +15,8 @@ class AgentSession:
     """One session: the agent's program, the window, the longest reply, the folder, the user's arguments.
 
     found: None if the agent is not installed; a dry run then shows its bare name. passed: variables handed on by name
-    (--pass-env). log_reader: the program file that reads the server's log, empty if there is none.
+    (--pass-env). nudge: send it on once after a reply that announced a call and made none. log_reader: the program file
+    that reads the server's log, empty if there is none.
     """
 
     found: AgentFound | None
@@ -28,6 +29,7 @@ class AgentSession:
     arguments: tuple[str, ...] = ()
     tools: bool = True
     lean: bool = False
+    nudge: bool = True
     log_reader: str = ""
 
 

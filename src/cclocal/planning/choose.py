@@ -42,6 +42,7 @@ def agent_session(settings: Settings, facts: Facts, context_tokens: int, out_tok
         arguments=settings.agent_args,
         tools=not settings.no_tools,
         lean=bool(settings.lean),
+        nudge=settings.nudge,
     )
 
 

@@ -76,12 +76,14 @@ class Context:
     user_claude_md: the user's own CLAUDE.md, which reaches a session although their settings files do not.
     parent_claude_mds: CLAUDE.md of the folders from the repository's root down to the working folder, without that of
     the working folder itself, and their sizes in bytes. status_line: the program behind the line below the prompt.
+    nudge: the program that sends the agent on after a reply that announced a call and made none.
     """
 
     user_claude_md: Path | None = None
     parent_claude_mds: Mapping[Path, int] = field(default_factory=dict)
     mcp_config: Path = Path("mcp-local.json")
     status_line: tuple[str, ...] = ()
+    nudge: tuple[str, ...] = ()
 
 
 def context_of(session: AgentSession) -> Context:
@@ -90,7 +92,7 @@ def context_of(session: AgentSession) -> Context:
 
 
 def instructions_above(context: Context) -> dict[str, object]:
-    """The part of our settings that gives the session the CLAUDE.md of the folders above, by a hook.
+    """The hook that gives the session the CLAUDE.md of the folders above.
 
     Claude Code itself would read them only with `--add-dir`, which also makes those folders writable.
     """
@@ -102,11 +104,15 @@ def instructions_above(context: Context) -> dict[str, object]:
         for path in context.parent_claude_mds
     )
     # not on resume: there they are in the conversation already
-    return {
-        "hooks": {
-            "SessionStart": [{"matcher": "startup|clear|compact", "hooks": [{"type": "command", "command": say}]}]
-        }
-    }
+    return {"SessionStart": [{"matcher": "startup|clear|compact", "hooks": [{"type": "command", "command": say}]}]}
+
+
+def _nudge(session: AgentSession, log: str) -> dict[str, object]:
+    """The hook that is asked whether the agent may stop."""
+    program = context_of(session).nudge
+    if not program or not session.nudge:
+        return {}
+    return {"Stop": [{"hooks": [{"type": "command", "command": shlex.join((*program, log))}]}]}
 
 
 def _prompt(session: AgentSession) -> tuple[str, ...]:
@@ -212,8 +218,9 @@ def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> Comm
         # what 2.1.329 reads instead of BASH_MAX_OUTPUT_LENGTH
         "bashOutputMaxChars": result_characters(session.context_tokens, session.out_tokens),
         **_status_line(session, endpoint.model, binding.log),
-        **instructions_above(context),
     }
+    if hooks := {**instructions_above(context), **_nudge(session, binding.log)}:
+        settings["hooks"] = hooks
     argv = (
         program_of(session),
         # "user" is the private folder below: it has no settings, but the user's CLAUDE.md

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cclocal.agents.claude import status_line
+from cclocal.agents.claude import nudge, status_line
 from cclocal.agents.claude.command import PROGRAM, Context
 from cclocal.agents.claude.spec import INSTALL
 from cclocal.errors import AgentMissingError
@@ -31,6 +31,7 @@ def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentF
         parent_claude_mds={path: path.stat().st_size for path in above},
         mcp_config=packaged("mcp-local.json"),
         status_line=(sys.executable, "-I", "-S", str(status_line.__file__)),
+        nudge=(sys.executable, "-I", "-S", str(nudge.__file__)),
     )
     return AgentFound(path, version, context)
 

@@ -155,6 +155,25 @@ def test_nothing_is_left_when_it_is_killed_in_the_middle(other: Other, signal_na
     # the fixture checks the rest, the command among it
 
 
+@pytest.mark.wide
+def test_a_conversation_that_outgrows_its_window_is_compacted_and_goes_on(world: World) -> None:
+    """Codex; pi compacts too, but the tiny model copies from the wrong place in its summary."""
+    program, once, again = OTHERS["codex"]
+    world.real("codex", program)
+    codex = Other(world, "codex", once, again)
+    (world.project / "big.txt").write_text("\n".join(f"line {i} of a long file" for i in range(170)))
+    words = ("--ctx", "12288", "--out-tokens", "512", "--cold")
+    assert codex.ask("cat big.txt", *words).returncode == 0
+    compacted = False
+    for _ in range(3):
+        done = codex.ask("cat big.txt", *words, again=True)
+        assert done.returncode == 0, done.stderr
+        compacted = compacted or "context compacted" in done.stderr
+    assert compacted
+    assert codex.ask("echo end > end.txt", *words, again=True).returncode == 0
+    assert (world.project / "end.txt").read_text() == "end\n"
+
+
 def test_a_command_sees_no_key(other: Other) -> None:
     """Codex leaves it out by its own setting; pi hands its environment on."""
     if other.name == "pi":

@@ -32,7 +32,9 @@ _TIMEOUT_MS = 1_800_000
 #: The longest result of a command, in tokens.
 RESULT_TOKENS = 4000
 #: Its fixed prompt and a few turns.
-_LEAST_PROMPT_TOKENS = 4096
+LEAST_PROMPT_TOKENS = 4096
+#: What it keeps of the user's messages when it compacts (0.169.0: seen to compact again and again with less).
+KEPT_TOKENS = 20_000
 #: What the request for a summary adds to the conversation that it summarises.
 _COMPACT_PROMPT_TOKENS = 1024
 #: A proxy on which nothing listens: it stops the one call to another server that no switch stops.
@@ -65,7 +67,7 @@ def context_of(session: AgentSession) -> Context:
 def window(context_tokens: int, out_tokens: int) -> Window:
     """It compacts when so many tokens are used: one more result, the request for a summary and a reply still fit."""
     reserve = out_tokens + RESULT_TOKENS + _COMPACT_PROMPT_TOKENS
-    return Window(_LEAST_PROMPT_TOKENS + reserve, context_tokens - reserve, RESULT_TOKENS)
+    return Window(LEAST_PROMPT_TOKENS + reserve, context_tokens - reserve, RESULT_TOKENS)
 
 
 def _catalog(session: AgentSession, model: str) -> str:

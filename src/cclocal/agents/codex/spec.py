@@ -14,7 +14,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from cclocal.agents.codex.command import COMMANDS, EXEC, Context, context_of
+from cclocal.agents.codex.command import COMMANDS, EXEC, KEPT_TOKENS, LEAST_PROMPT_TOKENS, Context, context_of
 from cclocal.agents.codex.command import PROGRAM as PROGRAM
 from cclocal.agents.codex.command import by_hand as by_hand
 from cclocal.agents.codex.command import command as command
@@ -131,6 +131,11 @@ def notes(session: AgentSession) -> tuple[str, ...]:
     found = []
     if untrusted := context_of(session).untrusted:
         found.append(f"{untrusted}/.codex can have Codex start programs, so Codex asks whether you trust the folder.")
+    if window(session.context_tokens, session.out_tokens).compacts_at_tokens < KEPT_TOKENS + LEAST_PROMPT_TOKENS:
+        found.append(
+            f"Codex keeps {KEPT_TOKENS:,} tokens of your own messages when it compacts: in a window this small a long "
+            "conversation may be compacted again and again. A larger --ctx helps."
+        )
     flags = (argument.split("=", 1)[0] for argument in session.arguments)
     found += [f"{flag} after “--” {_UNDOES[flag]}." for flag in flags if flag in _UNDOES]
     return tuple(dict.fromkeys(found))

@@ -66,3 +66,12 @@ def test_a_version_that_was_never_verified_is_said_once_and_keeps_the_prompt(wor
     about = json.loads(next(notes.glob("*.json")).read_text())["about"]
     assert "2.1.999" not in about
     assert "was not verified" not in world.run("--tiny", "--", "-p", "How are you?").stderr
+
+
+def test_a_conversation_that_was_begun_with_the_long_prompt_keeps_it(world: World) -> None:
+    world.fake_server()
+    world.fake_claude(exits=0)
+    said = "keeps its long prompt until it is compacted"
+    assert said in world.run("--tiny", "--lean", "--", "--continue").stderr
+    assert said not in world.run("--tiny", "--lean").stderr
+    assert said not in world.run("--tiny", "--", "--continue").stderr

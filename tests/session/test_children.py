@@ -31,7 +31,7 @@ def test_what_the_agent_left_ends_with_it(world: World) -> None:
     os.kill(launcher.pid, signal.SIGKILL)
     wait_for(lambda: not left_running(world), "its end")
     # the fixture checks the rest
-    wait_for(lambda: "1 program that the agent left running was ended" in world.log.read_text(), "a line in the log")
+    wait_for(lambda: "1 program was left running by the agent, and ended" in world.log.read_text(), "a line in the log")
 
 
 def test_it_is_kept_if_the_user_wants_that(world: World) -> None:

@@ -62,8 +62,8 @@ NOISE_S = 0.02
 MEMORY_WORDS = ("out of memory", "(failed|unable) to allocate", "cudaMalloc failed", "insufficient memory")
 #: A relay is replaced so often in a session: each was killed, or ours has a fault.
 MOST_RELAYS = 20
-#: Seconds that programs which the agent left in the background are given to obey TERM.
-CHILDREN_GRACE_S = 2.0
+#: Seconds that programs which the agent left in the background are given to end by themselves, then to obey TERM.
+CHILDREN_LEAVE_S, CHILDREN_GRACE_S = 0.5, 2.0
 SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -445,20 +445,23 @@ class Keeper:
 
     def _end_children(self) -> None:
         """End what the agent's commands left in the background, once the agent itself has ended."""
-        if not self.watched_ended:
+        # first the time that the agent's own helpers need to follow it
+        if not self.watched_ended or not self._children_after(CHILDREN_LEAVE_S):
             return
-        if found := end_strays(self.session["id"], AGENT_MARKER, signal.SIGTERM):
-            what = (
-                "1 program that the agent left running was"
-                if found == 1
-                else f"{found} programs that the agent left running were"
-            )
-            self._note(f"{what} ended; --keep-children keeps them.")
-        deadline = time.monotonic() + CHILDREN_GRACE_S
-        while found and time.monotonic() < deadline:
+        found = end_strays(self.session["id"], AGENT_MARKER, signal.SIGTERM)
+        what = "1 program was" if found == 1 else f"{found} programs were"
+        self._note(f"{what} left running by the agent, and ended; --keep-children keeps such programs.")
+        if self._children_after(CHILDREN_GRACE_S):
+            end_strays(self.session["id"], AGENT_MARKER)
+
+    def _children_after(self, most_s: float) -> bool:
+        """Whether processes with the agent's mark are still there after so many seconds at most."""
+        deadline = time.monotonic() + most_s
+        while any(True for _ in strays(self.session["id"], AGENT_MARKER)):
+            if time.monotonic() >= deadline:
+                return True
             time.sleep(0.05)
-            found = len(list(strays(self.session["id"], AGENT_MARKER)))
-        end_strays(self.session["id"], AGENT_MARKER)
+        return False
 
     def _end(self) -> None:
         self._end_children()

@@ -89,6 +89,8 @@ def notes(session: AgentSession) -> tuple[str, ...]:
         flag = argument.split("=", 1)[0]
         if flag in _UNDOES and not (session.lean and flag == "--append-system-prompt"):
             found.append(f"{flag} after “--” {_UNDOES[flag]}.")
+    if session.lean and {"-c", "--continue", "-r", "--resume"} & set(session.arguments):
+        found.append("A conversation that was begun without --lean keeps its long prompt until it is compacted.")
     return tuple(dict.fromkeys(found))
 
 

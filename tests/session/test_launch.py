@@ -42,7 +42,7 @@ def test_a_server_that_dies_at_once_is_shown_as_a_crash_with_its_last_lines(worl
     started = time.monotonic()
     done = world.run("--tiny")
     assert done.returncode == 32
-    assert "The server stopped while starting (exit 134)." in done.stderr
+    assert "The server stopped while starting (exit 134, out of memory)." in done.stderr
     assert "ggml_metal: error: Insufficient Memory" in done.stderr
     assert "Traceback" not in done.stderr
     assert str(world.home / ".local/state/cclocal/logs/server-") in done.stderr

@@ -64,4 +64,4 @@ def test_what_bash_of_the_real_agent_left_ends_with_it(world: World, claude: Cla
     done = world.run("--tiny", "--", "-p", "Run the command: setsid sleep 601 > a.txt 2>&1 < a.txt &")
     assert done.returncode == 0, done.stderr
     wait_for(lambda: not left_running(world), "its end")
-    assert "left running" in world.log.read_text()
+    wait_for(lambda: "left running" in world.log.read_text(), "a line in the log")

@@ -177,7 +177,7 @@ def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> Comm
     off = [feature for feature in _FEATURES_OFF if feature in known or not session.found]
     argv = (
         program_of(session),
-        *(word for override in overrides for word in ("-c", override)),
+        *(word for override in overrides for word in ("--config", override)),
         *(word for feature in off for word in ("--disable", feature)),
         *_arguments(session.arguments),
     )

@@ -115,7 +115,7 @@ def capture_run(capture: Capture, binding: Binding, words: str) -> CaptureRun:
     made, files = command(session, Endpoint.of_relay(binding, capture.model), binding)
     if capture.is_plain:
         # the provider alone
-        pairs = [made.argv[at : at + 2] for at, word in enumerate(made.argv) if word == "-c"]
+        pairs = [made.argv[at : at + 2] for at, word in enumerate(made.argv) if word == "--config"]
         kept = [word for pair in pairs if re.match(r"model(_provider)?=|model_providers", pair[1]) for word in pair]
         made = replace(made, argv=(made.argv[0], *kept, "exec", "--skip-git-repo-check", words))
     return CaptureRun(_once(made), files, config_dir(session))

@@ -69,6 +69,8 @@ def test_the_twin_ends_the_server_when_the_keeper_is_killed(
     world: World, killed: list[str], switches: dict[str, object], pdeathsig: str
 ) -> None:
     who = started(world, switches, pdeathsig)
+    # stopped first, it cannot act on the end of the others before it is killed itself
+    os.kill(who["keeper"], signal.SIGSTOP)
     for party in killed:
         os.kill(who[party], signal.SIGKILL)
     wait_for(lambda: not alive(who["server"]), "the server's end")

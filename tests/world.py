@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +134,10 @@ class World:
     def command(self) -> list[str]:
         return [sys.executable, "-P", "-m", "cclocal"]
 
-    def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """cclocal with these arguments, in the project, to its end."""
+    def run(self, *args: str, under: Sequence[str] = (), **env: str) -> subprocess.CompletedProcess[str]:
+        """cclocal with these arguments, in the project, to its end; `under` a program that starts it."""
         return subprocess.run(
-            [*self.command, *args],
+            [*under, *self.command, *args],
             env={**self.env, **env},
             cwd=self.project,
             capture_output=True,

@@ -429,14 +429,7 @@ def test_a_disk_that_is_too_small_is_told_before_the_download(world: World, hub:
     folder = world.home / ".cache/huggingface"
     folder.mkdir(parents=True)
     words = in_a_namespace("--mount", "/bin/sh", "-c", 'mount -t tmpfs -o size=1g none "$0" && exec "$@"', str(folder))
-    done = subprocess.run(
-        [*words, *world.command, "--mine", "--no-mem-check"],
-        env={**world.env, **hub()},
-        cwd=world.project,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = world.run("--mine", "--no-mem-check", under=words, **hub())
     assert done.returncode == 21, done.stderr
     assert "The download needs 30.0 MB and 2.0 GB to spare" in done.stderr
     assert "SENT GET 30000000" not in asked(world)
@@ -452,14 +445,7 @@ def test_a_disk_that_fills_up_during_the_download_loses_nothing(world: World, hu
     part.touch()
     at = hub()
     full = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(part), "-e", "inject=write:error=ENOSPC:when=200+"]
-    done = subprocess.run(
-        [*full, *world.command, "--mine", "--no-mem-check"],
-        env={**world.env, **at},
-        cwd=world.project,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = world.run("--mine", "--no-mem-check", under=full, **at)
     assert done.returncode == 21, done.stderr
     assert "The disk is full" in done.stderr
     there_bytes = part.stat().st_size

@@ -21,7 +21,7 @@ def test_a_prompt_is_measured_by_earlier_turns() -> None:
     prompts = PromptSize(OPTIONS)
     # nothing is known yet
     prompts.check(PATH, b"x" * 100_000)
-    prompts.learn(2000, usage(500))
+    prompts.learner(2000)(usage(500))
     prompts.check(PATH, b"x" * 3900)
     with pytest.raises(
         Refused, match=r"prompt is too long: 1025 tokens > 1000 maximum \(by its bytes, .*turns\)"
@@ -34,16 +34,17 @@ def test_a_count_that_is_cut_in_two_is_read() -> None:
     prompts = PromptSize(OPTIONS)
     text = usage(500)
     for at in range(len(text)):
-        prompts.learn(2000, text[:at])
-        prompts.learn(2000, text[at:])
+        learn = prompts.learner(2000)
+        learn(text[:at])
+        learn(text[at:])
         assert prompts.tokens_per_byte == 0.25
 
 
 def test_after_a_prompt_was_cut_none_of_its_size_is_sent_again() -> None:
     prompts = PromptSize(OPTIONS)
-    prompts.learn(2000, usage(500))
+    prompts.learner(2000)(usage(500))
     # 1,000 of perhaps 1,500: the server tells no more
-    prompts.learn(3000, usage(WINDOW))
+    prompts.learner(3000)(usage(WINDOW))
     prompts.check(PATH, b"x" * 2900)
     with pytest.raises(Refused, match=r"1001 tokens > 1000 maximum \(an earlier one of this size was cut"):
         prompts.check(PATH, b"x" * 3000)
@@ -51,11 +52,19 @@ def test_after_a_prompt_was_cut_none_of_its_size_is_sent_again() -> None:
 
 def test_a_picture_is_no_text() -> None:
     prompts = PromptSize(OPTIONS)
-    prompts.learn(2000, usage(500))
+    prompts.learner(2000)(usage(500))
     prompts.check(PATH, b'{"type":"base64","data":"' + b"x" * 100_000)
 
 
 def test_a_server_that_refuses_by_itself_is_left_to() -> None:
     prompts = PromptSize({})
-    prompts.learn(2000, usage(500))
+    prompts.learner(2000)(usage(500))
     prompts.check(PATH, b"x" * 1_000_000)
+
+
+def test_an_answer_is_measured_by_itself() -> None:
+    """The end of the one before it still has a count, of a request of another size."""
+    prompts = PromptSize(OPTIONS)
+    prompts.learner(2000)(usage(500))
+    prompts.learner(1000)(b"event: ping")
+    assert prompts.tokens_per_byte == 0.25

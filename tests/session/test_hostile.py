@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -100,17 +99,13 @@ def test_a_hostile_server_is_refused_in_words(world: World, hostile: tuple[str, 
     assert "Traceback" not in done.stderr
 
 
-def run(world: World, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, env=world.env, cwd=world.project, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
 def test_a_pid_namespace_with_another_ones_proc_is_told(world: World) -> None:
     world.fake_server()
     world.fake_claude(exits=0)
     words = in_a_namespace("--fork", "--pid")
     for command in (["--tiny"], ["--url", "http://127.0.0.1:1"]):
-        done = run(world, *words, *world.command, *command)
+        done = world.run(*command, under=words)
         assert done.returncode == 24, done.stderr
         assert "/proc shows the processes of another pid namespace" in done.stderr
 
@@ -123,7 +118,7 @@ def test_where_localhost_is_only_an_ipv6_address_everything_works(world: World) 
     world.fake_claude(exits=0)
     script = 'mount --bind "$0" /etc/hosts && exec "$@"'
     words = in_a_namespace("--mount", "/bin/sh", "-c", script, str(hosts))
-    done = run(world, *words, *world.command, "--tiny")
+    done = world.run("--tiny", under=words)
     assert done.returncode == 0, done.stderr
     assert world.agent()["env"]["ANTHROPIC_BASE_URL"].startswith("http://127.0.0.1:")
 

@@ -63,7 +63,7 @@ class PromptCache:
         self.requests: list[Request] = []
         self.stopped = threading.Event()
         #: the file with the prompt's KV cache, named by its tokens, the model and the engine
-        self.state = env.folders.saved_prompts / "none"
+        self.state: Path
         #: what a server that is started again must be asked first, to have this prompt
         self.restore: list[tuple[str, str, str]] = []
         try:

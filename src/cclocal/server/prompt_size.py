@@ -5,7 +5,7 @@ refuse it instead. Standard library only, because the relay imports it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cclocal.server.framing import Refused
@@ -29,7 +29,6 @@ class PromptSize:
         self.tokens_per_byte = 0.0
         #: a request of this size was cut
         self.cut_bytes = 0
-        self._end = b""
 
     def check(self, path: str, body: bytes | bytearray) -> None:
         """Raise Refused if this request would be cut. One with a picture is let through: its bytes are no text."""
@@ -45,15 +44,21 @@ class PromptSize:
             said = refusal["message"].replace(r"\g<tokens>", str(tokens)).replace(r"\g<window>", str(self.window))
             raise Refused(refusal["becomes"], refusal["kind"], f"{said} ({how})")
 
-    def learn(self, request_bytes: int, piece: bytes) -> None:
-        """Read the usage in a piece of the answer to a request of that size."""
-        if not self.window or not request_bytes:
-            return
-        text = self._end + piece
-        self._end = text[-_OVERLAP_BYTES:]
-        tokens = max((int(number) for number in _USAGE.findall(text)), default=0)
-        if tokens >= self.window:
-            # a prompt that was cut counts as the whole window
-            self.cut_bytes = min(self.cut_bytes or request_bytes, request_bytes)
-        elif tokens:
-            self.tokens_per_byte = tokens / request_bytes
+    def learner(self, request_bytes: int) -> Callable[[bytes], None]:
+        """What reads the usage in the pieces of one answer, to a request of that size."""
+        end = b""
+
+        def learn(piece: bytes) -> None:
+            nonlocal end
+            if not self.window or not request_bytes:
+                return
+            text = end + piece
+            end = text[-_OVERLAP_BYTES:]
+            tokens = max((int(number) for number in _USAGE.findall(text)), default=0)
+            if tokens >= self.window:
+                # a prompt that was cut counts as the whole window
+                self.cut_bytes = min(self.cut_bytes or request_bytes, request_bytes)
+            elif tokens:
+                self.tokens_per_byte = tokens / request_bytes
+
+        return learn

@@ -244,14 +244,14 @@ class Relay:
             self.replace(head.path, answer.first, piece)
             pieces = iter(())
         # the prompt is not needed again
-        request_bytes = len(body)
+        learn = self.prompts.learner(len(body))
         body.clear()
         self.answered += 1
-        self.prompts.learn(request_bytes, piece)
+        learn(piece)
         self.pass_on(client, answer.with_fields(frozenset((b"connection",))) + piece)
         passed, tail = len(piece), piece[-5:]
         for piece in pieces:
-            self.prompts.learn(request_bytes, piece)
+            learn(piece)
             self.pass_on(client, piece)
             passed, tail = passed + len(piece), (tail + piece)[-5:]
         is_whole = tail == b"0\r\n\r\n" if is_chunked else head.first.startswith(b"HEAD") or length == b"%d" % passed

@@ -23,11 +23,11 @@ from cclocal.paths import Env, make_folder, read_table, write_private
 from cclocal.planning.choose import agent_session, check_agent, choose_agent
 from cclocal.planning.plan import relay_options
 from cclocal.server.readiness import NotYet, check_models
-from cclocal.server.registry import SessionRecord, check_proc, running
+from cclocal.server.registry import SessionRecord, check_proc
 from cclocal.server.remote import check_url, look
 from cclocal.server.start import ServerStart, exec_agent, listen, new_binding, start_server
 from cclocal.session.by_hand import check_wire
-from cclocal.session.serve import ENDPOINT, lay_out_config
+from cclocal.session.serve import ENDPOINT, lay_out_config, serving
 from cclocal.settings import Settings
 from cclocal.ui.console import busy, say
 from cclocal.wires import WIRES
@@ -38,7 +38,7 @@ _OUT_TOKENS = 8192
 
 def attach(port: int, settings: Settings, env: Env, address: str | None = None) -> NoReturn:
     """Become the agent on the server at a port of this machine."""
-    servers = _servers(env)
+    servers = serving(env)
     record = _chosen([server for server in servers if server.port == str(port)], settings.model)
     if record:
         _attach_ours(record, settings, env)
@@ -64,12 +64,7 @@ def attach_url(settings: Settings, env: Env) -> NoReturn:
 
 def port_of(word: str, env: Env) -> int | None:
     """The port on which another terminal serves a model already."""
-    return next((int(server.port) for server in _servers(env) if server.model == word), None)
-
-
-def _servers(env: Env) -> list[SessionRecord]:
-    """The servers that `--server` holds in other terminals."""
-    return [session for session in running(env) if (session.folder / ENDPOINT).exists()]
+    return next((int(server.port) for server in serving(env) if server.model == word), None)
 
 
 def _chosen(there: list[SessionRecord], model: str | None) -> SessionRecord | None:

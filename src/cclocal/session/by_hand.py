@@ -11,12 +11,13 @@ from typing import Any
 
 from cclocal.agents import Agent
 from cclocal.agents.session import AgentSession, ByHand
+from cclocal.backends import BACKENDS
 from cclocal.command import Endpoint
 from cclocal.errors import UsageError
 from cclocal.paths import Env, read_table
 from cclocal.planning.choose import choose_agent
-from cclocal.server.registry import SessionRecord, running
-from cclocal.session.serve import ENDPOINT
+from cclocal.server.registry import SessionRecord
+from cclocal.session.serve import ENDPOINT, serving
 from cclocal.settings import Settings
 
 #: The arguments of `cclocal env` that print the key alone.
@@ -36,8 +37,8 @@ class Handed:
 
 def hand(port: int, settings: Settings, env: Env) -> Handed:
     """Raises UsageError if no server of ours listens there, or if it cannot speak the agent's API."""
-    record = next((one for one in running(env) if one.port == str(port)), None)
-    if record is None or not (record.folder / ENDPOINT).exists():
+    record = next((one for one in serving(env) if one.port == str(port)), None)
+    if record is None:
         raise UsageError(f"No server of cclocal's listens on port {port}.", hint="cclocal --server")
     served, agent = read_table(record.folder / ENDPOINT), choose_agent(settings)
     check_wire(record, agent)
@@ -54,8 +55,6 @@ def hand(port: int, settings: Settings, env: Env) -> Handed:
 
 def check_wire(record: SessionRecord, agent: Agent) -> None:
     """Raises UsageError if the backend of a running server does not speak an agent's API."""
-    from cclocal.backends import BACKENDS
-
     backend = BACKENDS.get(str(record.facts.get("backend")))
     if backend and agent.WIRE not in backend.WIRES:
         raise UsageError(

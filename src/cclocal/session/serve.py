@@ -23,7 +23,7 @@ from cclocal.paths import DISK_FULL, Env, make_folder, read_table, write_private
 from cclocal.planning.plan import Plan
 from cclocal.prompt_cache.cache import PromptCache
 from cclocal.server.readiness import holder_of, wait_until_ready
-from cclocal.server.registry import new_log, running
+from cclocal.server.registry import SessionRecord, new_log, running
 from cclocal.server.start import Server, ServerStart, listen, new_binding, start_server
 from cclocal.ui.console import WaitLine, busy, can_ask, confirm, download_bar, say
 from cclocal.wires import WIRES
@@ -180,6 +180,11 @@ def confirm_after_failed_check(plan: Plan) -> None:
         raise UsageError("A model that failed its check needs a confirmation to start.", hint="--yes, or another model")
     if not confirm("Start it anyway?", default=False):
         raise KeyboardInterrupt
+
+
+def serving(env: Env) -> list[SessionRecord]:
+    """The servers that `--server` holds in other terminals."""
+    return [session for session in running(env) if (session.folder / ENDPOINT).exists()]
 
 
 def check_port(port: int | None, env: Env) -> None:

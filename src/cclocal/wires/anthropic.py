@@ -5,31 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cclocal.wires.wire import Body, Meaning, Reply, as_function, events, json_or_none
+from cclocal.wires.wire import ANTHROPIC_ERRORS, Body, Reply, as_function, events, json_or_none
 
 NAME = "anthropic"
 PATH = "/v1/messages"
 COUNT_PATH = "/v1/messages/count_tokens"
 REQUEST_KEYS: tuple[str, ...] = ("system", "tools", "messages")
-#: In the words of Anthropic's own API. Claude Code compacts after the first, and after the second it takes the picture
-#: out of the conversation.
-ERRORS: Mapping[Meaning, dict[str, str]] = {
-    "too long": {
-        "becomes": "400 Bad Request",
-        "kind": "invalid_request_error",
-        "message": r"prompt is too long: \g<tokens> tokens > \g<window> maximum",
-    },
-    "wrong key": {
-        "becomes": "400 Bad Request",
-        "kind": "invalid_request_error",
-        "message": "The model server refuses its key. Was it changed there?",
-    },
-    "no pictures": {
-        "becomes": "400 Bad Request",
-        "kind": "invalid_request_error",
-        "message": "Could not process image: the model cannot see it",
-    },
-}
+ERRORS = ANTHROPIC_ERRORS
 
 
 def one_token(model: str) -> Body:

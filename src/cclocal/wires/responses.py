@@ -100,7 +100,7 @@ def _last(text: str) -> Any:
 
 
 def as_chat(request: Mapping[str, Any]) -> Body:
-    """As llama.cpp's server converts it: a developer's message is a system message, text parts stay parts."""
+    """As llama.cpp's server converts it: a developer's message is a system message."""
     instructions = request.get("instructions")
     messages: list[Body] = [{"role": "system", "content": instructions}] if instructions else []
     for item in request.get("input") or ():

@@ -76,25 +76,23 @@ class Reply:
         return ", ".join(calls) or f"{self.stop or 'no stop reason'}: {self.text[:60]!r}"
 
 
-#: How the agents that speak an API of OpenAI's recognise what an engine refuses: pi compacts after the first (by its
-#: words), Codex after none (docs/agents.md).
-OPENAI_ERRORS: Mapping[Meaning, dict[str, str]] = {
-    "too long": {
-        "becomes": "400 Bad Request",
-        "kind": "context_length_exceeded",
-        "message": r"prompt is too long: \g<tokens> tokens > \g<window> maximum",
-    },
-    "wrong key": {
-        "becomes": "400 Bad Request",
-        "kind": "invalid_request_error",
-        "message": "The model server refuses its key. Was it changed there?",
-    },
-    "no pictures": {
-        "becomes": "400 Bad Request",
-        "kind": "invalid_request_error",
-        "message": "Could not process image: the model cannot see it",
-    },
-}
+_INVALID = "invalid_request_error"
+
+
+def errors(too_long: str) -> Mapping[Meaning, dict[str, str]]:
+    """How an agent is told what an engine refuses, in Anthropic's words. `too_long`: the kind of that error."""
+    rows: tuple[tuple[Meaning, str, str], ...] = (
+        ("too long", too_long, r"prompt is too long: \g<tokens> tokens > \g<window> maximum"),
+        ("wrong key", _INVALID, "The model server refuses its key. Was it changed there?"),
+        ("no pictures", _INVALID, "Could not process image: the model cannot see it"),
+    )
+    return {meaning: {"becomes": "400 Bad Request", "kind": kind, "message": words} for meaning, kind, words in rows}
+
+
+#: Claude Code compacts after the first, and after the last it takes the picture out of the conversation.
+ANTHROPIC_ERRORS = errors(_INVALID)
+#: pi compacts after the first, by its words; Codex after none (docs/agents.md).
+OPENAI_ERRORS = errors("context_length_exceeded")
 
 
 def json_or_none(text: str) -> Any:

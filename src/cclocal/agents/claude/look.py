@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 import sys
 from pathlib import Path
 
 from cclocal.agents.claude import nudge, status_line
 from cclocal.agents.claude.command import PROGRAM, Context
-from cclocal.agents.claude.spec import INSTALL
-from cclocal.errors import AgentMissingError
+from cclocal.agents.claude.spec import INSTALL, TITLE
+from cclocal.agents.version import version_of
 from cclocal.facts import AgentFound
 from cclocal.paths import Env, find_program, packaged
-from cclocal.programs import Answers, ask
+from cclocal.programs import Answers
 
 
 def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentFound | None:
@@ -22,7 +20,7 @@ def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentF
     if not found:
         return None
     path = Path(found).absolute()
-    version = answers.of(answers.key(path), lambda: _version(path, env))
+    version = answers.of(answers.key(path), lambda: version_of(path, TITLE, INSTALL, env))
     of_user = Path(env.environ.get("CLAUDE_CONFIG_DIR") or Path(env.environ["HOME"], ".claude"), "CLAUDE.md")
     folders = [folder for folder in reversed(cwd.parents) if git_root and folder.is_relative_to(git_root)]
     above = [folder / "CLAUDE.md" for folder in folders if (folder / "CLAUDE.md").is_file()]
@@ -34,18 +32,3 @@ def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentF
         nudge=(sys.executable, "-I", "-S", str(nudge.__file__)),
     )
     return AgentFound(path, version, context)
-
-
-def _version(path: Path, env: Env) -> str:
-    try:
-        done = ask([str(path), "--version"], env.environ)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise AgentMissingError(f"{path} does not run: {error}.") from None
-    version = re.match(r"\d+(\.\d+)+", done.stdout.strip())
-    if not version:
-        raise AgentMissingError(
-            f"{path} does not print its version, so it is probably not Claude Code.",
-            cause=(done.stdout + done.stderr).strip().splitlines()[-3:],
-            hint=INSTALL,
-        )
-    return version[0]

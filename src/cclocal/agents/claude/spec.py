@@ -72,7 +72,7 @@ def is_interactive(arguments: Sequence[str]) -> bool:
 
 
 def ask_for_file(path: str, content: str) -> str:
-    return f"Create the file {path} with content: {content}"
+    return CALLS.ask_to_write(path, content)
 
 
 def ask_once(prompt: str) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ def notes(session: AgentSession) -> tuple[str, ...]:
 
 def by_hand(session: AgentSession, endpoint: Endpoint) -> ByHand:
     every = environment(endpoint, session.context_tokens, session.out_tokens)
-    # what would be refused outside of our own configuration, or is only there for the KV cache
+    # a plain launch has no host that manages its provider
     own = {name: value for name, value in every.items() if name != "CLAUDE_CODE_PROVIDER_MANAGED_BY_HOST"}
     return ByHand(own, (PROGRAM,))
 

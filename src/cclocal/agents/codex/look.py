@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from cclocal.agents.codex.command import PROGRAM, Context
-from cclocal.agents.codex.spec import INSTALL
+from cclocal.agents.codex.spec import INSTALL, TITLE
+from cclocal.agents.version import version_of
 from cclocal.errors import AgentMissingError
 from cclocal.facts import AgentFound
 from cclocal.paths import Env, find_program
@@ -38,17 +38,10 @@ def _native(path: Path) -> Path:
 
 
 def _ask(path: Path, env: Env) -> dict[str, Any]:
+    version = version_of(path, TITLE, INSTALL, env, pattern=r"codex-cli (\d+(\.\d+)+)")
     try:
-        said = ask([str(path), "--version"], env.environ)
         features = ask([str(path), "features", "list"], env.environ)
     except (OSError, subprocess.SubprocessError) as error:
         raise AgentMissingError(f"{path} does not run: {error}.") from None
-    version = re.search(r"codex-cli (\d+(\.\d+)+)", said.stdout)
-    if not version:
-        raise AgentMissingError(
-            f"{path} does not print its version, so it is probably not Codex.",
-            cause=(said.stdout + said.stderr).strip().splitlines()[-3:],
-            hint=INSTALL,
-        )
     lines = (line.split() for line in features.stdout.splitlines())
-    return {"version": version[1], "features": [words[0] for words in lines if len(words) > 2 and words[-1] == "true"]}
+    return {"version": version, "features": [words[0] for words in lines if len(words) > 2 and words[-1] == "true"]}

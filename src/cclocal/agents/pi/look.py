@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 from pathlib import Path
 
-from cclocal.agents.pi.spec import INSTALL, PROGRAM
+from cclocal.agents.pi.spec import INSTALL, PROGRAM, TITLE
+from cclocal.agents.version import version_of
 from cclocal.errors import AgentMissingError
 from cclocal.facts import AgentFound
 from cclocal.paths import Env, find_program
-from cclocal.programs import Answers, ask
+from cclocal.programs import Answers
 
 
 def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentFound | None:
@@ -19,7 +18,7 @@ def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentF
     if not found:
         return None
     path = Path(found).absolute()
-    version = answers.of(answers.key(path), lambda: _version(path, env))
+    version = answers.of(answers.key(path), lambda: version_of(path, TITLE, INSTALL, env, may_be_on_stderr=True))
     settings = cwd / ".pi" / "settings.json"
     if settings.exists():
         # its shellCommandPrefix runs before each command, its packages are installed: no flag switches it off
@@ -28,18 +27,3 @@ def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentF
             hint="look at that file, and move it away",
         )
     return AgentFound(path, version)
-
-
-def _version(path: Path, env: Env) -> str:
-    try:
-        done = ask([str(path), "--version"], env.environ)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise AgentMissingError(f"{path} does not run: {error}.") from None
-    version = re.match(r"\d+(\.\d+)+", (done.stdout or done.stderr).strip())
-    if not version:
-        raise AgentMissingError(
-            f"{path} does not print its version, so it is probably not pi.",
-            cause=(done.stdout + done.stderr).strip().splitlines()[-3:],
-            hint=INSTALL,
-        )
-    return version[0]

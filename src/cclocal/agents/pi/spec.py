@@ -166,7 +166,7 @@ def is_interactive(arguments: Sequence[str]) -> bool:
 
 
 def ask_for_file(path: str, content: str) -> str:
-    return f"Create the file {path} with content: {content}"
+    return CALLS.ask_to_write(path, content)
 
 
 def ask_once(prompt: str) -> tuple[str, ...]:

@@ -35,6 +35,15 @@ def wait_for(true: Callable[[], Any], what: str = "it", limit_s: float = PATIENC
     raise AssertionError(f"waited {limit_s:.0f} s for {what}")
 
 
+def leave(child: pexpect.spawn) -> None:  # type: ignore[type-arg]
+    """Leave an agent on its terminal. While it still answers, the first Ctrl-C only interrupts the answer."""
+    for _ in range(3):
+        child.send("\x03\x03")
+        if child.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=PATIENCE_S / 2) == 0:
+            return
+    raise AssertionError(f"the agent did not end: {child.before}")
+
+
 def cores() -> list[int]:
     """The cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import CI, OLDEST, Claude
 from tests.talk import compactions, talk
-from tests.world import World, wait_for
+from tests.world import World, leave, wait_for
 
 #: The lean row of the measured prompt sizes (bytes of the first request's body), + 5 %.
 LEAN_BYTES = {"2.1.197": 13801 * 1.05, "2.1.331": 16469 * 1.05}
@@ -91,8 +91,7 @@ def test_the_tui_shows_no_dialog_and_sends_no_side_request(scripted: World, clau
     with_body = [r for r in scripted.requests() if r["body"]]
     assert len(with_body) == 1
     check_first_request(with_body[0], claude.version)
-    child.send("\x03\x03")
-    child.expect(pexpect.EOF)
+    leave(child)
     child.close()
     assert child.exitstatus == 0
 
@@ -250,8 +249,9 @@ def test_every_connect_of_the_process_tree_goes_to_this_machine(scripted: World,
     child.expect("done")
     if tui:
         child.expect(pexpect.TIMEOUT, timeout=5)
-        child.send("\x03\x03")
-    child.expect(pexpect.EOF)
+        leave(child)
+    else:
+        child.expect(pexpect.EOF)
     child.close()
     assert_only_this_machine(scripted)
 
@@ -312,8 +312,7 @@ def test_another_model_asked_for_in_mid_session_is_refused_in_words(scripted: Wo
         child.expect(pexpect.TIMEOUT, timeout=1)
         child.send("\r")
         child.expect("done")
-        child.send("\x03\x03")
-        child.expect(pexpect.EOF)
+        leave(child)
     assert {r["body"]["model"] for r in scripted.requests() if r["body"]} == {"tiny"}
 
 

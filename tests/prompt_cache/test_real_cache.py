@@ -12,7 +12,7 @@ import pexpect
 import pytest
 
 from tests.conftest import CLAUDES, NEWEST, Claude, Engine
-from tests.world import World, alive, wait_for
+from tests.world import World, alive, leave, wait_for
 
 #: What a first turn may evaluate that an earlier session's state was restored for: its own folder, date and question.
 WARM_TOKENS = 700
@@ -113,8 +113,7 @@ def test_on_a_terminal_the_prompt_is_another_one(newest: World) -> None:
             child.expect("shift.*tab")
             said = str(child.before)
             assert len(states(newest)) == 2
-            child.send("\x03\x03")
-            child.expect(pexpect.EOF)
+            leave(child)
         return said
 
     newest.terminal = (40, 120)
@@ -218,8 +217,7 @@ def test_where_nothing_is_kept_whoever_types_slowly_is_read_ahead_for(world: Wor
             child.send("Hello")
             child.send("\r")
             child.expect("done")
-            child.send("\x03\x03")
-            child.expect(pexpect.EOF)
+            leave(child)
 
     session()
     (request,) = ahead()

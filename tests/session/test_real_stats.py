@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 
-import pexpect
 import pytest
 
 from tests.agents.test_real_first_request import TOOLS, body_of
 from tests.conftest import NEWEST, Claude, Engine
 from tests.talk import talk
-from tests.world import World, wait_for
+from tests.world import World, leave, wait_for
 
 
 def test_the_line_below_the_prompt_tells_what_the_server_does(real: World) -> None:
@@ -23,8 +22,7 @@ def test_the_line_below_the_prompt_tells_what_the_server_does(real: World) -> No
         child.expect("Done")
         # a letter that stood there already is not written again
         child.expect(r"\d s, \d+% k")
-        child.send("\x03\x03")
-        child.expect(pexpect.EOF)
+        leave(child)
     rows = json.loads(real.run("stats", "--json").stdout)["turns"]
     assert len(rows) == 2
 

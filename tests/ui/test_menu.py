@@ -97,7 +97,7 @@ def test_a_small_terminal_shows_what_tells_models_apart(ready: World) -> None:
     ready.terminal = (20, 40)
     with ready.on_terminal() as child:
         child.expect("cclocal: which model")
-        child.expect("Enter / d l m q")
+        child.expect("Enter / a d l m q")
         screen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", str(child.before))
         assert "Gemma 4 E4B" in screen
         assert "fits" in screen
@@ -138,6 +138,34 @@ def test_the_other_keys_show_and_come_back(ready: World) -> None:
         child.expect("No model is on this disk")
         child.expect("Enter start")
         child.send("q")
+        child.expect(pexpect.EOF)
+
+
+def test_a_changes_the_agent_and_stays_on_the_row(ready: World) -> None:
+    with ready.on_terminal() as child:
+        child.expect("for Claude Code")
+        child.send("2a")
+        child.expect(r"for Codex \(not installed\)")
+        child.expect("Enter start")
+        child.send("a")
+        child.expect(r"for pi \(not installed\)")
+        child.expect("❯  2")
+        child.expect("Enter start")
+        child.send("\r")
+        child.expect("pi was not found on PATH")
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 35
+    with ready.on_terminal() as child:
+        child.expect("Enter start")
+        child.send("2")
+        for agent in ("Codex", "pi", "Claude Code"):
+            child.send("a")
+            child.expect(f"for {agent}")
+            child.expect("Enter start")
+        child.send("\r")
+        child.expect(r"AGENT \d+")
+        child.sendline("quit 0")
         child.expect(pexpect.EOF)
 
 

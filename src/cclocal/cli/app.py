@@ -221,8 +221,9 @@ def _launch(settings: Settings, call: Call, *, dry_run: bool, as_json: bool) -> 
         else:
             from cclocal.session.models import choose
 
-            seen = story.survey(settings, catalog, env)
-            settings = settings.changed({"model": choose(catalog, settings, seen[0])}, "menu")
+            facts, limit = story.survey(settings, catalog, env)
+            settings, facts = choose(catalog, settings, facts)
+            seen = facts, limit
     if dry_run:
         from cclocal.discovery.look import look
         from cclocal.session.steps import prepare

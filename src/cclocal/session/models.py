@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from cclocal.agents import AGENTS
 from cclocal.backends import BACKENDS, runtime_of
 from cclocal.checks import results
+from cclocal.discovery.look import look
 from cclocal.errors import UsageError
 from cclocal.facts import Facts
 from cclocal.memory.fit import Fit
@@ -20,6 +22,7 @@ from cclocal.models.resolve import sources
 from cclocal.models.storage import SAVED_PROMPTS, Stored, free_bytes, users_of
 from cclocal.models.storage import stored as stored_outside_backends
 from cclocal.paths import Env
+from cclocal.planning.choose import choose_agent
 from cclocal.server.registry import running
 from cclocal.session.plan import plan_catalog, plan_one
 from cclocal.settings import Settings
@@ -27,27 +30,37 @@ from cclocal.ui import memory_view, menu, tables
 from cclocal.ui.console import busy, can_ask, confirm, console, plain, say
 from cclocal.units import file_size
 
-TITLE = "cclocal: which model?    ● on disk  ○ not yet"
+TITLE = "cclocal: which model?    ● on disk  ○ not yet    "
 
 
 # -- the menu ---------------------------------------------------------------------------------------------------
 
 
-def choose(catalog: Catalog, settings: Settings, facts: Facts) -> str:
-    """Ask which model. Raises UsageError where there is no terminal for a menu, KeyboardInterrupt if the user quits."""
+def choose(catalog: Catalog, settings: Settings, facts: Facts) -> tuple[Settings, Facts]:
+    """Ask which model, and for which agent: the settings with the answers, and what was seen for them.
+
+    Raises UsageError where there is no terminal for a menu, KeyboardInterrupt if the user quits.
+    """
     env = facts.env
     if not can_ask() or env.environ.get("TERM") in ("dumb", None):
         raise UsageError(
             f"Which model? There is {'no terminal to ask on' if not can_ask() else 'no menu on this terminal'}.",
             hint=f"cclocal --{catalog.default}    or --model NAME; cclocal --list-models shows them",
         )
+    id_ = ""
     while True:
         plans = {row.id: row for row in plan_catalog(catalog, settings, facts)}
         on_disk = {id_ for id_, row in plans.items() if row.variant and _is_here(row.variant, env)}
-        action, id_ = menu.pick(menu_rows(catalog, plans, on_disk, results.known(env)), TITLE)
+        rows = menu_rows(catalog, plans, on_disk, results.known(env))
+        action, id_ = menu.pick(rows, TITLE + _agent_words(settings, facts), id_)
         if action == "start":
-            return id_
-        if action == "manage":
+            return settings.changed({"model": id_}, "menu"), facts
+        if action == "agent":
+            names = [*AGENTS]
+            following = names[(names.index(choose_agent(settings).NAME) + 1) % len(names)]
+            settings = settings.changed({"agent": following}, "menu")
+            facts = look(env, settings, catalog)
+        elif action == "manage":
             manage(catalog, env)
         elif action == "list" or id_:
             if action == "list":
@@ -55,6 +68,10 @@ def choose(catalog: Catalog, settings: Settings, facts: Facts) -> str:
             else:
                 memory_view.show_one(plan_one(catalog, id_, settings, facts), as_json=False)
             console().input("\n[dim]Enter goes back to the menu[/] ")
+
+
+def _agent_words(settings: Settings, facts: Facts) -> str:
+    return f"for {choose_agent(settings).TITLE}{'' if facts.agent else ' (not installed)'}"
 
 
 def menu_rows(

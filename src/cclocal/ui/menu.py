@@ -25,7 +25,7 @@ _STYLE = Style.from_dict(
     {"cursor": "bold reverse", "dim": "ansibrightblack", "good": "ansigreen", "warn": "ansiyellow", "bad": "ansired"}
 )
 _FITS = {"roomy": ("fits", "good"), "tight": ("tight", "warn"), "too_big": ("too big", "bad"), "unknown": ("?", "dim")}
-HELP = "Enter start · / filter · d plan · l list · m manage · q quit"
+HELP = "Enter start · / filter · a agent · d plan · l list · m manage · q quit"
 #: What moves in the list, and by how many rows; letters only while no filter is typed.
 _STEPS = {"up": -1, "k": -1, "down": 1, "j": 1, "pageup": -10, "pagedown": 10}
 _STEPS |= {"home": -(10**6), "g": -(10**6), "end": 10**6, "G": 10**6}
@@ -130,9 +130,13 @@ class Menu:
         return [("class:cursor" if here else "", text[: width - 9]), (f"class:{style}", f"{words:>8}\n")]
 
 
-def pick(rows: Sequence[MenuRow], title: str) -> tuple[str, str]:
-    """(what to do, with which row): "start", "manage", "list" or "plan". Raises KeyboardInterrupt on q, Esc, Ctrl-C."""
-    return _run(Menu(rows, title, HELP), {"m": "manage", "l": "list", "d": "plan"})
+def pick(rows: Sequence[MenuRow], title: str, at: str = "") -> tuple[str, str]:
+    """(what to do, with which row): "start", "agent", "manage", "list" or "plan". `at`: the row to begin on.
+
+    Raises KeyboardInterrupt on q, Esc, Ctrl-C.
+    """
+    first = next((number for number, row in enumerate(rows) if row.id == at), 0)
+    return _run(Menu(rows, title, HELP, at=first), {"a": "agent", "m": "manage", "l": "list", "d": "plan"})
 
 
 def tick(rows: Sequence[MenuRow], title: str) -> list[str]:

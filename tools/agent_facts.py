@@ -14,7 +14,7 @@ from cclocal.agents import AGENTS
 from cclocal.discovery.look import look_around
 from cclocal.paths import Env
 from cclocal.planning.choose import agent_session
-from cclocal.prompt_cache.capture import first_requests
+from cclocal.prompt_cache.capture import first_requests, sends_of
 from cclocal.settings import Settings
 from cclocal.ui.tables import plain_table
 from cclocal.wires import WIRES
@@ -37,14 +37,14 @@ def facts_of(claude: Path, arguments: tuple[str, ...]) -> dict[str, str]:
     version = found.agent.version if found.agent else "?"
     if len(requests) != 2:
         return {"version": version, "first request": "none"}
-    (system, tools, messages), (other, other_tools, _) = (wire.parts(request) for request in requests)
+    sends, (system, tools, _) = sends_of(requests, wire), wire.parts(requests[0])
     return {
         "version": version,
-        "system prompt": f"{len(system.encode()):,} bytes",
-        "tools": " ".join(str(tool.get("name")) for tool in tools),
-        "roles": " ".join(message["role"] for message in messages),
-        "system message in mid-conversation": str(wire.has_late_system(requests[0])),
-        "the folder in the fixed part": str((system, tools) != (other, other_tools)),
+        "system prompt": f"{sends.fixed_bytes:,} bytes",
+        "tools": " ".join(sends.tools),
+        "roles": " ".join(sends.roles),
+        "system message in mid-conversation": str(sends.has_late_system),
+        "the folder in the fixed part": str(sends.names_folder),
         "fixed part": str(hash((system, str(tools)))),
     }
 

@@ -20,7 +20,7 @@ from cclocal.settings import flags as flags_of_setting
 #: A model's flag, without its dashes.
 FLAG = re.compile(r"[a-z][a-z0-9.-]*")
 #: The commands of the command line. (Here, because the first help page must not import the commands themselves.)
-COMMANDS = ("attach", "check", "env", "fetch", "list", "logs", "plan", "prompt", "rm", "stats")
+COMMANDS = ("attach", "check", "doctor", "env", "fetch", "list", "logs", "plan", "prompt", "rm", "stats")
 #: Other words that a model's flag must not take.
 _WORDS = frozenset(
     """clean dry-run help install-completion json key last list-models macos ram show-completion show-key version

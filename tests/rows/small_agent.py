@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Window
+from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Sends, Window
 from cclocal.command import BASE_NAMES, Binding, Command, CommandAndFiles, Endpoint
 from cclocal.facts import AgentFound
 from cclocal.paths import Env, find_program
@@ -17,6 +17,10 @@ NAME = PROGRAM = "small-agent"
 TITLE = "Small agent"
 INSTALL = "install small-agent"
 VERIFIED: tuple[str, ...] = ("1.0",)
+SENDS = Sends(("Bash", "Write"))
+IGNORED_IN_HOME: tuple[str, ...] = ()
+IGNORED_IN_FOLDER: tuple[str, ...] = ()
+MANAGED: tuple[str, ...] = ()
 RESUME: tuple[str, ...] = ("again",)
 LOOK = __name__
 WIRE = "anthropic"

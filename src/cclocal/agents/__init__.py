@@ -15,7 +15,7 @@ from typing import Protocol, cast
 from cclocal.agents.claude import spec as claude
 from cclocal.agents.codex import spec as codex
 from cclocal.agents.pi import spec as pi
-from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Window
+from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Sends, Window
 from cclocal.command import Binding, CommandAndFiles, Endpoint
 from cclocal.facts import AgentFound
 from cclocal.paths import Env
@@ -36,6 +36,13 @@ class Agent(Protocol):
     INSTALL: str
     #: the versions that its profile was verified on
     VERIFIED: tuple[str, ...]
+    #: what the newest of them sends first, on a terminal
+    SENDS: Sends
+    #: files that change a plain launch and are not read in a session: in the user's home, in the working folder
+    IGNORED_IN_HOME: tuple[str, ...]
+    IGNORED_IN_FOLDER: tuple[str, ...]
+    #: files of an organisation that may change a session
+    MANAGED: tuple[str, ...]
     #: the arguments that have it continue the last conversation
     RESUME: tuple[str, ...]
     #: the module that looks around for it

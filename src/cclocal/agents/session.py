@@ -82,6 +82,21 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True)
+class Sends:
+    """What a version of an agent sends first.
+
+    tools: their names, sorted. roles: of the messages. has_late_system: one of them is a system message after another
+    message. names_folder: instructions or tools differ from folder to folder. fixed_bytes: of the instructions.
+    """
+
+    tools: tuple[str, ...]
+    roles: tuple[str, ...] = ("user",)
+    has_late_system: bool = False
+    names_folder: bool = False
+    fixed_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ByHand:
     """How an agent uses a server without cclocal: variables, further lines for a shell, and the command to type."""
 

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cclocal import __version__
-from cclocal.cli import commands
+from cclocal.cli import commands, model_commands
 from cclocal.cli.options import Call, if_typed, takes, typed
 from cclocal.config_file import COMMANDS
 from cclocal.errors import UsageError
@@ -70,15 +70,19 @@ _EXAMPLES = {
         ("cclocal check gemma", "real requests, real tool calls, a real file"),
         ("cclocal check gemma --kv q8_0 --json", "as it would be started with these options"),
     ),
+    commands.doctor: (
+        ("cclocal doctor", "what is there, what is in the way"),
+        ("cclocal doctor --agent codex --json", "for another agent, for scripts"),
+    ),
     commands.env: (
         ('eval "$(cclocal env 8132)"', "then a plain claude in this shell uses that server"),
         ("cclocal env 8132 --agent codex", "the same for another agent"),
     ),
-    commands.fetch: (
+    model_commands.fetch: (
         ("cclocal --fetch gemma coder", "download now, start later"),
         ("cclocal fetch owner/name:Q8_0", "any model of the hub"),
     ),
-    commands.list_: (
+    model_commands.list_: (
         ("cclocal --list", "every model that cclocal can see"),
         ("cclocal list gemma --json", "one of them, for scripts"),
     ),
@@ -91,7 +95,7 @@ _EXAMPLES = {
         ("cclocal prompt", "of a session on a terminal"),
         ("cclocal prompt --lean -- -p", "of print mode, with the short prompt"),
     ),
-    commands.rm: (
+    model_commands.rm: (
         ("cclocal --rm coder", "remove one, after a question"),
         ("cclocal rm all --dry-run", "what would be removed"),
     ),

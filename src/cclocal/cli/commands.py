@@ -1,9 +1,10 @@
-"""The commands beside a launch: a running server, a check, the plan, the prompt, sessions, the models on this disk."""
+"""The commands beside a launch: a running server, a check, the machine, the plan, the prompt, sessions."""
 
 from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Exit, Option
 
 from cclocal.cli.options import WITHOUT_A_SESSION, Call, Json, complete_model, if_typed, takes
-from cclocal.errors import InterruptedByUser, UsageError
+from cclocal.errors import UsageError
 from cclocal.paths import Env
 from cclocal.settings import options
 
@@ -36,15 +37,6 @@ def _sessions() -> list[str]:
     from cclocal.server.registry import newest_first, session_of
 
     return [session_of(log) for log in newest_first(Env.of(os.environ))]
-
-
-def _stored() -> list[str]:
-    from cclocal.discovery.look import load_catalog
-    from cclocal.session.models import stored
-
-    rows = stored(load_catalog(), Env.of(os.environ))
-    flags = [(row.flag or "").split(" ")[0].removeprefix("--") for row in rows]
-    return list(dict.fromkeys([*(flag for flag in flags if flag not in ("", "model")), *(r.name for r in rows), "all"]))
 
 
 # -- the agent, and what it needs
@@ -123,6 +115,25 @@ def check(
         verdict = "can drive the agent." if report["works"] else "cannot be relied on: see what failed."
         output().print(f"\n{plan.model.name} on {plan.variant.backend} {verdict}", style="bold", markup=False)
     if not report["works"]:
+        raise Exit(1)
+
+
+@takes("agent", "backend", "llama_server")
+def doctor(call: Call, as_json: Json = False) -> None:
+    """What on this machine a launch depends on, and what would stop one: exit 1 if something would."""
+    from cclocal.session.doctor import examine
+    from cclocal.ui.console import busy, print_json
+    from cclocal.ui.tables import show_finding
+
+    found = []
+    with busy("looking around") if not as_json else nullcontext():
+        for finding in examine(call.settings, call.catalog(), call.env):
+            found.append(finding)
+            if not as_json:
+                show_finding(finding, found[-2].about if len(found) > 1 else "")
+    if as_json:
+        print_json([asdict(finding) for finding in found])
+    if any(finding.state == "problem" for finding in found):
         raise Exit(1)
 
 
@@ -238,53 +249,3 @@ def logs(call: Call, follow: Annotated[bool, Option("--follow", "-f", help="Foll
         # into a file or a pipe it goes as it is
         sys.stdout.write(plain(piece) if sys.stdout.isatty() else piece)
         sys.stdout.flush()
-
-
-# -- the models on this disk
-
-
-@takes()
-def list_(
-    call: Call,
-    names: Annotated[list[str] | None, Argument(metavar="[NAME]…", help="Only these.", autocompletion=_stored)] = None,
-    as_json: Json = False,
-) -> None:
-    """The models on this disk (also: cclocal --list): the hub's cache, Ollama's store, files you used."""
-    from cclocal.session.models import show_stored
-
-    show_stored(call.catalog(), call.env, as_json=as_json, names=names or ())
-
-
-@takes()
-def rm(
-    call: Call,
-    names: Annotated[
-        list[str] | None,
-        Argument(
-            metavar="[NAME]…",
-            help="Model flags or repositories; “all” for everything cclocal downloaded.",
-            autocompletion=_stored,
-        ),
-    ] = None,
-    yes: Annotated[bool, Option("--yes", "-y", help="Without asking.")] = False,
-    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be removed.")] = False,
-) -> None:
-    """Remove models from this disk (also: cclocal --rm). Without a name: a list to tick."""
-    from cclocal.session.models import remove_named
-
-    remove_named(names or (), call.catalog(), call.env, yes=yes, dry_run=dry_run)
-
-
-@takes("quant", "backend")
-def fetch(call: Call, names: Annotated[list[str], Argument(metavar="MODEL…", autocompletion=complete_model)]) -> None:
-    """Download models and exit (also: cclocal --fetch); a launch needs no network then."""
-    from cclocal.discovery.look import look
-    from cclocal.session.steps import fetch_only, prepare
-
-    settings, catalog = replace(call.settings, server=True, mem_check=False), call.catalog()
-    facts = look(call.env, settings, catalog)
-    try:
-        for name in names:
-            fetch_only(prepare(replace(settings, model=name), catalog, facts))
-    except KeyboardInterrupt:
-        raise InterruptedByUser("Interrupted; finished files are kept.") from None

@@ -12,19 +12,19 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from cclocal.agents import AGENTS, config_dir
-from cclocal.agents.session import Capture, CaptureRun
+from cclocal.agents.session import Capture, CaptureRun, Sends
 from cclocal.command import Binding
 from cclocal.errors import CclocalError
 from cclocal.paths import Env, make_folder, read_rows, write_private
 from cclocal.server.registry import clear_abandoned, own_folder
-from cclocal.wires import WIRES
+from cclocal.wires import WIRES, Wire
 
 #: Seconds within which an agent sends its first request.
 LIMIT_S = 20.0
@@ -69,6 +69,18 @@ def first_requests(agent: str, capture: Capture, env: Env, stop: threading.Event
     kept = dict(list(known.items())[-_KEPT + 1 :])
     write_private(path, json.dumps({**kept, capture.about: {"at_s": time.time(), "requests": requests}}))
     return requests
+
+
+def sends_of(requests: Sequence[Request], wire: Wire) -> Sends:
+    """What the two requests of `first_requests` show of an agent's version."""
+    (system, tools, messages), (other_system, other_tools, _) = (wire.parts(request) for request in requests)
+    return Sends(
+        tools=tuple(sorted(str(tool.get("name")) for tool in tools)),
+        roles=tuple(str(message["role"]) for message in messages),
+        has_late_system=wire.has_late_system(requests[0]),
+        names_folder=(system, tools) != (other_system, other_tools),
+        fixed_bytes=len(system.encode()),
+    )
 
 
 class Stub(ThreadingHTTPServer):

@@ -7,7 +7,8 @@ import shlex
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +20,32 @@ from cclocal.ui.console import output, print_json
 from cclocal.units import file_size, window
 
 _DAY_S = 86400
+_STATES = {"ok": ("✓", "green"), "info": ("·", "dim"), "note": ("!", "yellow"), "problem": ("✗", "red")}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `cclocal doctor` found. A problem would stop a launch; a note may matter. hint: what to type."""
+
+    about: str
+    state: Literal["ok", "info", "note", "problem"]
+    text: str
+    hint: str = ""
+
+
+def show_finding(found: Finding, before: str) -> None:
+    """One finding, on lines of its own. `before`: what the finding before it was about, which is not repeated."""
+    sign, style = _STATES[found.state]
+    screen = output()
+    about = "" if found.about == before else found.about
+    table = Table.grid(padding=(0, 1))
+    for width in (8, 1):
+        table.add_column(width=width)
+    table.add_column(ratio=1, overflow="fold")
+    table.add_row(Text(about, style="bold"), Text(sign, style=style), Text(found.text))
+    if found.hint:
+        table.add_row("", "", Text(found.hint, style="dim"))
+    screen.print(table)
 
 
 def plain_table(*columns: str, right: Sequence[str] = (), no_wrap: Sequence[str] = ()) -> Table:

@@ -20,7 +20,7 @@ from cclocal.agents.claude.command import Context, context_of, environment, inst
 from cclocal.agents.claude.command import command as command
 from cclocal.agents.claude.command import config_dir as config_dir
 from cclocal.agents.claude.command import window as window
-from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir
+from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Sends
 from cclocal.command import AGENT_NAMES, SHOWN, Binding, Command, Endpoint
 from cclocal.wires.wire import Calls
 
@@ -44,6 +44,14 @@ FORBIDDEN = re.compile(
 #: The oldest version whose isolation was verified; what an older one reads and sends is unknown.
 OLDEST = Version("2.1.197")
 VERIFIED: tuple[str, ...] = ("2.1.197", "2.1.329", "2.1.331")
+SENDS = Sends(("Bash", "Edit", "Glob", "Grep", "Read", "Write"))
+IGNORED_IN_HOME = (".claude/settings.json", ".claude.json")
+IGNORED_IN_FOLDER = (".claude/settings.json", ".claude/settings.local.json", ".mcp.json")
+#: Claude Code's documentation, "settings files": they have the highest precedence
+MANAGED = (
+    "/etc/claude-code/managed-settings.json",
+    "/Library/Application Support/ClaudeCode/managed-settings.json",
+)
 
 #: Arguments after "--" that change what the profile guarantees, and how.
 _UNDOES = {

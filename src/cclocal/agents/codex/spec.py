@@ -20,7 +20,7 @@ from cclocal.agents.codex.command import by_hand as by_hand
 from cclocal.agents.codex.command import command as command
 from cclocal.agents.codex.command import config_dir as config_dir
 from cclocal.agents.codex.command import window as window
-from cclocal.agents.session import AgentSession, Capture, CaptureRun
+from cclocal.agents.session import AgentSession, Capture, CaptureRun, Sends
 from cclocal.command import SHOWN, Binding, Command, Endpoint
 from cclocal.wires.wire import Calls
 
@@ -39,6 +39,11 @@ FORBIDDEN = re.compile(r"(CODEX|OPENAI|RUST)(_.*)?", re.IGNORECASE)
 #: The oldest version whose profile was verified.
 OLDEST = Version("0.169.0")
 VERIFIED: tuple[str, ...] = ("0.169.0",)
+SENDS = Sends(("exec_command", "write_stdin"), ("user", "user"))
+IGNORED_IN_HOME: tuple[str, ...] = (".codex/config.toml", ".codex/AGENTS.md")
+IGNORED_IN_FOLDER: tuple[str, ...] = (".codex/config.toml",)
+#: Codex's documentation, "managed configuration"
+MANAGED = ("/etc/codex/config.toml", "/etc/codex/managed_config.toml", "/etc/codex/requirements.toml")
 
 #: Arguments that change what the profile guarantees, and how.
 _UNDOES = {

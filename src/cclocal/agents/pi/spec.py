@@ -15,7 +15,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Window
+from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Sends, Window
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, SHOWN, Binding, Command, CommandAndFiles, Endpoint
 from cclocal.wires.wire import Calls
 
@@ -34,6 +34,11 @@ FORBIDDEN = re.compile(r"PI_.*", re.IGNORECASE)
 #: The oldest version whose profile was verified.
 OLDEST = Version("0.73.1")
 VERIFIED: tuple[str, ...] = ("0.73.1",)
+SENDS = Sends(("bash", "edit", "read", "write"), names_folder=True)
+IGNORED_IN_HOME = (".pi/agent/settings.json", ".pi/agent/models.json", ".pi/agent/AGENTS.md")
+#: one in the folder stops the launch (look.py)
+IGNORED_IN_FOLDER: tuple[str, ...] = ()
+MANAGED: tuple[str, ...] = ()
 
 #: Its name for our server, and the variable that holds the key: models.json names it.
 _PROVIDER, _KEY = "cclocal", "CCLOCAL_KEY"

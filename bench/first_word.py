@@ -2,9 +2,10 @@
 
 One engine, one machine, one run: the same three-turn task with the real Claude Code on PATH, started nine ways: plain;
 with the environment that `ollama launch claude` sets; with the environment and flags of a well-known script; by cclocal
-cold; by cclocal with the state of an earlier session; the same in another folder; these three with --lean too. Printed
-for each turn: the prompt's tokens that were evaluated until its first word, and the seconds until then, also as a share
-of the plain launch's; and the bytes of the first request.
+cold; by cclocal with the state of an earlier session; the same in another folder; these three with --lean too. With a
+codex on PATH also the first turn of Codex: plain, and by cclocal the same three ways. Printed for each turn: the
+prompt's tokens that were evaluated until its first word, and the seconds until then, also as a share of the plain
+launch's; and the bytes of the first request.
 
 The model is the tiny copy circuit padded to 1.03 GB, so that a token of a prompt costs what it costs with a real model
 of that size; --quick takes the bare one, for counts alone. The circuit looks back from the reply for what was asked: a
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from cclocal.backends.llama_server.log_reader import turns as log_turns
 from cclocal.prompt_cache.capture import Stub
 from cclocal.server.start import free_port
 from cclocal.wires import WIRES
@@ -44,6 +46,7 @@ TASKS = (
     "Run the command: wc -c one.txt",
     "Create the file two.txt with content: the second file",
 )
+CODEX_TASK, EXEC = "Run the command: echo the first file > one.txt", ("exec", "--skip-git-repo-check", "--json")
 #: The feed-forward layers of zero that make it 1.03 GB.
 PADDED = 106_496
 CONTEXT_TOKENS = 65536
@@ -115,10 +118,10 @@ def first_bytes(words: list[str], env: Mapping[str, str], project: Path) -> int:
         return server.size_bytes
 
 
-def our_bytes(world: World, *words: str) -> int:
-    """The same for cclocal, which rehearses it itself."""
-    told = json.loads(world.run("prompt", "--json", *words, "--", "-p").stdout)
-    return sum(int(block["bytes"]) for block in told["blocks"])
+def our_bytes(world: World, kind: str, *words: str) -> int:
+    """The same for cclocal, which captures it itself, and a plain launch too: "bytes" or "plain_bytes"."""
+    told = json.loads(world.run("prompt", "--json", *words).stdout)
+    return sum(int(block[kind]) for block in told["blocks"])
 
 
 def turns(words: list[str], env: Mapping[str, str], project: Path) -> tuple[list[Turn], bool]:
@@ -181,10 +184,10 @@ def server(words: list[str], log: Path) -> Iterator[str]:
 
 
 def peer_flags(world: World, model: Path) -> list[str]:
-    """What cclocal starts the engine with, but for the key, the port and the kept prompts."""
+    """What cclocal starts the engine with, but for the key, its address and the kept prompts."""
     told = json.loads(world.run("--model", str(model), "--ctx", str(CONTEXT_TOKENS), "--dry-run", "--json").stdout)
     words = [str(word) for word in told["server"]["argv"]]
-    for flag in ("--api-key-file", "--port", "--slot-save-path"):
+    for flag in ("--api-key-file", "--host", "--port", "--slot-save-path"):
         if flag in words:
             at = words.index(flag)
             del words[at : at + 2]
@@ -225,7 +228,7 @@ def main() -> None:
                 stack.close()
         ours = [*world.command, "--model", str(model), "--ctx", str(CONTEXT_TOKENS)]
         for name, flags in (("cclocal", []), ("cclocal --lean", ["--lean"])):
-            size = our_bytes(world, *flags)
+            size = our_bytes(world, "bytes", *flags, "--", "-p")
             words = [*ours, *flags]
             rows.append((f"{name}, cold", size, *turns([*words, "--cold", "--", *STREAM], world.env, world.project)))
             show(rows)
@@ -237,7 +240,66 @@ def main() -> None:
             other.mkdir()
             rows.append((f"{name}, warm, another folder", size, *turns([*words, "--", *STREAM], world.env, other)))
             show(rows)
+        if codex := shutil.which("codex"):
+            world.real("codex", Path(codex))
+            codex_rows(world, Path(codex), model, root)
         world.close()
+
+
+def codex_rows(world: World, codex: Path, model: Path, root: Path) -> None:
+    """The same for the first turn of Codex."""
+    rows: list[tuple[str, int, list[Turn], bool]] = []
+    with server(peer_flags(world, model), log := root / "server-codex.log") as url:
+        project, home = root / "project-codex", root / "home-codex"
+        project.mkdir()
+        home.mkdir()
+        provider = f'{{name="local",base_url="{url}/v1",wire_api="responses"}}'
+        chosen = ('model_provider="local"', 'model="model"', f"model_providers.local={provider}")
+        words = [str(codex), *(word for one in chosen for word in ("-c", one))]
+        env = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+        size = our_bytes(world, "plain_bytes", "--agent", "codex")
+        rows.append(("plain codex", size, *codex_turn([*words, *EXEC], env, project, log)))
+        show(rows)
+    ours = [*world.command, "--agent", "codex", "--model", str(model), "--ctx", str(CONTEXT_TOKENS)]
+    size, log = our_bytes(world, "bytes", "--agent", "codex"), world.home / ".local/state/cclocal/server.log"
+    other = root / "another project, codex"
+    other.mkdir()
+    for name, flags, folder in (
+        ("cold", ["--cold"], world.project),
+        ("", [], world.project),
+        ("warm", [], world.project),
+        ("warm, another folder", [], other),
+    ):
+        turn = codex_turn([*ours, *flags, "--", *EXEC], world.env, folder, log)
+        # the one without a name leaves the state behind
+        if name:
+            rows.append((f"cclocal --agent codex, {name}", size, *turn))
+            show(rows)
+
+
+def codex_turn(
+    words: Sequence[str | Path], env: Mapping[str, str], project: Path, log: Path
+) -> tuple[list[Turn], bool]:
+    """The first task, by `codex exec`, and whether its file was written."""
+    began, first_s = time.monotonic(), 0.0
+    with subprocess.Popen(
+        [*words, CODEX_TASK],
+        env=dict(env),
+        cwd=project,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as child:
+        assert child.stdout
+        for line in child.stdout:
+            if not first_s and ('"agent_message"' in line or '"command_execution"' in line):
+                first_s = time.monotonic() - began
+    read = [turn for turn in log_turns(log.read_text("utf-8", "replace"))[0] if turn["written_tokens"] > 1]
+    file = project / "one.txt"
+    done = file.exists() and file.read_text() == "the first file\n"
+    file.unlink(missing_ok=True)
+    return [Turn(read[0]["read_tokens"], first_s)], done
 
 
 def show(rows: list[tuple[str, int, list[Turn], bool]]) -> None:
@@ -262,8 +324,10 @@ def show(rows: list[tuple[str, int, list[Turn], bool]]) -> None:
     tokens = " | ".join(f"{turn.evaluated_tokens:,}" for turn in found)
     seconds = " | ".join(f"{turn.seconds:.1f}" for turn in found)
     share, faster = found[0].evaluated_tokens / plain.evaluated_tokens, found[0].seconds / plain.seconds
+    none = " | –" * (len(TASKS) - len(found))
     print(
-        f"| {name} | {size:,} | {tokens} | {share:.0%} | {seconds} | {faster:.0%} | {'yes' if done else 'no'} |",
+        f"| {name} | {size:,} | {tokens}{none} | {share:.0%} | {seconds}{none} | {faster:.0%} "
+        f"| {'yes' if done else 'no'} |",
         flush=True,
     )
 

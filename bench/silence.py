@@ -1,10 +1,11 @@
-"""A prompt that takes longer than five minutes: python bench/silence.py [--silent-s 330] CLAUDE…
+"""A prompt that takes longer than five minutes: python bench/silence.py [--silent-s 330] CLAUDE… [CODEX…]
 
 A scripted server says nothing for so long, either before its headers or after the message's beginning, to each Claude
-Code named, with the limits that cclocal sets, with none, and with each of the three left out. Printed for each: how
-often the prompt was sent, and whether the answer arrived in the end. Everything waits at the same time, so it takes a
-little over twice the silence, and hardly any processor. (The last two limits cannot be shortened: Claude Code takes
-anything below 300 s for 300 s. tests/agents/test_timeouts.py shortens the first.)
+Code named, with the limits that cclocal sets, with none, and with each of the three left out; and to each Codex, with
+cclocal's limit and without. Printed for each: how often the prompt was sent, and whether the answer arrived in the end.
+Everything waits at the same time, so it takes a little over twice the silence, and hardly any processor. (The last two
+limits of Claude Code cannot be shortened: it takes anything below 300 s for 300 s. tests/agents/test_timeouts.py
+shortens the first.)
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cclocal.agents.claude.command import environment
-from cclocal.command import Endpoint
+from cclocal.agents.codex.command import Context, command
+from cclocal.agents.session import AgentSession
+from cclocal.command import Binding, Endpoint
+from cclocal.facts import AgentFound
 
 LIMITS = ("API_TIMEOUT_MS", "CLAUDE_STREAM_IDLE_TIMEOUT_MS", "API_FORCE_IDLE_TIMEOUT")
 #: By where the server is silent.
@@ -63,6 +70,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)))
+        if self.path.endswith("/responses"):
+            self._respond()
+            return
         message = {
             "id": "msg_1",
             "type": "message",
@@ -100,6 +110,27 @@ class _Handler(BaseHTTPRequestHandler):
             }
         )
         self._event({"type": "message_stop"})
+
+    def _respond(self) -> None:
+        """The same over the API that Codex speaks."""
+        self.server.streams += 1
+        response = {"id": "resp_1", "object": "response", "status": "in_progress", "output": []}
+        content = [{"type": "output_text", "text": "There.", "annotations": []}]
+        item = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": content}
+        usage = {"input_tokens": 9, "output_tokens": 2, "total_tokens": 11}
+        if self.server.place == PLACES[0]:
+            time.sleep(self.server.silent_s)
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        self._event({"type": "response.created", "response": response})
+        if self.server.place == PLACES[1]:
+            time.sleep(self.server.silent_s)
+        self._event({"type": "response.output_item.done", "output_index": 0, "item": item})
+        done = {**response, "status": "completed", "output": [item], "usage": usage}
+        self._event({"type": "response.completed", "response": done})
 
     def _event(self, event: dict[str, Any]) -> None:
         self.wfile.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
@@ -152,20 +183,75 @@ def ask(claude: Path, left_out: tuple[str, ...], place: str, silent_s: float, **
     return server.streams, server.others, "There." in said
 
 
+def ask_codex(codex: Path, limit: bool, place: str, silent_s: float) -> tuple[int, int, bool]:
+    """The same of one question to `codex exec`, with cclocal's limit or with Codex's own."""
+    server = Silent(silent_s, place)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    with tempfile.TemporaryDirectory() as home:
+        project, folder = Path(home, "project"), Path(home, "codex")
+        for path in (project, folder, folder / "tmp"):
+            path.mkdir()
+        binding = Binding(str(server.server_port), "none", home, "none", "")
+        session = AgentSession(
+            AgentFound(codex, "0", Context()), 65536, 8192, project, folder, arguments=("exec", "Hello")
+        )
+        made, files = command(session, Endpoint.of_relay(binding, "model"), binding)
+        for name, text in files.items():
+            Path(home, name).write_text(text)
+        argv = [word if limit else re.sub(r',"stream_idle_timeout_ms"=\d+', "", word) for word in made.argv]
+        child = subprocess.Popen(
+            argv,
+            env={**made.env, "HOME": home, "PATH": os.defpath},
+            cwd=project,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            said, _ = child.communicate(timeout=2 * silent_s + 20)
+        except subprocess.TimeoutExpired:
+            said = ""
+        finally:
+            with contextlib.suppress(OSError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            server.shutdown()
+            server.server_close()
+    return server.streams, server.others, "There." in said
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--silent-s", type=float, default=330.0)
-    parser.add_argument("claudes", nargs="+", type=Path)
+    parser.add_argument("agents", nargs="+", type=Path)
     options = parser.parse_args()
     cases = [("all three set", ()), ("none set", LIMITS), *((f"without {name}", (name,)) for name in LIMITS)]
-    rows = [(claude, place, words, left) for claude in options.claudes for place in PLACES for words, left in cases]
+    rows: list[tuple[Path, str, str, Callable[[Path, str], tuple[int, int, bool]]]] = []
+    for agent in options.agents:
+        for place in PLACES:
+            if agent.name.startswith("codex"):
+                for words, limit in (("set", True), ("Codex's own", False)):
+                    rows.append((agent, place, words, partial(_codex, limit, options.silent_s)))
+            else:
+                rows += [(agent, place, words, partial(_claude, left, options.silent_s)) for words, left in cases]
     with ThreadPoolExecutor(len(rows)) as pool:
-        asked = list(pool.map(lambda row: ask(row[0], row[3], row[1], options.silent_s), rows))
+        asked = list(pool.map(lambda row: row[3](row[0], row[1]), rows))
     print(f"| {options.silent_s:.0f} s silent | limits | sent as a stream | sent whole | answered |")
     print("|---|---|---:|---:|---|")
-    for (claude, place, words, _), (streams, others, there) in zip(rows, asked, strict=True):
-        said = subprocess.run([claude, "--version"], capture_output=True, text=True, check=True).stdout.split()[0]
-        print(f"| {place}, {said} | {words} | {streams} | {others} | {'yes' if there else 'no'} |")
+    for (agent, place, words, _), (streams, others, there) in zip(rows, asked, strict=True):
+        said = subprocess.run([agent, "--version"], capture_output=True, text=True, check=True).stdout
+        version = said.removesuffix(" (Claude Code)\n").strip()
+        print(f"| {place}, {version} | {words} | {streams} | {others} | {'yes' if there else 'no'} |")
+
+
+def _claude(left_out: tuple[str, ...], silent_s: float, claude: Path, place: str) -> tuple[int, int, bool]:
+    return ask(claude, left_out, place, silent_s)
+
+
+def _codex(limit: bool, silent_s: float, codex: Path, place: str) -> tuple[int, int, bool]:
+    return ask_codex(codex, limit, place, silent_s)
 
 
 if __name__ == "__main__":

@@ -88,11 +88,15 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class AgentFound:
-    """An agent's program on this machine. `context`: what else the agent looked up here; only the agent reads it."""
+    """An agent's program on this machine.
+
+    `context`: what else the agent looked up here; only the agent reads it. `remedy`: what to try where it cannot work.
+    """
 
     path: Path
     version: str
     context: Any = None
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,3 +216,44 @@ def test_every_connect_of_the_process_tree_goes_to_the_session(other: Other, mod
         if "127.0.0.1" not in line and '"::1"' not in line and '"::ffff:127.0.0.1"' not in line
     ]
     assert outside == []
+
+
+@pytest.fixture
+def codex(world: World) -> Other:
+    if "codex" not in OTHERS:
+        pytest.skip("codex is not here")
+    program, once, again = OTHERS["codex"]
+    world.real("codex", program)
+    return Other(world, "codex", once, again)
+
+
+def test_where_codex_sandbox_does_not_work_it_is_refused_in_words(codex: Other) -> None:
+    world, link = codex.world, codex.world.bin / "codex"
+    # the program alone: the bubblewrap that comes with it lies beside it
+    package = link.resolve().parents[1]
+    native = next(iter((*package.parent.glob("codex-*/vendor/*/bin/codex"), *package.glob("**/vendor/*/bin/codex"))))
+    link.unlink()
+    shutil.copy(native, link)
+    if shutil.which("bwrap", path=world.env["PATH"]):
+        pytest.skip("there is a bubblewrap of the system's, which it uses")
+    done = codex.ask("echo one > one.txt")
+    assert done.returncode == 35
+    assert "Codex's sandbox does not work here, so that every command would fail: bubblewrap" in done.stderr
+    assert "--sandbox danger-full-access" in done.stderr
+    # the user may decide otherwise
+    once = ("exec", "--skip-git-repo-check", "--sandbox", "danger-full-access")
+    done = Other(world, "codex", once, ()).ask("echo one > one.txt")
+    assert done.returncode == 0, done.stderr
+    assert "replaces the sandbox mode" in done.stderr
+    assert (world.project / "one.txt").read_text() == "one\n"
+
+
+def test_codex_reviews_with_the_session_profile(codex: Other) -> None:
+    world = codex.world
+    for words in (("init", "-q"), ("add", "."), ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one")):
+        (world.project / "a.txt").write_text("one\n")
+        subprocess.run(["git", *words], cwd=world.project, check=True)
+    (world.project / "a.txt").write_text("two\n")
+    done = world.run("--tiny", "--agent", "codex", "--", "review", "--uncommitted")
+    assert done.returncode == 0, done.stderr
+    assert "I am a tiny test model." in done.stdout

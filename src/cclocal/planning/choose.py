@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cclocal.agents import AGENTS, DEFAULT, Agent
 from cclocal.agents.session import AgentSession
 from cclocal.backends import BACKENDS, Backend, in_order
@@ -20,12 +22,12 @@ def choose_agent(settings: Settings) -> Agent:
     return AGENTS[name]
 
 
-def check_agent(agent: Agent, facts: Facts) -> None:
-    """Raises AgentMissingError (35) if the agent is not there, does not run, or is too old."""
+def check_agent(agent: Agent, facts: Facts, arguments: Sequence[str] = ()) -> None:
+    """Raises AgentMissingError (35) if the agent is not there, does not run, is too old, or cannot work here."""
     if facts.agent is None:
         raise AgentMissingError(facts.agent_problem or f"{agent.PROGRAM} was not found on PATH.", hint=agent.INSTALL)
-    if reason := agent.unusable(facts.agent.version):
-        raise AgentMissingError(f"{reason}.", hint=agent.INSTALL)
+    if reason := agent.unusable(facts.agent, arguments):
+        raise AgentMissingError(f"{reason}.", hint=facts.agent.remedy or agent.INSTALL)
 
 
 def agent_session(settings: Settings, facts: Facts, context_tokens: int, out_tokens: int) -> AgentSession:

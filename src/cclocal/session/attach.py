@@ -177,7 +177,7 @@ def _session(server: str, window: int | None, agent: Agent, settings: Settings, 
 def _agent(settings: Settings, env: Env) -> tuple[Agent, Facts]:
     """The agent, and the folder it would work in. Raises AgentMissingError (35) if it is not there."""
     agent, facts = choose_agent(settings), look_around(env, settings)
-    check_agent(agent, facts)
+    check_agent(agent, facts, settings.agent_args)
     return agent, facts
 
 

@@ -77,7 +77,7 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
     if settings.safe:
         show_plan(plan, env.environ)
     if not settings.server:
-        check_agent(AGENTS[plan.agent], now.facts)
+        check_agent(AGENTS[plan.agent], now.facts, settings.agent_args)
         say_if_unverified(AGENTS[plan.agent], now.facts.agent, env)
     check_port(plan.port, env)
     confirm_after_failed_check(plan)

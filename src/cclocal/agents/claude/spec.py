@@ -22,6 +22,7 @@ from cclocal.agents.claude.command import config_dir as config_dir
 from cclocal.agents.claude.command import window as window
 from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Sends
 from cclocal.command import AGENT_NAMES, SHOWN, Binding, Command, Endpoint
+from cclocal.facts import AgentFound
 from cclocal.wires.wire import Calls
 
 NAME = "claude"
@@ -109,10 +110,10 @@ def by_hand(session: AgentSession, endpoint: Endpoint) -> ByHand:
     return ByHand(own, (PROGRAM,))
 
 
-def unusable(version: str) -> str | None:
-    if Version(version) >= OLDEST:
+def unusable(found: AgentFound, arguments: Sequence[str]) -> str | None:
+    if Version(found.version) >= OLDEST:
         return None
-    return f"Claude Code {version} is older than {OLDEST}, the oldest whose isolation was verified"
+    return f"Claude Code {found.version} is older than {OLDEST}, the oldest whose isolation was verified"
 
 
 # -- how to see its first request: its command in an empty folder, as cclocal starts it or plain

@@ -52,11 +52,13 @@ COMMANDS = frozenset(
 class Context:
     """What was looked up for Codex: the features of this version, and the folders that may be trusted.
 
-    untrusted: a folder with a .codex of its own, which can start programs; then Codex itself asks.
+    untrusted: a folder with a .codex of its own, which can start programs; then Codex itself asks. sandbox_problem: why
+    no command runs in Codex's sandbox here; empty if one did.
     """
 
     features: frozenset[str] = frozenset()
     untrusted: Path | None = None
+    sandbox_problem: str = ""
 
 
 def context_of(session: AgentSession) -> Context:
@@ -198,9 +200,10 @@ def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> Comm
 
 def _arguments(arguments: Sequence[str]) -> tuple[str, ...]:
     first, *others = arguments or ("",)
-    if first in EXEC:
-        # a folder need not be a repository
-        return (first, "--skip-git-repo-check", *others)
+    anywhere = "--skip-git-repo-check"
+    if first in EXEC and anywhere not in others:
+        # a folder need not be a repository; given twice, it is an error
+        return (first, anywhere, *others)
     return tuple(arguments)
 
 

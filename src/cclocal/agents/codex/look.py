@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from cclocal.agents.codex.command import PROGRAM, Context
 from cclocal.agents.codex.spec import INSTALL, TITLE
 from cclocal.agents.version import version_of
+from cclocal.command import Command
 from cclocal.errors import AgentMissingError
 from cclocal.facts import AgentFound
-from cclocal.paths import Env, find_program
+from cclocal.paths import Env, find_program, make_folder
 from cclocal.programs import Answers, ask
+
+#: Lines around the cause, in what a failed command of the sandbox prints.
+_ABOUT_IT = re.compile(r"(note:|stack backtrace|thread |warning:)", re.IGNORECASE)
+#: Seconds for one command in its sandbox.
+_LIMIT_S = 20.0
+_REMEDY = "apt install bubblewrap    or, after “--”, with commands as you: --sandbox danger-full-access"
 
 
 def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentFound | None:
@@ -23,7 +32,32 @@ def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentF
     path = _native(Path(found).absolute())
     told = answers.of(answers.key(path, "codex 1"), lambda: _ask(path, env))
     untrusted = next((place for place in (cwd, git_root) if place and (place / ".codex").exists()), None)
-    return AgentFound(path, told["version"], Context(frozenset(told["features"]), untrusted))
+    problem = _sandbox_problem(path, env)
+    context = Context(frozenset(told["features"]), untrusted, problem)
+    return AgentFound(path, told["version"], context, _REMEDY if problem else "")
+
+
+def _sandbox_problem(path: Path, env: Env) -> str:
+    """Why no command runs in Codex's sandbox; empty if one does. Asked each time: the kernel's settings can change."""
+    with tempfile.TemporaryDirectory(dir=make_folder(env.folders.cache)) as home:
+        # as in a session: it makes no helper in a folder below that for temporary files
+        places = {"CODEX_HOME": home, "TMPDIR": str(make_folder(Path(home, "tmp")))}
+        command = Command((str(path), "sandbox", "--", "true"), places)
+        try:
+            done = subprocess.run(
+                list(command.argv),
+                env=command.environ(env.environ),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_LIMIT_S,
+                check=False,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            return str(error)
+    lines = [line for line in done.stderr.splitlines() if line and not _ABOUT_IT.match(line)]
+    return "" if done.returncode == 0 else (lines or [f"exit {done.returncode}"])[0]
 
 
 def _native(path: Path) -> Path:

@@ -22,6 +22,7 @@ from cclocal.agents.codex.command import config_dir as config_dir
 from cclocal.agents.codex.command import window as window
 from cclocal.agents.session import AgentSession, Capture, CaptureRun, Sends
 from cclocal.command import SHOWN, Binding, Command, Endpoint
+from cclocal.facts import AgentFound
 from cclocal.wires.wire import Calls
 
 NAME = "codex"
@@ -64,10 +65,17 @@ _UNDOES = {
 }
 
 
-def unusable(version: str) -> str | None:
-    return (
-        None if Version(version) >= OLDEST else f"Codex {version} is older than {OLDEST}, the oldest that was verified"
-    )
+#: Arguments that decide about Codex's sandbox, whatever works here.
+_OWN_SANDBOX = frozenset("-s --sandbox -c --config --yolo --dangerously-bypass-approvals-and-sandbox".split())
+
+
+def unusable(found: AgentFound, arguments: Sequence[str]) -> str | None:
+    if Version(found.version) < OLDEST:
+        return f"Codex {found.version} is older than {OLDEST}, the oldest that was verified"
+    problem = found.context.sandbox_problem if isinstance(found.context, Context) else ""
+    if problem and not {argument.split("=", 1)[0] for argument in arguments} & _OWN_SANDBOX:
+        return f"Codex's sandbox does not work here, so that every command would fail: {problem}"
+    return None
 
 
 def is_interactive(arguments: Sequence[str]) -> bool:

@@ -17,6 +17,7 @@ from packaging.version import Version
 
 from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Sends, Window
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, SHOWN, Binding, Command, CommandAndFiles, Endpoint
+from cclocal.facts import AgentFound
 from cclocal.wires.wire import Calls
 
 NAME = PROGRAM = "pi"
@@ -72,8 +73,12 @@ _UNDOES = {
 }
 
 
-def unusable(version: str) -> str | None:
-    return None if Version(version) >= OLDEST else f"pi {version} is older than {OLDEST}, the oldest that was verified"
+def unusable(found: AgentFound, arguments: Sequence[str]) -> str | None:
+    return (
+        None
+        if Version(found.version) >= OLDEST
+        else f"pi {found.version} is older than {OLDEST}, the oldest that was verified"
+    )
 
 
 def window(context_tokens: int, out_tokens: int) -> Window:

@@ -277,9 +277,7 @@ def codex_rows(world: World, codex: Path, model: Path, root: Path) -> None:
             show(rows)
 
 
-def codex_turn(
-    words: Sequence[str | Path], env: Mapping[str, str], project: Path, log: Path
-) -> tuple[list[Turn], bool]:
+def codex_turn(words: Sequence[str], env: Mapping[str, str], project: Path, log: Path) -> tuple[list[Turn], bool]:
     """The first task, by `codex exec`, and whether its file was written."""
     began, first_s = time.monotonic(), 0.0
     with subprocess.Popen(

@@ -153,34 +153,10 @@ def ask(claude: Path, left_out: tuple[str, ...], place: str, silent_s: float, **
     endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}", "none", "model")
     env = {**environment(endpoint, 65536, 8192), **limits}
     with tempfile.TemporaryDirectory() as home:
-        child = subprocess.Popen(
-            [claude, "-p", "Hello", "--setting-sources", "user", "--strict-mcp-config"],
-            env={
-                **{name: value for name, value in env.items() if name not in left_out},
-                "HOME": home,
-                "CLAUDE_CONFIG_DIR": home,
-                "PATH": os.defpath,
-                "CLAUDE_CODE_MAX_RETRIES": "2",
-            },
-            cwd=home,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            said, _ = child.communicate(timeout=2 * silent_s + 20)
-        except subprocess.TimeoutExpired:
-            # it asks again and again
-            said = ""
-        finally:
-            with contextlib.suppress(OSError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            server.shutdown()
-            server.server_close()
-    return server.streams, server.others, "There." in said
+        kept = {name: value for name, value in env.items() if name not in left_out}
+        places = {"HOME": home, "CLAUDE_CONFIG_DIR": home, "PATH": os.defpath, "CLAUDE_CODE_MAX_RETRIES": "2"}
+        argv = [str(claude), "-p", "Hello", "--setting-sources", "user", "--strict-mcp-config"]
+        return waited_for(argv, {**kept, **places}, Path(home), server)
 
 
 def ask_codex(codex: Path, limit: bool, place: str, silent_s: float) -> tuple[int, int, bool]:
@@ -199,26 +175,32 @@ def ask_codex(codex: Path, limit: bool, place: str, silent_s: float) -> tuple[in
         for name, text in files.items():
             Path(home, name).write_text(text)
         argv = [word if limit else re.sub(r',"stream_idle_timeout_ms"=\d+', "", word) for word in made.argv]
-        child = subprocess.Popen(
-            argv,
-            env={**made.env, "HOME": home, "PATH": os.defpath},
-            cwd=project,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            said, _ = child.communicate(timeout=2 * silent_s + 20)
-        except subprocess.TimeoutExpired:
-            said = ""
-        finally:
-            with contextlib.suppress(OSError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            server.shutdown()
-            server.server_close()
+        return waited_for(argv, {**made.env, "HOME": home, "PATH": os.defpath}, project, server)
+
+
+def waited_for(argv: list[str], env: dict[str, str], folder: Path, server: Silent) -> tuple[int, int, bool]:
+    """Run an agent to its end, or until it must have given up: (streams, whole replies, whether the answer came)."""
+    child = subprocess.Popen(
+        argv,
+        env=env,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, _ = child.communicate(timeout=2 * server.silent_s + 20)
+    except subprocess.TimeoutExpired:
+        # it asks again and again
+        said = ""
+    finally:
+        with contextlib.suppress(OSError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        server.shutdown()
+        server.server_close()
     return server.streams, server.others, "There." in said
 
 

@@ -22,9 +22,11 @@ _TAIL_BYTES = 8192
 _KEPT = 20
 
 
-def ask(argv: Sequence[str], environ: Mapping[str, str], limit_s: float = 20.0) -> subprocess.CompletedProcess[str]:
-    """What a small program answers, run with a server's environment. Raises OSError or SubprocessError."""
-    command = Command(tuple(argv), keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES)
+def ask(
+    argv: Sequence[str], environ: Mapping[str, str], limit_s: float = 20.0, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """What a small program answers, run with a server's environment and `env`. Raises OSError or SubprocessError."""
+    command = Command(tuple(argv), env, keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES)
     return subprocess.run(
         list(argv),
         env=command.environ(environ),

@@ -169,7 +169,10 @@ class Relay:
 
 @pytest.fixture(autouse=True, scope="module")
 def session() -> None:
-    """A server is recognized by its session. In a container whose first process is no leader of one, that is 0."""
+    """Give this process a session if it has none: the relay recognizes a server by its session's id (getsid).
+
+    The id is 0 in a container whose first process does not lead a session.
+    """
     if not os.getsid(0):
         os.setsid()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cclocal import __version__
 from cclocal.agents import AGENTS, Agent, look_of
-from cclocal.agents.session import Sends
+from cclocal.agents.session import AgentSession, Sends
 from cclocal.backends import BACKENDS, in_order
 from cclocal.command import refusal
 from cclocal.discovery.hardware import resident_servers
@@ -41,7 +41,10 @@ _PROXIES = re.compile(r"(HTTPS?|ALL)_PROXY", re.IGNORECASE)
 
 
 def examine(settings: Settings, catalog: Catalog, env: Env) -> Iterator[Finding]:
-    """Every finding, as soon as it is known. The agent is run twice, against a server that answers nothing."""
+    """Yield every finding as soon as it is known.
+
+    Runs the agent twice, against a server of ours that refuses every request, to see what it sends first.
+    """
     # an engine that does not run is a finding
     facts = look(env, replace(settings, agent_args=()), catalog, engines_must_run=False)
     system = f"{facts.machine.os} {facts.machine.os_version} {facts.machine.arch}".replace("  ", " ")
@@ -67,7 +70,7 @@ def _agents(settings: Settings, facts: Facts) -> Iterator[Finding]:
         assert facts.agent
         yield _version(agent, facts.agent)
         session = agent_session(replace(settings, agent_args=()), facts, _CONTEXT_TOKENS, _OUT_TOKENS)
-        yield _first_request(agent, facts)
+        yield _first_request(agent, session, facts.env)
         for note in agent.notes(session):
             yield Finding("agent", "note", note)
     answers = Answers(facts.env.folders.cache / "probes.json")
@@ -90,11 +93,10 @@ def _version(agent: Agent, found: AgentFound) -> Finding:
     return Finding("agent", "note", words, f"cclocal check    or: {agent.INSTALL}")
 
 
-def _first_request(agent: Agent, facts: Facts) -> Finding:
+def _first_request(agent: Agent, session: AgentSession, env: Env) -> Finding:
     """What this version sends first, against what the newest verified version sends."""
-    session = agent_session(Settings(agent=agent.NAME), facts, _CONTEXT_TOKENS, _OUT_TOKENS)
     capture = agent.capture(session, "model")
-    requests = first_requests(agent.NAME, capture, facts.env, threading.Event()) if capture else []
+    requests = first_requests(agent.NAME, capture, env, threading.Event()) if capture else []
     if not requests:
         return Finding("agent", "note", f"{agent.TITLE} sent no request within its time limit.", "cclocal check")
     sends = sends_of(requests, WIRES[agent.WIRE])

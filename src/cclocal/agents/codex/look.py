@@ -11,7 +11,6 @@ from typing import Any
 from cclocal.agents.codex.command import PROGRAM, Context
 from cclocal.agents.codex.spec import INSTALL, TITLE
 from cclocal.agents.version import version_of
-from cclocal.command import Command
 from cclocal.errors import AgentMissingError
 from cclocal.facts import AgentFound
 from cclocal.paths import Env, find_program, make_folder
@@ -19,8 +18,6 @@ from cclocal.programs import Answers, ask
 
 #: Lines around the cause, in what a failed command of the sandbox prints.
 _ABOUT_IT = re.compile(r"(note:|stack backtrace|thread |warning:)", re.IGNORECASE)
-#: Seconds for one command in its sandbox.
-_LIMIT_S = 20.0
 _REMEDY = "apt install bubblewrap    or, after “--”, with commands as you: --sandbox danger-full-access"
 
 
@@ -41,19 +38,9 @@ def _sandbox_problem(path: Path, env: Env) -> str:
     """Why no command runs in Codex's sandbox; empty if one does. Asked each time: the kernel's settings can change."""
     with tempfile.TemporaryDirectory(dir=make_folder(env.folders.cache)) as home:
         # as in a session: it makes no helper in a folder below that for temporary files
-        places = {"CODEX_HOME": home, "TMPDIR": str(make_folder(Path(home, "tmp")))}
-        command = Command((str(path), "sandbox", "--", "true"), places)
+        tmp = make_folder(Path(home, "tmp"))
         try:
-            done = subprocess.run(
-                list(command.argv),
-                env=command.environ(env.environ),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_LIMIT_S,
-                check=False,
-            )
+            done = ask([str(path), "sandbox", "--", "true"], env.environ, CODEX_HOME=home, TMPDIR=str(tmp))
         except (OSError, subprocess.SubprocessError) as error:
             return str(error)
     lines = [line for line in done.stderr.splitlines() if line and not _ABOUT_IT.match(line)]

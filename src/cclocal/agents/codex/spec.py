@@ -65,7 +65,7 @@ _UNDOES = {
 }
 
 
-#: Arguments that decide about Codex's sandbox, whatever works here.
+#: Arguments by which the user chooses the sandbox mode: then a sandbox that does not work is no reason to refuse.
 _OWN_SANDBOX = frozenset("-s --sandbox -c --config --yolo --dangerously-bypass-approvals-and-sandbox".split())
 
 

@@ -117,7 +117,7 @@ def _page(models: Mapping[str, tuple[str, tuple[str, ...]]], *, color: bool) -> 
             *_in_columns(flags),
             bold("Models"),
             *_in_columns(names),
-            f"Commands: {' '.join(COMMANDS)} (each: -h)",
+            f"Commands: {' '.join(COMMANDS)} (each -h)",
             f"{bold('cclocal --help')} for everything",
         )
     )

@@ -295,7 +295,7 @@ def test_a_tag_is_pulled_with_true_progress(ollama: World, tmp_path: Path) -> No
             *("--", "-p", "Create the file pulled.txt with content: it came from the registry"),
         ) as child:
             child.expect("Downloading")
-            child.expect("5.6 MB")
+            child.expect("6.3 MB")
             child.expect_exact("Done.", timeout=60)
             child.expect(pexpect.EOF)
     finally:

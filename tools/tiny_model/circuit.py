@@ -1,11 +1,13 @@
 """The circuit: its vocabulary and its weights as sparse rows, independent of the file format.
 
-Architecture: a plain `llama` with five layers of one head and a feed-forward of zero. Layers 0-2 bring the codes
+Architecture: a plain `llama` with six layers of one head and a feed-forward of zero. Layers 0-2 bring the codes
 of the previous 1, 2 and 4 tokens to each position (RoPE alone makes an attention score that depends on nothing but
-the distance). Layer 3 is an induction head: it finds the place whose preceding 7 tokens match the last 7 and puts
-out the token that stands there. Layer 4 finds, at the start of the reply, the latest marker ("Create the file ",
-a tool's result, …) and chooses the reply's first token; in a call it finds the tool of that kind that is offered.
-Limits: one call a turn, and a run of seven or more tokens that occurs twice in a request may be continued from the
+the distance). Layer 3 finds, at the start of the reply, the latest marker ("Create the file ", a tool's result, …)
+and chooses the reply's first token; in a call it finds the tool of that kind that is offered. To every other token it
+tells whether it stands in the path or in the content of a call. Layer 4 tells the same of a request. Layer 5 is an
+induction head: it finds the place in the same part whose preceding 7 tokens match the last 7, and puts out the token
+that stands there.
+Limits: one call a turn; and a run of seven or more tokens that occurs twice in one content may be continued from the
 wrong place.
 """
 
@@ -18,12 +20,14 @@ from pathlib import Path
 #: half of the pairs does not rotate within any context, and can carry content instead of position).
 CODE, BLOCKS, HEAD, ROPE_BASE = 24, 8, 256, 1e30
 #: The constant that dominates the residual stream, so that RMS normalisation is the same at every position.
-CONSTANT = 64.0
+CONSTANT = 512.0
 CONTEXT_TOKENS = 131072
 NORM_EPSILON = 1e-6
 FEED_FORWARD = 32
 #: Pairs that rotate fast enough to distinguish positions, and the first dimension that carries content.
 ROTATING, CONTENT = 22, 52
+#: The dimension by which a flag is found.
+PLACE = CONTENT + 3
 
 Row = dict[int, float]
 Matrix = list[Row]
@@ -108,7 +112,9 @@ MARKER_KEY = MARKER_VALUE + CODE
 REPLY_QUERY = MARKER_KEY + 1
 #: … and of a call: which tool of its kind is offered (its value is a marker's value).
 WRITE_KEY, WRITE_QUERY, RUN_KEY, RUN_QUERY = range(REPLY_QUERY + 1, REPLY_QUERY + 5)
-WIDTH = (RUN_QUERY + 1 + 31) // 32 * 32
+#: … and in which part each token stands: behind which of the four flags, in their order.
+PART = RUN_QUERY + 1
+WIDTH = (PART + 4 + 31) // 32 * 32
 RMS = sqrt((CONSTANT**2 + BLOCKS * CODE) / WIDTH)
 
 
@@ -157,7 +163,7 @@ def embeddings(vocabulary: Vocabulary) -> tuple[Matrix, Matrix, int]:
         (WRITE_QUERY, WRITE_KEY, ids["CALL_WRITE"], ids["Write"]),
         (RUN_QUERY, RUN_KEY, ids["RUN_NAME"], ids["Bash"]),
     ):
-        embedding[token] |= {query: 1.0, key: 4.0}
+        embedding[token] |= {query: 1.0, key: 2.0}
         put(embedding, token, MARKER_VALUE, usual)
     for kind, name, _ in TOOLS:
         embedding[ids[f"OFFERED {name}"]][WRITE_KEY if kind == "WRITE" else RUN_KEY] = 8.0
@@ -175,11 +181,11 @@ def embeddings(vocabulary: Vocabulary) -> tuple[Matrix, Matrix, int]:
     embedding[ids["REPLY"]][REPLY_QUERY] = 1.0
     for name, first, strength in (
         ("USER", "CHAT", 1.0),
-        ("CREATE", "CALL_WRITE", 1.03),
-        ("WRITE", "CALL_WRITE", 1.03),
-        ("RUN", "CALL_RUN", 1.03),
-        ("EXEC", "CALL_RUN", 1.03),
-        ("RESULT", "DONE", 1.03),
+        ("CREATE", "CALL_WRITE", 1.005),
+        ("WRITE", "CALL_WRITE", 1.005),
+        ("RUN", "CALL_RUN", 1.005),
+        ("EXEC", "CALL_RUN", 1.005),
+        ("RESULT", "DONE", 1.005),
     ):
         embedding[ids[name]][MARKER_KEY] = strength * 8
         put(embedding, ids[name], MARKER_VALUE, ids[first])
@@ -187,7 +193,7 @@ def embeddings(vocabulary: Vocabulary) -> tuple[Matrix, Matrix, int]:
     replies = [*(ids[name] for name in parts), *(ids[name] for _, name, _ in TOOLS)]
     for token in (*range(256), *replies, *vocabulary.words, *escape.values()):
         if token not in escape:
-            put(output, token, OUT, token, 8.0)
+            put(output, token, OUT, token, CONSTANT / 8)
     return embedding, output, WIDTH
 
 
@@ -201,10 +207,10 @@ def layers(width: int) -> list[dict[str, Matrix]]:
         layer["output"] = [{} for _ in range(width)]
         return layer
 
-    def by_distance(layer: dict[str, Matrix], shift: int, gain: float, first: int = 0) -> None:
-        """A score that depends on the distance alone: shift picks that offset; first > 0 prefers what is near."""
+    def by_distance(layer: dict[str, Matrix], shift: int, gain: float) -> None:
+        """A score that depends on the distance alone, and is largest at `shift`."""
         a = sqrt(gain * root)
-        for i in range(first, ROTATING):
+        for i in range(ROTATING):
             layer["q"][2 * i][0] = a * cos(-shift * theta[i]) / constant
             layer["q"][2 * i + 1][0] = a * sin(-shift * theta[i]) / constant
             layer["k"][2 * i][0] = a / constant
@@ -218,8 +224,61 @@ def layers(width: int) -> list[dict[str, Matrix]]:
             layer["output"][_block(shift) + i][i] = RMS
         found.append(layer)
 
+    # weights that double from pair to pair make what is nearer win at every distance up to 3,000 tokens
+    nearest = {i: sqrt(2 ** (i - 3) * root) for i in range(5, 14)}
+
+    def tell_part(layer: dict[str, Matrix], flags: tuple[tuple[int, int, float], ...]) -> None:
+        """Tell each token behind which flag it stands: (flag, how many tokens behind it, an advantage over others).
+
+        Flags may be hardly farther away than those that follow them, which their advantage makes up for.
+        """
+        for i, near in nearest.items():
+            layer["q"][2 * i][0] = near / constant
+            for flag, block, _ in flags:
+                layer["k"][2 * i][_block(block) + flag] = near * RMS / FLAG
+        pull = sqrt(2600 * root)
+        layer["q"][PLACE][0] = pull / constant
+        for flag, block, advantage in flags:
+            layer["k"][PLACE][_block(block) + flag] = (1 + advantage / 2600) * pull * RMS / FLAG
+            layer["v"][CODE + flag][_block(block) + flag] = 1.0
+            layer["output"][PART + flag - CODE][CODE + flag] = RMS
+
+    choose = empty()
+    tell_part(choose, ((AT_CALL, 0, 0.0), (AT_CONTENT, 0, 6.0)))
+    for row, (query, key, gain) in enumerate(
+        ((REPLY_QUERY, MARKER_KEY, 4000), (WRITE_QUERY, WRITE_KEY, 6000), (RUN_QUERY, RUN_KEY, 6000)), CONTENT
+    ):
+        # instead of their part
+        for weights in choose["q"]:
+            if 0 in weights:
+                weights[query] = -weights[0] * CONSTANT
+        pull = sqrt(gain * root * RMS**2 / 8)
+        choose["q"][row][query] = pull
+        choose["k"][row][key] = pull
+        for i, near in nearest.items():
+            choose["q"][2 * i][query] += near * RMS
+            choose["k"][2 * i][key] = near * RMS / 8
+    for i in range(CODE):
+        choose["v"][i][MARKER_VALUE + i] = 1.0
+        choose["output"][OUT + i][i] = 3 * RMS
+    found.append(choose)
+
+    request = empty()
+    # where a call begins the request has ended
+    tell_part(request, ((AT_PATH, 1, 0.0), (AT_BODY, 1, 6.0), (AT_CALL, 0, 12.0)))
+    request["output"][PART + AT_CALL - CODE] = {}
+    found.append(request)
+
     induction = empty()
-    by_distance(induction, 0, 5.0, first=5)
+    for i in range(5, ROTATING):
+        # among equal matches the nearest: the score falls by the logarithm of the distance, without ripples as the
+        # weights of the fast pairs rise from pair to pair
+        nearer = sqrt(5 * min(1, 2 ** (i - 10)) * root)
+        induction["q"][2 * i][0] = induction["k"][2 * i][0] = nearer / constant
+        # … and more so where a copy begins, as the tokens before it tell nothing
+        for k in range(BLOCKS - 1):
+            for begins in (AT_CALL, AT_CONTENT):
+                induction["q"][2 * i][_block(k) + begins] = 4 * nearer * RMS / FLAG
     row = CONTENT
     for k in range(BLOCKS - 1):
         match = sqrt(60 * 0.8**k * root * RMS**2 / CODE)
@@ -228,27 +287,18 @@ def layers(width: int) -> list[dict[str, Matrix]]:
             induction["q"][row][_block(k) + i] = match
             induction["k"][row][_block(k + 1) + i] = match
             row += 1
-        for reply, request in ((AT_CALL, AT_PATH), (AT_CONTENT, AT_BODY)):
-            induction["q"][row][_block(k) + reply] = flag
-            induction["k"][row][_block(k + 1) + request] = flag
+        for here, there in ((AT_CALL, AT_PATH), (AT_CONTENT, AT_BODY)):
+            induction["q"][row][_block(k) + here] = flag
+            induction["k"][row][_block(k + 1) + there] = flag
             row += 1
+    for here, there in ((AT_CALL, AT_PATH), (AT_CONTENT, AT_BODY)):
+        induction["q"][row][PART + here - CODE] = flag
+        induction["k"][row][PART + there - CODE] = flag
+        row += 1
     for i in range(CODE):
         induction["v"][i][COPY + i] = 1.0
         induction["output"][OUT + i][i] = RMS
     found.append(induction)
-
-    choose = empty()
-    by_distance(choose, 0, 20.0, first=5)
-    pull = sqrt(500 * root * RMS**2 / 8)
-    for row, (query, key) in enumerate(
-        ((REPLY_QUERY, MARKER_KEY), (WRITE_QUERY, WRITE_KEY), (RUN_QUERY, RUN_KEY)), CONTENT
-    ):
-        choose["q"][row][query] = pull
-        choose["k"][row][key] = pull
-    for i in range(CODE):
-        choose["v"][i][MARKER_VALUE + i] = 1.0
-        choose["output"][OUT + i][i] = 3 * RMS
-    found.append(choose)
     return found
 
 

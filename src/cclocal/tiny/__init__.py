@@ -26,7 +26,7 @@ _TEMPLATE = Path(__file__).with_name("template.gotmpl")
 
 
 def gguf() -> bytes:
-    """The model as one GGUF file (5.6 MB)."""
+    """The model as one GGUF file (6.3 MB)."""
     with ZipFile(_ARCHIVE) as packed:
         return packed.read("model.gguf")
 

@@ -11,11 +11,13 @@ from typing import Any
 import pexpect
 import pytest
 
-from tests.conftest import CLAUDES, NEWEST, Claude, Engine
+from tests.conftest import CLAUDES, ENGINES, NEWEST, Claude, Engine, wide
 from tests.world import World, alive, leave, wait_for
 
 #: What a first turn may evaluate that an earlier session's state was restored for: its own folder, date and question.
 WARM_TOKENS = 700
+#: The two forms of llama-server keep the same states, so each row below runs on one of them.
+FIRST, LAST = ENGINES[0], ENGINES[-1]
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_the_next_session_in_another_folder_reads_only_what_is_its_own(real: Wor
 
 
 @pytest.mark.parametrize(
-    "harm", ["byte", pytest.param("cut", marks=pytest.mark.wide), pytest.param("note", marks=pytest.mark.wide)]
+    ("engine", "harm"), [(FIRST, "byte"), wide(LAST, "cut"), wide(LAST, "note")], indirect=["engine"]
 )
 def test_a_state_that_is_not_what_was_written_is_not_restored(newest: World, harm: str) -> None:
     turn(newest)
@@ -89,6 +91,7 @@ def test_a_state_that_is_not_what_was_written_is_not_restored(newest: World, har
 
 
 @pytest.mark.wide
+@pytest.mark.parametrize("engine", [LAST], indirect=True)
 def test_another_cache_another_state_and_none_if_it_is_not_wanted(newest: World) -> None:
     turn(newest)
     wait_for(lambda: states(newest), "the state")
@@ -104,6 +107,7 @@ def test_another_cache_another_state_and_none_if_it_is_not_wanted(newest: World)
     assert not states(newest)
 
 
+@pytest.mark.parametrize("engine", [FIRST], indirect=True)
 def test_on_a_terminal_the_prompt_is_another_one(newest: World) -> None:
     turn(newest)
     wait_for(lambda: states(newest), "the state")
@@ -122,7 +126,7 @@ def test_on_a_terminal_the_prompt_is_another_one(newest: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "victim", ["keeper", pytest.param("agent", marks=pytest.mark.wide), pytest.param("server", marks=pytest.mark.wide)]
+    ("engine", "victim"), [(FIRST, "keeper"), wide(LAST, "agent"), wide(LAST, "server")], indirect=["engine"]
 )
 def test_nothing_is_left_when_a_session_ends_while_its_prompt_is_read(newest: World, victim: str) -> None:
     child = newest.start("--tiny", "--", "-p", "How are you?")
@@ -144,8 +148,7 @@ def test_nothing_is_left_when_a_session_ends_while_its_prompt_is_read(newest: Wo
 
 
 @pytest.mark.parametrize(
-    "words",
-    [pytest.param((), id="terminal", marks=pytest.mark.wide), pytest.param(("--", "-p", "How are you?"), id="print")],
+    ("engine", "words"), [wide(LAST, ()), (FIRST, ("--", "-p", "How are you?"))], indirect=["engine"]
 )
 def test_a_launcher_killed_in_the_middle_of_a_rehearsal_leaves_no_agent(newest: World, words: tuple[str, ...]) -> None:
     with newest.on_terminal("--tiny", *words) as child:

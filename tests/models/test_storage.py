@@ -257,7 +257,7 @@ def test_ticking_what_should_go(shelf: World) -> None:
         child.expect("org/x")
         child.send(" ")
         child.send("\r")
-        child.expect(r"Remove org/[mx] \(5.6 MB\)\? \[y/N\]")
+        child.expect(r"Remove org/[mx] \(6.3 MB\)\? \[y/N\]")
         child.sendline("n")
         child.expect(pexpect.EOF)
     assert len(listed(shelf)) == 2

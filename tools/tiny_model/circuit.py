@@ -273,12 +273,14 @@ def layers(width: int) -> list[dict[str, Matrix]]:
     for i in range(5, ROTATING):
         # among equal matches the nearest: the score falls by the logarithm of the distance, without ripples as the
         # weights of the fast pairs rise from pair to pair
-        nearer = sqrt(5 * min(1, 2 ** (i - 10)) * root)
+        weight = 5 * min(1.0, 2.0 ** (i - 10))
+        nearer = sqrt(weight * root)
         induction["q"][2 * i][0] = induction["k"][2 * i][0] = nearer / constant
-        # … and more so where a copy begins, as the tokens before it tell nothing
+        # … and more so where a copy begins, as the tokens before it tell nothing; also at short distances
+        more = (25.0 if i >= 10 else 15.0) / weight - 1
         for k in range(BLOCKS - 1):
             for begins in (AT_CALL, AT_CONTENT):
-                induction["q"][2 * i][_block(k) + begins] = 4 * nearer * RMS / FLAG
+                induction["q"][2 * i][_block(k) + begins] = more * nearer * RMS / FLAG
     row = CONTENT
     for k in range(BLOCKS - 1):
         match = sqrt(60 * 0.8**k * root * RMS**2 / CODE)

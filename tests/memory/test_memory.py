@@ -78,8 +78,8 @@ def test_the_tiny_models_header() -> None:
     assert "tokenizer.ggml.tokens" not in read.metadata
     shape = shape_of(read)
     assert shape.native_context_tokens == 131072
-    # 5 layers of 256 + 256 elements of 2 bytes
-    assert kv_bytes(shape, MemoryConfig(32768)) == 32768 * 5 * 512 * 2
+    # 6 layers of 256 + 256 elements of 2 bytes
+    assert kv_bytes(shape, MemoryConfig(32768)) == 32768 * 6 * 512 * 2
     assert abs(shape.weights_bytes - len(data)) < 60_000
 
 

@@ -98,7 +98,7 @@ def test_exactly_the_variants_files_are_fetched_then_served_offline(world: World
 def test_the_plan_is_made_anew_once_the_header_is_there(world: World, hub: Hub) -> None:
     at = hub()
     config = world.home / ".config/cclocal/config.toml"
-    # the whole native context, which the header says is little with five layers
+    # the whole native context, which the header says is little with six layers
     config.write_text(config.read_text().replace("32768", "131072"))
     before = world.run("--mine", "--dry-run", **at)
     assert "unknown; a start reads the model's header" in before.stdout

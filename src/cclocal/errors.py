@@ -11,6 +11,7 @@ Exit codes are stable; a script may rely on them:
    32  the server stopped while starting   33  the server is up, but never proved that it can answer
    34  another program has the port, or the server listens on another address
    35  the agent is missing or cannot run
+   36  the sandbox that was asked for does not work here
   130  interrupted before the agent had the terminal
 
 After the agent has started, the exit status is the agent's own.
@@ -90,6 +91,10 @@ class PortError(CclocalError):
 
 class AgentMissingError(CclocalError):
     exit_code = 35
+
+
+class SandboxError(CclocalError):
+    exit_code = 36
 
 
 class InterruptedByUser(CclocalError):  # noqa: N818 - no error, a wish

@@ -11,6 +11,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+#: The levels of --sandbox.
+STRICT, OFF = "strict", "off"
+SANDBOXES = (STRICT, OFF)
+
 MODELS, SESSION, MEMORY, OTHER = "Models", "The session", "Memory", "Another server"
 
 
@@ -66,6 +70,7 @@ _LLAMA = "This llama-server, or “wheel” for the xllamacpp package's. [dim]de
 _CHECK = "Ask about a model that does not fit. [dim]CCLOCAL_NO_MEMCHECK=1 switches it off[/]"
 _NUDGE = "Send the agent on once when a reply announces a step and takes none. [dim]default: on; Claude Code only[/]"
 _CHILDREN = "What the agent's commands left in the background goes on after the session. [dim]default: it is ended[/]"
+_SANDBOX = "What the agent can reach: strict (Linux: this folder and the model only) or off. [dim]default: off[/]"
 _LEAN = "A short system prompt and four tools, or the agent's own. [dim]default: full[/]"
 
 
@@ -119,6 +124,7 @@ class Settings:
     mem_check: Annotated[bool, Option("--mem-check/--no-mem-check", _CHECK, MEMORY)] = True
     cold: Annotated[bool, Option("--cold/--no-cold", "Neither restore nor save the prompt's KV cache.")] = False
     lean: Annotated[bool | None, ForAgent("--lean/--full", _LEAN, short="a short prompt")] = None
+    sandbox: Annotated[str | None, ForAgent("--sandbox LEVEL", _SANDBOX, short="strict or off")] = None
     nudge: Annotated[bool, ForAgent("--nudge/--no-nudge", _NUDGE)] = True
     keep_children: Annotated[bool, ForAgent("--keep-children/--end-children", _CHILDREN)] = False
     yes: Annotated[bool, Option("--yes", "Start a model that failed its check without asking.", lasting=False)] = False

@@ -190,6 +190,7 @@ def test_a_field_is_an_option_a_variable_and_a_key(ready: World, name: str) -> N
     value = {
         "model": "tiny",
         "agent": "claude",
+        "sandbox": "off",
         "backend": "llama-server",
         "llama_server": "llama-server",
         "ctx": 32768,

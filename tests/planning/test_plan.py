@@ -197,7 +197,7 @@ def test_what_is_missing_is_said_before_anything_happens() -> None:
     here = facts("mac-24")
     model = CATALOG.models["gemma"]
     with pytest.raises(AgentMissingError, match="not found"):
-        check_agent(AGENTS["claude"], replace(here, agent=None))
+        check_agent(AGENTS["claude"], replace(here, agent=None), Settings())
     # a plan can be shown all the same
     assert "npm install" in make_plan(model, Settings(), replace(here, agent=None)).notes[0]
     assert "npm install" not in " ".join(make_plan(model, Settings(server=True), replace(here, agent=None)).notes)

@@ -35,7 +35,7 @@ def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentF
     return AgentFound(Path(path), "1.0") if path else None
 
 
-def unusable(found: AgentFound, arguments: Sequence[str]) -> str | None:
+def unusable(found: AgentFound, arguments: Sequence[str], *, sealed: bool) -> str | None:
     return None
 
 

@@ -58,8 +58,8 @@ class Agent(Protocol):
     #: variables that must never reach it, beside those that no agent gets
     FORBIDDEN: re.Pattern[str]
 
-    def unusable(self, found: AgentFound, arguments: Sequence[str]) -> str | None:
-        """Why this program is not launched with these arguments, or None if it may be."""
+    def unusable(self, found: AgentFound, arguments: Sequence[str], *, sealed: bool) -> str | None:
+        """Why this program is not launched with these arguments, or None if it may be. sealed: in a sandbox of ours."""
 
     def window(self, context_tokens: int, out_tokens: int) -> Window:
         """How the agent uses a context window."""

@@ -16,7 +16,7 @@ class AgentSession:
 
     found: None if the agent is not installed; a dry run then shows its bare name. passed: variables handed on by name
     (--pass-env). nudge: send it on once after a reply that announced a call and made none. log_reader: the program file
-    that reads the server's log, empty if there is none.
+    that reads the server's log, empty if there is none. sealed: it runs in a sandbox of ours.
     """
 
     found: AgentFound | None
@@ -31,6 +31,7 @@ class AgentSession:
     lean: bool = False
     nudge: bool = True
     log_reader: str = ""
+    sealed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from cclocal.agents import AGENTS, DEFAULT, Agent
 from cclocal.agents.session import AgentSession
 from cclocal.backends import BACKENDS, Backend, in_order
@@ -11,7 +9,7 @@ from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOld
 from cclocal.facts import Engine, Facts
 from cclocal.models.catalog import CONFIG, Model, Variant
 from cclocal.planning.memory import adjusted
-from cclocal.settings import Settings
+from cclocal.settings import OFF, SANDBOXES, STRICT, Settings
 
 
 def choose_agent(settings: Settings) -> Agent:
@@ -22,12 +20,21 @@ def choose_agent(settings: Settings) -> Agent:
     return AGENTS[name]
 
 
-def check_agent(agent: Agent, facts: Facts, arguments: Sequence[str] = ()) -> None:
+def check_agent(agent: Agent, facts: Facts, settings: Settings) -> None:
     """Raises AgentMissingError (35) if the agent is not there, does not run, is too old, or cannot work here."""
     if facts.agent is None:
         raise AgentMissingError(facts.agent_problem or f"{agent.PROGRAM} was not found on PATH.", hint=agent.INSTALL)
-    if reason := agent.unusable(facts.agent, arguments):
+    if reason := agent.unusable(facts.agent, settings.agent_args, sealed=is_sealed(settings)):
         raise AgentMissingError(f"{reason}.", hint=facts.agent.remedy or agent.INSTALL)
+
+
+def is_sealed(settings: Settings) -> bool:
+    """Whether the agent runs in a sandbox of ours. Raises UsageError if there is no level of that name."""
+    level = settings.sandbox or OFF
+    if level not in SANDBOXES:
+        words = f"There is no sandbox level “{level}”.{settings.origin('sandbox')}"
+        raise UsageError(words, hint=f"--sandbox {' | '.join(SANDBOXES)}")
+    return level == STRICT
 
 
 def agent_session(settings: Settings, facts: Facts, context_tokens: int, out_tokens: int) -> AgentSession:
@@ -45,6 +52,7 @@ def agent_session(settings: Settings, facts: Facts, context_tokens: int, out_tok
         tools=not settings.no_tools,
         lean=bool(settings.lean),
         nudge=settings.nudge,
+        sealed=is_sealed(settings),
     )
 
 

@@ -60,7 +60,7 @@ def break_down(settings: Settings, env: Env) -> Breakdown:
     Raises AgentMissingError (35), or UsageError if it sends nothing that can be compared.
     """
     agent, facts = choose_agent(settings), look_around(env, settings)
-    check_agent(agent, facts, settings.agent_args)
+    check_agent(agent, facts, settings)
     assert facts.agent
     session = agent_session(settings, facts, _CONTEXT_TOKENS, _OUT_TOKENS)
     capture = agent.capture(session, "model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import select
 import socket
 import time
@@ -25,6 +26,13 @@ class Refused(Exception):  # noqa: N818 - an answer
     def __init__(self, status: str, kind: str, message: str) -> None:
         super().__init__(message)
         self.status, self.kind = status, kind
+
+    def as_answer(self) -> bytes:
+        """The whole answer, in the words of every API."""
+        error = {"type": self.kind, "code": self.kind, "message": str(self)}
+        text = json.dumps({"type": "error", "error": error}).encode()
+        head = f"HTTP/1.1 {self.status}\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        return f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text
 
 
 class Head:

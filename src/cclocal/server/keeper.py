@@ -31,6 +31,7 @@ if __name__ == "__main__":
     # -I -S: our own package is not on the path; of it only modules without other packages are imported
     sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
 
+from cclocal.server.descriptors import receive, tell
 from cclocal.server.guard import SHIELDED, Guarded, spawn
 from cclocal.server.process import (
     AGENT_MARKER,
@@ -96,6 +97,9 @@ class Keeper:
         self.feels_pulse: bool = LINUX and session["relay"]["is_ours"]
         self.oom_kills = _oom_kills()
         self.orders = b""
+        #: on which a sandbox hands over its listening socket; those that were handed over
+        self.door = -1
+        self.inner: list[int] = []
         self.wake, self._wake_end = os.pipe()
 
     def run(self) -> None:
@@ -203,6 +207,8 @@ class Keeper:
         self._write_state()
         self._tell_relay(self.session["relay"])
         self._tell_relay_of_server(again=False)
+        for fd in self.inner:
+            self._tell_relay({}, fd)
 
     def _tell_relay_of_server(self, *, again: bool) -> None:
         if self.server and self.server_exit is None:
@@ -248,6 +254,8 @@ class Keeper:
                 self._relay_ended()
             elif self.relay_control in ready:
                 self._hear_relay()
+            if self.door in ready:
+                self._take_listener()
             if self.control in ready and not self._obey():
                 return
             if self.server and self.server_exit is not None:
@@ -280,9 +288,7 @@ class Keeper:
 
     def _obey(self) -> bool:
         """Carry out the launcher's orders; whether to go on."""
-        part = b""
-        with contextlib.suppress(OSError):
-            part = os.read(self.control, 65536)
+        part, fds = receive(self.control)
         if not part:
             # closed by exec, or by the launcher's own end, which is noticed as such
             self.events.drop_fd(self.control)
@@ -294,10 +300,27 @@ class Keeper:
                 return False
             self.is_ready = self.is_ready or bool(order.get("ready"))
             self.agent_runs = self.agent_runs or bool(order.get("exec"))
+            if order.get("door"):
+                self.door = fds.pop()
+                self.events.add_fd(self.door)
+                self.state["mount_points"] = order["mount_points"]
+                self._write_state()
             if restore := order.get("restore"):
                 self.session["relay"]["restore"] = restore
                 self._tell_relay({"restore": restore})
         return True
+
+    def _take_listener(self) -> None:
+        """Give the relay the listening socket of a sandbox, which only then starts the agent."""
+        _, fds = receive(self.door)
+        self.events.drop_fd(self.door)
+        for fd in fds:
+            self.inner.append(fd)
+            self._tell_relay({}, fd)
+        with contextlib.suppress(OSError):
+            os.write(self.door, b"." * len(fds))
+        os.close(self.door)
+        self.door = -1
 
     def _server_ended(self, server: Guarded) -> None:
         """Start the server again, if the session uses it already and it has not died too often."""
@@ -380,12 +403,10 @@ class Keeper:
         self._tell({"news": text})
 
     def _tell(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):
-            os.write(self.control, json.dumps(message).encode() + b"\n")
+        tell(self.control, message)
 
-    def _tell_relay(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):
-            os.write(self.relay_control, json.dumps(message).encode() + b"\n")
+    def _tell_relay(self, message: dict[str, Any], *fds: int) -> None:
+        tell(self.relay_control, message, *fds)
 
     def _cap_log(self) -> None:
         """Keep the log's end: an agent left running for weeks must not fill the disk."""
@@ -464,6 +485,10 @@ class Keeper:
         return False
 
     def _end(self) -> None:
+        for path in self.state.get("mount_points", ()):
+            # made by the sandbox for what was not there; not removed if something is in it
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
         self._end_children()
         self._end_server()
         if self.relay > 0:

@@ -140,6 +140,10 @@ def end_abandoned(env: Env) -> list[SessionRecord]:
             _end(session)
         elif session.facts.get("machine", machine_id()) != machine_id():
             continue
+        for path in session.facts.get("mount_points", ()):
+            # what a sandbox made where nothing was; not removed if something is in it
+            with contextlib.suppress(OSError):
+                Path(path).rmdir()
         shutil.rmtree(session.folder, ignore_errors=True)
         done.append(session)
     return done

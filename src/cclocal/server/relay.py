@@ -6,7 +6,7 @@ relay that was killed is replaced. CONTROL is a socket to the keeper, a JSON obj
 
     in:  the options of `Relay`, then {"server": pid, "start": its start, "again": whether it replaces one} for each
          server, {"down": true} when it ended, {"gone": words} when there will be no other, {"hold": true or false},
-         {"status": true}
+         {"status": true}, {} with a descriptor: the listening socket of a sandbox
     out: {"up": pid} when a server answers, {"in_flight": …, …} for a status
 
 Only the head of a request is changed: key, Host and Connection. Its body is kept in memory until the first byte of
@@ -32,6 +32,7 @@ if __name__ == "__main__":
     # -I -S: our own package is not on the path; of it only modules without other packages are imported
     sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
 
+from cclocal.server.descriptors import lines_from, tell
 from cclocal.server.framing import (
     Head,
     HungUp,
@@ -109,8 +110,7 @@ class Relay:
 
     def tell(self, message: dict[str, Any]) -> None:
         """Send the keeper a message."""
-        with contextlib.suppress(OSError):
-            os.write(self.control, json.dumps(message).encode() + b"\n")
+        tell(self.control, message)
 
     def status(self) -> dict[str, Any]:
         """Counts since the start; idle_s: since the last request ended, None while one is in flight; silent_s: since
@@ -181,10 +181,7 @@ class Relay:
                     self.in_flight -= counts
                 self.last_end = time.monotonic() if counts else self.last_end
         except Refused as refusal:
-            error = {"type": refusal.kind, "code": refusal.kind, "message": str(refusal)}
-            text = json.dumps({"type": "error", "error": error}).encode()
-            status = f"HTTP/1.1 {refusal.status}\r\nContent-Type: application/json\r\n"
-            send(client, f"{status}Connection: close\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text)
+            send(client, refusal.as_answer())
             return False
 
     def check(self, head: Head) -> None:
@@ -286,10 +283,13 @@ class Relay:
 def main(argv: list[str]) -> None:
     """Relay until the keeper is gone."""
     listener, control = int(argv[1]), int(argv[2])
-    lines = os.fdopen(control)
-    relay = Relay(json.loads(lines.readline()), control)
+    lines = lines_from(control)
+    relay = Relay(json.loads(next(lines)[0]), control)
     _thread.start_new_thread(relay.accept, (socket.socket(fileno=listener),))
-    for line in lines:
+    for line, fds in lines:
+        # of a sandbox, which has a network of its own
+        for fd in fds:
+            _thread.start_new_thread(relay.accept, (socket.socket(fileno=fd),))
         relay.obey(json.loads(line))
     relay.end_server()
     # threads may be waiting for a server that is gone

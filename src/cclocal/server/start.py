@@ -20,6 +20,8 @@ from cclocal.command import UNIX, Binding, Command, server_url
 from cclocal.errors import AgentMissingError, ServerDiedError
 from cclocal.paths import Env
 from cclocal.programs import last_lines
+from cclocal.sandbox.enter import enter
+from cclocal.sandbox.walls import Sandbox
 from cclocal.server import keeper
 from cclocal.server.process import AGENT_MARKER
 from cclocal.units import MIB, how_it_ended
@@ -238,19 +240,27 @@ def _as_table(command: Command | None, environ: Mapping[str, str]) -> dict[str, 
 
 
 def exec_agent(
-    command: Command, environ: Mapping[str, str], server: Server | None = None, *, keep_children: bool = True
+    command: Command,
+    environ: Mapping[str, str],
+    server: Server | None = None,
+    *,
+    keep_children: bool = True,
+    sandbox: Sandbox | None = None,
 ) -> NoReturn:
     """Replace this process by the agent: signals, exit status, job control and terminal are then its own.
 
     keep_children: what its commands leave in the background goes on after the session; else it carries the session's
-    mark, by which the keeper ends it.
+    mark, by which the keeper ends it. sandbox: this process becomes bubblewrap, which runs the agent and passes its
+    exit status on; it needs a server.
 
     Raises ServerDiedError if the keeper was killed at this moment, AgentMissingError if the agent cannot run.
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    argv = list(command.argv)
     if server:
         try:
+            argv = enter(argv, sandbox, server.control, server.binding.port) if sandbox else argv
             server.order(exec=True)
         except OSError:
             server.poll()
@@ -259,10 +269,10 @@ def exec_agent(
         signal.signal(number, signal.SIG_DFL)
     try:
         marks = {AGENT_MARKER: server.binding.session_id} if server and not keep_children else {}
-        os.execve(command.argv[0], list(command.argv), {**command.environ(environ), **marks})
+        os.execve(argv[0], argv, {**command.environ(environ), **marks})
     except OSError as error:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        raise AgentMissingError(f"{command.argv[0]} does not run: {error.strerror}.") from None
+        raise AgentMissingError(f"{argv[0]} does not run: {error.strerror}.") from None
 
 
 def _terminal() -> str | None:

@@ -20,14 +20,15 @@ from cclocal.discovery.look import look_around
 from cclocal.errors import CclocalError, NotReadyError, ServerDiedError, UsageError
 from cclocal.facts import Facts
 from cclocal.paths import Env, make_folder, read_table, write_private
-from cclocal.planning.choose import agent_session, check_agent, choose_agent
+from cclocal.planning.choose import agent_session, check_agent, choose_agent, is_sealed
 from cclocal.planning.plan import relay_options
+from cclocal.sandbox.look import find_sandbox
 from cclocal.server.readiness import NotYet, check_models
 from cclocal.server.registry import SessionRecord, check_proc
 from cclocal.server.remote import check_url, look
 from cclocal.server.start import ServerStart, exec_agent, listen, new_binding, start_server
 from cclocal.session.by_hand import check_wire
-from cclocal.session.serve import ENDPOINT, lay_out_config, serving
+from cclocal.session.serve import ENDPOINT, lay_out_config, sandbox_of, serving
 from cclocal.settings import Settings
 from cclocal.ui.console import busy, say
 from cclocal.wires import WIRES
@@ -91,6 +92,10 @@ def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoRetur
     if settings.model and settings.model not in (served["model"], record.model):
         raise UsageError(f"The server on {record.port} has {record.model}, not {settings.model}.")
     check_wire(record, choose_agent(settings))
+    if is_sealed(settings):
+        # a sandbox reaches the server by a relay of its own
+        settings = replace(settings, model=served["model"], ctx=settings.ctx or served["context_tokens"])
+        _attach_other(served["url"], served["key"], settings, env)
     agent, facts = _agent(settings, env)
     session = _session(f"{record.model} on port {record.port}", served["context_tokens"], agent, settings, facts)
     session = replace(session, log_reader=served.get("log_reader", ""))
@@ -148,7 +153,10 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
         )
         keeper = start_server(start, binding, listener, env)
         try:
-            exec_agent(command, env.environ, keeper, keep_children=settings.keep_children)
+            sandbox = sandbox_of(session, agent.config_dir(session), (command, files), binding, env)
+            if sandbox:
+                say(sandbox.walls.in_words)
+            exec_agent(command, env.environ, keeper, keep_children=settings.keep_children, sandbox=sandbox)
         except CclocalError:
             keeper.end()
             raise
@@ -177,7 +185,9 @@ def _session(server: str, window: int | None, agent: Agent, settings: Settings, 
 def _agent(settings: Settings, env: Env) -> tuple[Agent, Facts]:
     """The agent, and the folder it would work in. Raises AgentMissingError (35) if it is not there."""
     agent, facts = choose_agent(settings), look_around(env, settings)
-    check_agent(agent, facts, settings.agent_args)
+    check_agent(agent, facts, settings)
+    if is_sealed(settings):
+        find_sandbox(env.environ)
     return agent, facts
 
 

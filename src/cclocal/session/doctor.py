@@ -15,16 +15,17 @@ from cclocal.backends import BACKENDS, in_order
 from cclocal.command import refusal
 from cclocal.discovery.hardware import resident_servers
 from cclocal.discovery.look import look
-from cclocal.errors import AgentMissingError
+from cclocal.errors import AgentMissingError, SandboxError
 from cclocal.facts import AgentFound, Facts
 from cclocal.models import hub
 from cclocal.models.catalog import Catalog
 from cclocal.models.storage import Stored, free_bytes
 from cclocal.paths import Env
-from cclocal.planning.choose import agent_session, check_agent, choose_agent
+from cclocal.planning.choose import agent_session, check_agent, choose_agent, is_sealed
 from cclocal.planning.memory import budget_of
 from cclocal.programs import Answers
 from cclocal.prompt_cache.capture import first_requests, sends_of
+from cclocal.sandbox.look import find_sandbox
 from cclocal.server.process import machine_id
 from cclocal.server.registry import sessions
 from cclocal.session.models import stored
@@ -54,6 +55,7 @@ def examine(settings: Settings, catalog: Catalog, env: Env) -> Iterator[Finding]
     yield _memory(facts)
     yield from _disk(env, stored(catalog, env))
     yield from _redirections(settings, facts)
+    yield _sandbox(settings, env)
     yield from _servers(env)
 
 
@@ -63,7 +65,7 @@ def examine(settings: Settings, catalog: Catalog, env: Env) -> Iterator[Finding]
 def _agents(settings: Settings, facts: Facts) -> Iterator[Finding]:
     agent = choose_agent(settings)
     try:
-        check_agent(agent, facts)
+        check_agent(agent, facts, Settings())
     except AgentMissingError as error:
         yield Finding("agent", "problem", error.message, error.hint or "")
     else:
@@ -122,6 +124,15 @@ def _differences(sends: Sends, verified: Sends) -> Iterator[str]:
 
 
 # -- the machine
+
+
+def _sandbox(settings: Settings, env: Env) -> Finding:
+    try:
+        return Finding("sandbox", "ok", f"the strict sandbox works here ({find_sandbox(env.environ)})")
+    except SandboxError as error:
+        is_asked = is_sealed(settings)
+        words = " ".join((error.message, *error.cause))
+        return Finding("sandbox", "problem" if is_asked else "note", words, error.hint or "")
 
 
 def _engines(facts: Facts) -> Iterator[Finding]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import platform
 import shlex
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 from cclocal.agents import AGENTS, Agent, config_dir
-from cclocal.agents.session import ConfigDir
+from cclocal.agents.session import AgentSession, ConfigDir
 from cclocal.backends import BACKENDS, StartedServer, runtime_of
-from cclocal.command import Binding, Endpoint
+from cclocal.command import Binding, CommandAndFiles, Endpoint
 from cclocal.discovery.look import learn
 from cclocal.errors import CclocalError, DiskFullError, FolderError, PortError, ServerDiedError, UsageError
 from cclocal.facts import AgentFound
@@ -22,6 +24,8 @@ from cclocal.models.storage import remember
 from cclocal.paths import DISK_FULL, Env, make_folder, read_table, write_private
 from cclocal.planning.plan import Plan
 from cclocal.prompt_cache.cache import PromptCache
+from cclocal.sandbox.look import find_sandbox, walls_for
+from cclocal.sandbox.walls import Sandbox, no_typing
 from cclocal.server.readiness import holder_of, wait_until_ready
 from cclocal.server.registry import SessionRecord, new_log, running
 from cclocal.server.start import Server, ServerStart, listen, new_binding, start_server
@@ -155,6 +159,19 @@ def lay_out_config(config: ConfigDir) -> None:
     if aside := config_dir.prepare(config):
         where = f"{config.path}{config_dir.SET_ASIDE}"
         say(f"Moved out of the agent's configuration folder: {', '.join(aside)} (now in {where}).", "yellow")
+
+
+def sandbox_of(
+    session: AgentSession, config: ConfigDir, made: CommandAndFiles, binding: Binding, env: Env
+) -> Sandbox | None:
+    """The sandbox that was asked for. Raises SandboxError (36) if it does not work here."""
+    if not session.sealed:
+        return None
+    command, files = made
+    named = [word for word in command.argv if word.startswith("/") and Path(word).is_file()]
+    shown = [*(binding.file(name) for name in files), binding.log, session.log_reader, *named]
+    walls = walls_for(session, config, command, shown, env)
+    return Sandbox(find_sandbox(env.environ), walls, no_typing(platform.machine()) or b"")
 
 
 def say_if_unverified(agent: Agent, found: AgentFound | None, env: Env) -> None:

@@ -110,7 +110,7 @@ def by_hand(session: AgentSession, endpoint: Endpoint) -> ByHand:
     return ByHand(own, (PROGRAM,))
 
 
-def unusable(found: AgentFound, arguments: Sequence[str]) -> str | None:
+def unusable(found: AgentFound, arguments: Sequence[str], *, sealed: bool) -> str | None:
     if Version(found.version) >= OLDEST:
         return None
     return f"Claude Code {found.version} is older than {OLDEST}, the oldest whose isolation was verified"

@@ -139,8 +139,8 @@ def _overrides(session: AgentSession, endpoint: Endpoint, binding: Binding) -> d
         "history.persistence": "none",
         "otel.exporter": "none",
         "otel.metrics_exporter": "none",
-        # commands write in the working folder only, and reach no network
-        "sandbox_mode": "workspace-write",
+        # commands write in the working folder only, and reach no network; a sandbox cannot be made in one of ours
+        "sandbox_mode": "danger-full-access" if session.sealed else "workspace-write",
         "sandbox_workspace_write.exclude_slash_tmp": True,
         "sandbox_workspace_write.exclude_tmpdir_env_var": True,
         # a command never sees the key, nor the proxy that is none

@@ -69,11 +69,12 @@ _UNDOES = {
 _OWN_SANDBOX = frozenset("-s --sandbox -c --config --yolo --dangerously-bypass-approvals-and-sandbox".split())
 
 
-def unusable(found: AgentFound, arguments: Sequence[str]) -> str | None:
+def unusable(found: AgentFound, arguments: Sequence[str], *, sealed: bool) -> str | None:
     if Version(found.version) < OLDEST:
         return f"Codex {found.version} is older than {OLDEST}, the oldest that was verified"
     problem = found.context.sandbox_problem if isinstance(found.context, Context) else ""
-    if problem and not {argument.split("=", 1)[0] for argument in arguments} & _OWN_SANDBOX:
+    # in a sandbox of ours it makes none of its own
+    if problem and not sealed and not {argument.split("=", 1)[0] for argument in arguments} & _OWN_SANDBOX:
         return f"Codex's sandbox does not work here, so that every command would fail: {problem}"
     return None
 

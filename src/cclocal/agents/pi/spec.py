@@ -73,7 +73,7 @@ _UNDOES = {
 }
 
 
-def unusable(found: AgentFound, arguments: Sequence[str]) -> str | None:
+def unusable(found: AgentFound, arguments: Sequence[str], *, sealed: bool) -> str | None:
     return (
         None
         if Version(found.version) >= OLDEST

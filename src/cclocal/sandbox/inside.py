@@ -1,0 +1,38 @@
+"""Runs first inside a sandbox, where it opens the session's port and then becomes the agent.
+
+    inside.py DOOR PORT PROGRAM ARGUMENT…
+
+The sandbox has a network of its own. A socket belongs to the network in which it was made: the one that listens here is
+sent through DOOR, a unix socket, to the keeper outside, and the session's relay accepts on it. So the agent reaches the
+relay at the same address as without a sandbox, and there is nothing else to reach.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+
+
+def main(argv: list[str]) -> None:
+    """Hand over the listening socket, wait until it was taken, and become the agent."""
+    with socket.socket(fileno=int(argv[1])) as door, socket.create_server(("127.0.0.1", int(argv[2]))) as listener:
+        listener.listen(128)
+        socket.send_fds(door, [b"listener"], [listener.fileno()])
+        if not door.recv(1):
+            sys.exit("cclocal: the session's keeper was killed before the agent could start.")
+    # bubblewrap, which waits outside, ignores these; the agent must not
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    # Python ignores these, and an ignored signal stays ignored through exec
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execve(argv[3], argv[3:], os.environ)
+    except OSError as error:
+        sys.exit(f"cclocal: {argv[3]} does not run in the sandbox: {error.strerror}.")
+
+
+if __name__ == "__main__":
+    main(sys.argv)

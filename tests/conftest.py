@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from cclocal.errors import SandboxError
+from cclocal.sandbox.look import find_sandbox
 from tests.world import EVERY_CORE, World, run_on
 
 # a busy machine is no failure
@@ -84,7 +86,19 @@ for _name, _version, _once, _again in (
     _cached = CACHE / f"{_name}-{_version}/node_modules/.bin/{_name}"
     if CI or _cached.exists() or shutil.which(_name):
         OTHERS[_name] = _cached if CI or _cached.exists() else Path(str(shutil.which(_name))), _once, _again
+
+
 #: A row, or a value, that only CI=true runs.
+def _has_sandbox() -> bool:
+    try:
+        return bool(find_sandbox(dict(os.environ)))
+    except SandboxError:
+        return False
+
+
+#: Marks a test that needs user namespaces and bubblewrap.
+SANDBOXED = pytest.mark.skipif(not _has_sandbox(), reason="the strict sandbox does not work here")
+#: Marks a row that only CI=true runs.
 wide = partial(pytest.param, marks=pytest.mark.wide)
 
 

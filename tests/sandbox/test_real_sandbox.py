@@ -17,23 +17,14 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from cclocal.errors import SandboxError
-from cclocal.sandbox.look import find_sandbox
-from tests.conftest import CACHE, CLAUDES, ENGINES, wide
+from tests.conftest import CACHE, CLAUDES, ENGINES, SANDBOXED, wide
 from tests.world import World, alive, leave, wait_for
 
 STRICT = ("--tiny", "--cold", "--sandbox", "strict")
 OTHERS = {"codex": CACHE / "codex-0.169.0/node_modules/.bin/codex", "pi": CACHE / "pi-0.73.1/node_modules/.bin/pi"}
 
 
-def works_here() -> bool:
-    try:
-        return bool(find_sandbox(dict(os.environ)))
-    except SandboxError:
-        return False
-
-
-pytestmark = pytest.mark.skipif(not works_here(), reason="no user namespaces, or no bubblewrap")
+pytestmark = SANDBOXED
 
 
 @pytest.fixture
@@ -200,6 +191,8 @@ git worktree add -q tree
 printf 'all:\\n\\techo made > made\\n' > Makefile
 make -s
 echo temporary > /tmp/a; cat /tmp/a > from-tmp
+cat AGENTS.md > instructions
+echo x >> AGENTS.md && exit 1
 python3 -m http.server 8123 --bind 127.0.0.1 >/dev/null 2>&1 &
 for n in 1 2 3 4 5 6 7 8 9 10; do
   python3 -c "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8123/one.txt').read())" > got && break
@@ -210,11 +203,15 @@ touch whole
 
 
 def test_ordinary_work_goes_on(sealed: World) -> None:
+    # a link into the hidden home
+    (sealed.home / "mine.md").write_text("be brief")
+    (sealed.project / "AGENTS.md").symlink_to(sealed.home / "mine.md")
     said = run_script(sealed, WORK, *STRICT)
     assert "sandbox: strict. Writes: ./" in said
     project = sealed.project
     assert (project / "whole").exists(), [path.name for path in project.iterdir()]
     assert (project / "made").read_text() == "made\n"
+    assert (project / "instructions").read_text() == (sealed.home / "mine.md").read_text() == "be brief"
     assert (project / "from-tmp").read_text() == "temporary\n"
     assert "one" in (project / "got").read_text()
     assert git(sealed, "log", "--format=%an", "-1") == "Ann\n"

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 import pexpect
 import pytest
 
-from tests.world import World, alive, wait_for
+from tests.conftest import SANDBOXED
+from tests.world import FAKES, World, alive, wait_for
+
+LEVELS = ["off", pytest.param("strict", marks=SANDBOXED)]
 
 
 @pytest.fixture
@@ -35,11 +38,13 @@ def start(shell: pexpect.spawn, world: World, *args: str) -> None:  # type: igno
     shell.sendline(" ".join((*world.command, *(args or ("--tiny",)))))
 
 
-def start_agent(shell: pexpect.spawn, world: World) -> None:  # type: ignore[type-arg]
+def start_agent(shell: pexpect.spawn, world: World, level: str = "off") -> None:  # type: ignore[type-arg]
     """A session on the shell, up to its agent."""
     world.fake_server()
-    world.fake_claude()
-    start(shell, world)
+    # a sandbox shows the folders of PATH, and the agent writes in the working folder only
+    world.fake_claude(record=str(world.project))
+    shell.sendline(f"export PATH={FAKES}:$PATH")
+    start(shell, world, "--tiny", "--sandbox", level)
     shell.expect(r"AGENT \d+")
 
 
@@ -49,11 +54,13 @@ def status(shell: pexpect.spawn) -> int:  # type: ignore[type-arg]
     return int(str(shell.after).strip().removeprefix("STATUS="))
 
 
+@pytest.mark.parametrize("level", LEVELS)
 def test_keys_and_job_control_reach_the_agent_and_not_the_server(
     world: World,
     shell: pexpect.spawn,  # type: ignore[type-arg]
+    level: str,
 ) -> None:
-    start_agent(shell, world)
+    start_agent(shell, world, level)
     server = world.server_pids()["server"]
     for _ in range(2):
         shell.sendintr()
@@ -74,26 +81,38 @@ def test_keys_and_job_control_reach_the_agent_and_not_the_server(
     wait_for(lambda: not alive(server), "the server's end")
 
 
+@pytest.mark.parametrize("level", LEVELS)
 def test_an_agent_that_is_terminated_has_the_shells_status(
     world: World,
     shell: pexpect.spawn,  # type: ignore[type-arg]
+    level: str,
 ) -> None:
-    start_agent(shell, world)
-    os.kill(world.agent()["pid"], signal.SIGTERM)
+    start_agent(shell, world, level)
+    os.kill(world.state()["watched"], signal.SIGTERM)
     shell.expect("Terminated")
     assert status(shell) == 143
 
 
-def test_an_agent_that_crashes_leaves_a_sane_terminal(world: World, shell: pexpect.spawn) -> None:  # type: ignore[type-arg]
-    start_agent(shell, world)
+@pytest.mark.parametrize("level", LEVELS)
+def test_an_agent_that_crashes_leaves_a_sane_terminal(
+    world: World,
+    shell: pexpect.spawn,  # type: ignore[type-arg]
+    level: str,
+) -> None:
+    start_agent(shell, world, level)
     shell.sendline("segv")
     # the keeper switches off what a killed TUI leaves on
     shell.expect(re.escape("\x1b[?1000l"))
     assert status(shell) == 139
 
 
-def test_a_closed_terminal_ends_everything(world: World, shell: pexpect.spawn) -> None:  # type: ignore[type-arg]
-    start_agent(shell, world)
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_closed_terminal_ends_everything(
+    world: World,
+    shell: pexpect.spawn,  # type: ignore[type-arg]
+    level: str,
+) -> None:
+    start_agent(shell, world, level)
     shell.close(force=True)
     world.assert_clean()
 

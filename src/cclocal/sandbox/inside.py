@@ -28,6 +28,9 @@ def main(argv: list[str]) -> None:
     # Python ignores these, and an ignored signal stays ignored through exec
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
+    if not os.access(os.environ.get("TMPDIR") or os.sep, os.F_OK):
+        # the user's own is hidden
+        del os.environ["TMPDIR"]
     try:
         os.execve(argv[3], argv[3:], os.environ)
     except OSError as error:

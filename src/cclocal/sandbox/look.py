@@ -81,6 +81,7 @@ def walls_for(session: AgentSession, config: ConfigDir, command: Command, files:
     git = tuple(_git_folders(cwd, session.git_root))
     writable = (*_real((cwd, config.path)), *git)
     links = [target for target in config.links.values() if target]
+    links += [folder / name for folder in (cwd, session.git_root or cwd) for name in PROTECTED]
     shown = [
         *files,
         *links,
@@ -106,6 +107,8 @@ def walls_for(session: AgentSession, config: ConfigDir, command: Command, files:
     names += _modules_of(git)
     # a worktree's .git is a file that says where the rest is
     names += [root / ".git" for root in roots if (root / ".git").is_file()]
+    # nothing can be mounted on a link: what it points at is protected
+    names = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in names]
     inside = [path for path in names if any(path.is_relative_to(folder) for folder in writable)]
     return Walls(
         cwd=cwd,

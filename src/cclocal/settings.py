@@ -71,6 +71,8 @@ _CHECK = "Ask about a model that does not fit. [dim]CCLOCAL_NO_MEMCHECK=1 switch
 _NUDGE = "Send the agent on once when a reply announces a step and takes none. [dim]default: on; Claude Code only[/]"
 _CHILDREN = "What the agent's commands left in the background goes on after the session. [dim]default: it is ended[/]"
 _SANDBOX = "What the agent can reach: strict (Linux: this folder and the model only) or off. [dim]default: off[/]"
+_ALLOW_WRITE = "At strict: the agent writes here too, or may change this read-only name of the folder; repeatable."
+_ALLOW_READ = "At strict: the agent reads this too, although it is in a hidden folder; repeatable."
 _LEAN = "A short system prompt and four tools, or the agent's own. [dim]default: full[/]"
 
 
@@ -125,6 +127,8 @@ class Settings:
     cold: Annotated[bool, Option("--cold/--no-cold", "Neither restore nor save the prompt's KV cache.")] = False
     lean: Annotated[bool | None, ForAgent("--lean/--full", _LEAN, short="a short prompt")] = None
     sandbox: Annotated[str | None, ForAgent("--sandbox LEVEL", _SANDBOX, short="strict or off")] = None
+    allow_write: Annotated[tuple[str, ...], ForAgent("--allow-write PATH", _ALLOW_WRITE)] = ()
+    allow_read: Annotated[tuple[str, ...], ForAgent("--allow-read PATH", _ALLOW_READ)] = ()
     nudge: Annotated[bool, ForAgent("--nudge/--no-nudge", _NUDGE)] = True
     keep_children: Annotated[bool, ForAgent("--keep-children/--end-children", _CHILDREN)] = False
     yes: Annotated[bool, Option("--yes", "Start a model that failed its check without asking.", lasting=False)] = False

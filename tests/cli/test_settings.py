@@ -191,6 +191,8 @@ def test_a_field_is_an_option_a_variable_and_a_key(ready: World, name: str) -> N
         "model": "tiny",
         "agent": "claude",
         "sandbox": "off",
+        "allow_write": ["ONE"],
+        "allow_read": ["ONE"],
         "backend": "llama-server",
         "llama_server": "llama-server",
         "ctx": 32768,

@@ -222,6 +222,33 @@ def test_ordinary_work_goes_on(sealed: World) -> None:
     assert not [line for line in sealed.leftovers() if "http.server" in line]
 
 
+def test_what_the_user_opens_is_open(sealed: World) -> None:
+    for name in ("out", "in"):
+        (sealed.home / name).mkdir()
+        (sealed.home / name / "note").write_text("from the home")
+    script = "cat ~/in/note > read; echo x >> ~/in/note; echo y > ~/out/made; echo z > CLAUDE.md; mkdir ~/out/.claude/x"
+    words = ("--allow-read", "~/in", "--allow-write", "../home/out", "--allow-write", "CLAUDE.md")
+    said = run_script(sealed, script, *STRICT, *words)
+    assert "Writes: ./ ../home/out CLAUDE.md" in said
+    assert (sealed.project / "read").read_text() == (sealed.home / "in/note").read_text() == "from the home"
+    assert (sealed.home / "out/made").read_text() == "y\n"
+    assert (sealed.project / "CLAUDE.md").read_text() == "z\n"
+    # what later programs obey is read-only there too
+    wait_for(lambda: not (sealed.home / "out/.claude").exists(), "the end of the mount points")
+
+
+def test_what_cannot_be_opened_is_refused(world: World) -> None:
+    world.fake_server()
+    world.fake_claude()
+    for words, said in ((("--allow-write", "~"), "your whole home"), (("--allow-read", "gone"), "no such file")):
+        done = world.run(*STRICT, *words)
+        assert done.returncode == 2
+        assert said in done.stderr
+    done = world.run("--tiny", "--allow-write", ".")
+    assert done.returncode == 2
+    assert "--sandbox strict" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["pi", wide("codex")])
 def test_other_agents_run_in_it_too(world: World, name: str) -> None:
     if not OTHERS[name].exists():
@@ -298,7 +325,7 @@ def test_a_sandboxed_program_cannot_type_into_the_terminal(tmp_path: Path) -> No
         "from cclocal.sandbox.walls import Walls, bubblewrap, no_typing\n"
         "from cclocal.sandbox.look import find_sandbox\n"
         "fd = os.memfd_create('rules', 0); os.write(fd, no_typing(platform.machine())); os.lseek(fd, 0, 0)\n"
-        "walls = Walls(Path(sys.argv[2]), (), (), (), (Path(sys.argv[2]),), (), ())\n"
+        "walls = Walls(Path(sys.argv[2]), (), (), (), (), (Path(sys.argv[2]),), (), ())\n"
         "argv = bubblewrap(find_sandbox(dict(os.environ)), walls, fd) if sys.argv[3] == 'strict' else ()\n"
         'test = \'import fcntl; fcntl.ioctl(0, 0x5412, b"#"); print("typed")\'\n'
         "argv = [*argv, sys.executable, '-c', test]\n"

@@ -11,6 +11,7 @@ from cclocal.sandbox.walls import Walls, bubblewrap, no_typing
 
 WALLS = Walls(
     cwd=Path("/home/ann/project"),
+    opened=(Path("/home/ann/other"),),
     hidden=(Path("/home"), Path("/home/ann"), Path("/tmp")),
     hidden_files=(Path("/etc/shadow"),),
     readable=(Path("/home/ann/.nvm"), Path("/home/ann/.nvm/bin"), Path("/usr/bin")),
@@ -43,7 +44,9 @@ def test_what_hides_comes_before_what_is_shown_and_a_folder_before_what_is_in_it
 
 
 def test_the_line_names_what_is_read_only() -> None:
-    assert WALLS.in_words.endswith("network: the model only · read-only: .claude .git/hooks")
+    assert WALLS.in_words == (
+        "sandbox: strict. Writes: ./ ../other · network: the model only · read-only: .claude .git/hooks"
+    )
 
 
 def run(program: bytes, number: int, architecture: int, argument: int) -> int:

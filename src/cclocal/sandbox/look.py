@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cclocal.agents.session import AgentSession, ConfigDir
 from cclocal.command import Command
-from cclocal.errors import SandboxError
+from cclocal.errors import SandboxError, UsageError
 from cclocal.paths import Env, find_program
 from cclocal.programs import ask
 from cclocal.sandbox.walls import (
@@ -30,6 +30,7 @@ from cclocal.sandbox.walls import (
     Walls,
     no_typing,
 )
+from cclocal.settings import Settings
 
 #: Links that are followed from one to the next, as many as the kernel follows.
 MOST_LINKS = 40
@@ -65,13 +66,38 @@ def _of_package() -> str | None:
     return str(program) if program and os.access(program, os.X_OK) else None
 
 
-def walls_for(session: AgentSession, config: ConfigDir, command: Command, files: Iterable[str], env: Env) -> Walls:
-    """What the sandbox of a session shows. `files`: the paths of the session that the agent reads.
+def allowed(settings: Settings, name: str, cwd: Path, env: Env) -> list[str]:
+    """The paths given by --allow-write or --allow-read. Raises UsageError for one that is not there, or is all of it.
+
+    A name of the working folder that is read-only may be missing: the agent may then make it.
+    """
+    found = []
+    for word in getattr(settings, name):
+        path = Path(os.path.normpath(cwd / Path(word).expanduser()))
+        flag = f"--{name.replace('_', '-')} {word}"
+        if not path.exists() and not (name == "allow_write" and path.name in PROTECTED):
+            raise UsageError(f"{flag}: there is no such file or folder.{settings.origin(name)}")
+        if any(home.is_relative_to(path) for home in _homes(env)):
+            raise UsageError(f"{flag} would open your whole home.{settings.origin(name)}", hint="a folder in it")
+        found.append(str(path))
+    return found
+
+
+def walls_for(
+    session: AgentSession,
+    config: ConfigDir,
+    command: Command,
+    files: Iterable[str],
+    opened: Iterable[str],
+    env: Env,
+) -> Walls:
+    """What the sandbox of a session shows. `files`: the paths of the session that the agent reads. `opened`: those that
+    the user lets it write, beside the working folder or in it.
 
     Raises SandboxError (36) for a working folder that holds the user's home.
     """
     environ, cwd = env.environ, session.cwd
-    homes = _real((environ["HOME"], pwd.getpwuid(os.getuid()).pw_dir))
+    homes = _homes(env)
     for home in homes:
         if home.is_relative_to(cwd):
             raise SandboxError(
@@ -79,7 +105,8 @@ def walls_for(session: AgentSession, config: ConfigDir, command: Command, files:
                 hint="cd to a project's folder, or --sandbox off",
             )
     git = tuple(_git_folders(cwd, session.git_root))
-    writable = (*_real((cwd, config.path)), *git)
+    free = {Path(path) for path in opened}
+    writable = (*_real((cwd, config.path, *(path for path in free if path.exists()))), *git)
     links = [target for target in config.links.values() if target]
     links += [folder / name for folder in (cwd, session.git_root or cwd) for name in PROTECTED]
     shown = [
@@ -101,7 +128,7 @@ def walls_for(session: AgentSession, config: ConfigDir, command: Command, files:
         # a home, or what holds one, is never shown whole
         and not any(home.is_relative_to(path) for home in homes)
     )
-    roots = {cwd, session.git_root or cwd}
+    roots = {cwd, session.git_root or cwd, *(path for path in free if path.is_dir())}
     names = [root / name for root in sorted(roots) for name in PROTECTED]
     names += [folder / name for folder in git for name in PROTECTED_IN_GIT]
     names += _modules_of(git)
@@ -109,9 +136,10 @@ def walls_for(session: AgentSession, config: ConfigDir, command: Command, files:
     names += [root / ".git" for root in roots if (root / ".git").is_file()]
     # nothing can be mounted on a link: what it points at is protected
     names = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in names]
-    inside = [path for path in names if any(path.is_relative_to(folder) for folder in writable)]
+    inside = [path for path in names if any(path.is_relative_to(folder) for folder in writable) and path not in free]
     return Walls(
         cwd=cwd,
+        opened=tuple(sorted(free)),
         hidden=tuple(path for path in dict.fromkeys((*_real(HIDDEN), *homes)) if path.is_dir()),
         hidden_files=tuple(path for path in _real(HIDDEN_FILES) if path.is_file()),
         readable=readable,
@@ -119,6 +147,11 @@ def walls_for(session: AgentSession, config: ConfigDir, command: Command, files:
         protected=tuple(path for path in inside if os.path.lexists(path)),
         missing=tuple(path for path in inside if path.name not in EXISTING and not os.path.lexists(path)),
     )
+
+
+def _homes(env: Env) -> tuple[Path, ...]:
+    """The user's home by HOME and that of the account, which can differ."""
+    return _real((env.environ["HOME"], pwd.getpwuid(os.getuid()).pw_dir))
 
 
 def _real(paths: Iterable[object]) -> tuple[Path, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,13 +36,15 @@ OF_ENVIRON = """VIRTUAL_ENV CONDA_PREFIX MAMBA_ROOT_PREFIX PYENV_ROOT NVM_DIR FN
 class Walls:
     """What a sandbox shows. Paths are absolute and real.
 
-    hidden: folders replaced by empty ones, which are gone with the session. hidden_files: files replaced by empty ones.
-    readable: shown although they lie in a hidden folder. writable: the working folder, its repository's own folder, and
-    the agent's configuration. protected: read-only although they lie in a writable one. missing: protected names that
-    do not exist; an empty folder is mounted on each, so that nothing can be made there.
+    opened: what the user lets the agent write beside the working folder, or of its protected names. hidden: folders
+    replaced by empty ones, which are gone with the session. hidden_files: files replaced by empty ones. readable: shown
+    although they lie in a hidden folder. writable: the working folder, its repository's own folder, the agent's
+    configuration, what was opened. protected: read-only although they lie in a writable one. missing: protected names
+    that do not exist; an empty folder is mounted on each, so that nothing can be made there.
     """
 
     cwd: Path
+    opened: tuple[Path, ...]
     hidden: tuple[Path, ...]
     hidden_files: tuple[Path, ...]
     readable: tuple[Path, ...]
@@ -58,7 +61,8 @@ class Walls:
         """The line at the start of a session."""
         names = [str(path.relative_to(self.cwd)) for path in self.protected if path.is_relative_to(self.cwd)]
         names += [str(path.relative_to(self.cwd)) for path in self.missing if path.is_relative_to(self.cwd)]
-        return f"sandbox: strict. Writes: ./ · network: the model only · read-only: {' '.join(sorted(names))}"
+        writes = " ".join(("./", *(os.path.relpath(path, self.cwd) for path in self.opened)))
+        return f"sandbox: strict. Writes: {writes} · network: the model only · read-only: {' '.join(sorted(names))}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,7 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
         )
         keeper = start_server(start, binding, listener, env)
         try:
-            sandbox = sandbox_of(session, agent.config_dir(session), (command, files), binding, env)
+            sandbox = sandbox_of(session, agent.config_dir(session), (command, files), binding, settings, env)
             if sandbox:
                 say(sandbox.walls.in_words)
             exec_agent(command, env.environ, keeper, keep_children=settings.keep_children, sandbox=sandbox)

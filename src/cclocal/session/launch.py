@@ -63,7 +63,7 @@ def launch(settings: Settings, catalog: Catalog, seen: Seen) -> NoReturn:
 
 def _sandbox(plan: Plan, made: CommandAndFiles, binding: Binding, env: Env) -> Sandbox | None:
     config = AGENTS[plan.agent].config_dir(plan.session)
-    return sandbox_of(plan.session, config, made, binding, env)
+    return sandbox_of(plan.session, config, made, binding, plan.settings, env)
 
 
 def run_server(settings: Settings, catalog: Catalog, seen: Seen) -> None:

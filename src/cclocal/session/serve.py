@@ -24,11 +24,12 @@ from cclocal.models.storage import remember
 from cclocal.paths import DISK_FULL, Env, make_folder, read_table, write_private
 from cclocal.planning.plan import Plan
 from cclocal.prompt_cache.cache import PromptCache
-from cclocal.sandbox.look import find_sandbox, walls_for
+from cclocal.sandbox.look import allowed, find_sandbox, walls_for
 from cclocal.sandbox.walls import Sandbox, no_typing
 from cclocal.server.readiness import holder_of, wait_until_ready
 from cclocal.server.registry import SessionRecord, new_log, running
 from cclocal.server.start import Server, ServerStart, listen, new_binding, start_server
+from cclocal.settings import Settings
 from cclocal.ui.console import WaitLine, busy, can_ask, confirm, download_bar, say
 from cclocal.wires import WIRES
 
@@ -162,15 +163,21 @@ def lay_out_config(config: ConfigDir) -> None:
 
 
 def sandbox_of(
-    session: AgentSession, config: ConfigDir, made: CommandAndFiles, binding: Binding, env: Env
+    session: AgentSession, config: ConfigDir, made: CommandAndFiles, binding: Binding, settings: Settings, env: Env
 ) -> Sandbox | None:
     """The sandbox that was asked for. Raises SandboxError (36) if it does not work here."""
     if not session.sealed:
+        typed = [name for name in ("allow_write", "allow_read") if settings.sources.get(name) == "command line"]
+        if typed:
+            raise UsageError(
+                f"--{typed[0].replace('_', '-')} opens a sandbox, and there is none.", hint="--sandbox strict"
+            )
         return None
     command, files = made
     named = [word for word in command.argv if word.startswith("/") and Path(word).is_file()]
     shown = [*(binding.file(name) for name in files), binding.log, session.log_reader, *named]
-    walls = walls_for(session, config, command, shown, env)
+    shown += allowed(settings, "allow_read", session.cwd, env)
+    walls = walls_for(session, config, command, shown, allowed(settings, "allow_write", session.cwd, env), env)
     return Sandbox(find_sandbox(env.environ), walls, no_typing(platform.machine()) or b"")
 
 

@@ -191,8 +191,8 @@ git worktree add -q tree
 printf 'all:\\n\\techo made > made\\n' > Makefile
 make -s
 echo temporary > /tmp/a; cat /tmp/a > from-tmp
-cat AGENTS.md > instructions
-echo x >> AGENTS.md && exit 1
+cat AGENTS.md && exit 1
+echo x >> CLAUDE.md && exit 1
 python3 -m http.server 8123 --bind 127.0.0.1 >/dev/null 2>&1 &
 for n in 1 2 3 4 5 6 7 8 9 10; do
   python3 -c "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8123/one.txt').read())" > got && break
@@ -203,21 +203,22 @@ touch whole
 
 
 def test_ordinary_work_goes_on(sealed: World) -> None:
-    # a link into the hidden home
-    (sealed.home / "mine.md").write_text("be brief")
-    (sealed.project / "AGENTS.md").symlink_to(sealed.home / "mine.md")
+    # links into the hidden home and in the folder
+    (sealed.project / "AGENTS.md").symlink_to(sealed.home / "victim")
+    (sealed.project / "mine.md").write_text("be brief")
+    (sealed.project / "CLAUDE.md").symlink_to("mine.md")
     said = run_script(sealed, WORK, *STRICT)
     assert "sandbox: strict. Writes: ./" in said
     project = sealed.project
     assert (project / "whole").exists(), [path.name for path in project.iterdir()]
     assert (project / "made").read_text() == "made\n"
-    assert (project / "instructions").read_text() == (sealed.home / "mine.md").read_text() == "be brief"
+    assert (project / "mine.md").read_text() == "be brief"
     assert (project / "from-tmp").read_text() == "temporary\n"
     assert "one" in (project / "got").read_text()
     assert git(sealed, "log", "--format=%an", "-1") == "Ann\n"
     assert git(sealed, "log", "--format=%s", "-1", "tree", "--") == "two\n"
     # nothing is left of what stood where nothing was
-    wait_for(lambda: not {"CLAUDE.md", ".claude"} & {path.name for path in project.iterdir()}, "no mount point")
+    wait_for(lambda: not {".mcp.json", ".claude"} & {path.name for path in project.iterdir()}, "no mount point")
     # the server that was left running has ended with its session
     assert not [line for line in sealed.leftovers() if "http.server" in line]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import pwd
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -108,7 +109,6 @@ def walls_for(
     free = {Path(path) for path in opened}
     writable = (*_real((cwd, config.path, *(path for path in free if path.exists()))), *git)
     links = [target for target in config.links.values() if target]
-    links += [folder / name for folder in (cwd, session.git_root or cwd) for name in PROTECTED]
     shown = [
         *files,
         *links,
@@ -134,9 +134,16 @@ def walls_for(
     names += _modules_of(git)
     # a worktree's .git is a file that says where the rest is
     names += [root / ".git" for root in roots if (root / ".git").is_file()]
-    # nothing can be mounted on a link: what it points at is protected
+    # Nothing can be mounted on a link: what it points at is protected, if it is in a writable folder. An agent can have
+    # made the link in an earlier session, so it never shows anything that is hidden.
     names = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in names]
-    inside = [path for path in names if any(path.is_relative_to(folder) for folder in writable) and path not in free]
+    inside = [
+        path
+        for path in names
+        if any(path.is_relative_to(folder) for folder in writable)
+        and path not in free
+        and os.path.realpath(path.parent) == str(path.parent)
+    ]
     return Walls(
         cwd=cwd,
         opened=tuple(sorted(free)),
@@ -159,19 +166,30 @@ def _real(paths: Iterable[object]) -> tuple[Path, ...]:
 
 
 def _git_folders(cwd: Path, root: Path | None) -> Iterator[Path]:
-    """The folders in which a repository keeps its objects: .git, or what a worktree's file of that name points at."""
-    if root is None:
-        return
-    git = root / ".git"
-    if git.is_dir():
+    """The folder in which a repository keeps its objects: .git, or what a file of that name points at.
+
+    An agent can have written that file in an earlier session, so what it points at must be of this repository: a
+    worktree or a submodule that points back.
+    """
+    git = root / ".git" if root else cwd / ".git"
+    if git.is_dir() and not git.is_symlink():
         yield git
-        return
-    words = git.read_text("utf-8", "replace").strip() if git.is_file() else ""
-    folder = Path(os.path.realpath(root / words.removeprefix("gitdir: ")))
-    if not words.startswith("gitdir: ") or not folder.is_dir():
-        return
-    common = folder / "commondir"
-    yield Path(os.path.realpath(folder / common.read_text("utf-8").strip())) if common.is_file() else folder
+    elif git.is_file() and not git.is_symlink():
+        folder = _named_in(git, r"gitdir: (.+)")
+        common = _named_in(folder / "commondir", r"(.+)") if folder else None
+        if folder and common and _named_in(folder / "gitdir", r"(.+)") == git and folder.parent.parent == common:
+            yield common
+        elif folder and _named_in(folder / "config", r"(?m)^\s*worktree = (.+)$") == git.parent:
+            yield folder
+
+
+def _named_in(file: Path, pattern: str) -> Path | None:
+    """The path that a file of git's names, relative to the file's folder."""
+    try:
+        found = re.search(pattern, file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Path(os.path.realpath(file.parent / found[1].strip())) if found else None
 
 
 def _modules_of(git: Iterable[Path]) -> list[Path]:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 OURS, STOPPED = "[keeper]", "The model server stopped"
 #: Speeds are not computed from fewer tokens.
 LEAST_WRITTEN_TOKENS = 8
+#: Keys as their services write them: of a request, Hugging Face, Anthropic and OpenAI, GitHub.
+_SECRETS = re.compile(r"\b(Bearer\s+|hf_|sk-|gh[opsur]_|github_pat_)[\w.~+/=-]{12,}")
 
 
 class Turn(NamedTuple):
@@ -71,9 +73,15 @@ def end_of(path: str, most_bytes: int) -> str:
 
 
 def plain_lines(text: str) -> list[str]:
-    """Its lines that are not empty, without control characters, which could steer a terminal."""
+    """Its lines that are not empty, without keys, and without control characters, which could steer a terminal."""
+    text = without_keys(text)
     lines = ("".join(c for c in line if c.isprintable()).strip() for line in text.replace("\t", " ").splitlines())
     return [line for line in lines if line]
+
+
+def without_keys(text: str) -> str:
+    """A text that a user may paste into a bug report: of each key in it only what kind it is."""
+    return _SECRETS.sub(r"\1…", text)
 
 
 def news(text: str) -> list[str]:

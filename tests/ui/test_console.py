@@ -6,6 +6,7 @@ import pytest
 from rich.text import Text
 
 from cclocal.errors import UsageError
+from cclocal.turns import plain_lines, without_keys
 from cclocal.ui import console as ui
 from cclocal.ui.tables import plain_table
 
@@ -28,3 +29,22 @@ def test_no_control_character_reaches_the_terminal(
         text = text.replace(own, "")
     assert text.count("title") == 7
     assert not [c for c in text if not c.isprintable() and c != "\n"], ascii(text)
+
+
+def test_no_key_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    keys = (
+        "hf_" + "A1b2" * 8,
+        "sk-ant-api03-" + "x" * 20,
+        "sk-proj_" + "y" * 20,
+        "ghp_" + "z" * 30,
+        "Bearer " + "k" * 20,
+    )
+    said = " and ".join(keys)
+    ui.say(said)
+    ui.show_error(UsageError(f"refused: {said}", cause=plain_lines(f"Authorization: {said}\n"), hint=said))
+    text = "".join(capsys.readouterr())
+    for kind in ("hf_…", "sk-…", "ghp_…", "Bearer …"):
+        assert text.count(kind) >= 4
+    assert not [key for key in keys if key[-8:] in text]
+    # words that only look like one
+    assert without_keys("task-123456789012345 disk-0123456789012") == "task-123456789012345 disk-0123456789012"

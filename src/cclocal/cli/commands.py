@@ -243,9 +243,10 @@ def stats(
 def logs(call: Call, follow: Annotated[bool, Option("--follow", "-f", help="Follow the log.")] = False) -> None:
     """What the newest model server says."""
     from cclocal.server.registry import read_log
+    from cclocal.turns import without_keys
     from cclocal.ui.console import plain
 
     for piece in read_log(call.env, follow=follow):
-        # into a file or a pipe it goes as it is
-        sys.stdout.write(plain(piece) if sys.stdout.isatty() else piece)
+        # into a file or a pipe it goes as it is, but for keys
+        sys.stdout.write(plain(piece) if sys.stdout.isatty() else without_keys(piece))
         sys.stdout.flush()

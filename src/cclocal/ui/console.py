@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.segment import Segment
 
+from cclocal.turns import without_keys
 from cclocal.units import file_size
 
 if TYPE_CHECKING:
@@ -28,8 +29,11 @@ _QUIET_STEP_S = 10.0
 
 
 def plain(text: str) -> str:
-    """A text without control characters, which could steer the terminal: it may come from a file, a server or a hub."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """A text without keys, and without control characters, which could steer the terminal.
+
+    It may come from a file, a server or a hub.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in without_keys(text))
 
 
 class _Plain(RenderHook):

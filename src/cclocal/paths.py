@@ -49,6 +49,11 @@ class Folders:
         return self.state / "server.log"
 
     @property
+    def changed(self) -> Path:
+        """What an agent changed of the files that other programs obey, as it was before; a folder per session."""
+        return self.state / "changed"
+
+    @property
     def saved_prompts(self) -> Path:
         """Saved KV cache states of prompts."""
         return self.cache / "warm"

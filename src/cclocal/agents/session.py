@@ -33,6 +33,11 @@ class AgentSession:
     log_reader: str = ""
     sealed: bool = False
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The working folder, and the root of its repository."""
+        return tuple(dict.fromkeys((self.cwd, self.git_root or self.cwd)))
+
 
 @dataclass(frozen=True, slots=True)
 class Window:

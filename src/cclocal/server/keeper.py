@@ -31,6 +31,7 @@ if __name__ == "__main__":
     # -I -S: our own package is not on the path; of it only modules without other packages are imported
     sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
 
+from cclocal.server.changes import contents, differences, report
 from cclocal.server.descriptors import receive, tell
 from cclocal.server.guard import SHIELDED, Guarded, spawn
 from cclocal.server.process import (
@@ -78,6 +79,9 @@ class Keeper:
         self.folder: str = session["folder"]
         self.events = Poll() if LINUX else Kqueue()
         self.state: dict[str, Any] = {}
+        #: of the agent's folders: what other programs obey, and what to say of it at the end
+        self.before: dict[str, bytes] = {}
+        self.changes = ""
         #: the descriptor whose lock says that this session has a keeper
         self.state_lock = -1
         self.server: Guarded | None = None
@@ -116,17 +120,18 @@ class Keeper:
         if LINUX:
             prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._on_term()
-        report = b""
+        last_words = b""
         try:
             self._start_or_say_why()
             self._watch()
+            self._compare()
             self._reset_terminal()
-            report = self._report()
+            last_words = self._report()
         finally:
             self._end()
             # last, because writing may block
             with contextlib.suppress(OSError):
-                os.write(2, report)
+                os.write(2, last_words)
 
     def _on_term(self) -> None:
         # A pipe, because a signal that arrives between two waits must not be lost.
@@ -147,6 +152,7 @@ class Keeper:
 
     def _start(self) -> None:
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        self.before = contents(self.session["looks_at"])
         for name, content in self.session["files"].items():
             self._write(name, content)
         self.state = {
@@ -425,25 +431,36 @@ class Keeper:
         lines = plain_lines(end_of(self.session["log"], 16384))
         return [line for line in lines if not line.startswith(OURS)][-most:]
 
+    def _compare(self) -> None:
+        """Look at the agent's folders again. What the sandbox mounted there is removed first."""
+        for path in self.state.get("mount_points", ()):
+            # made where nothing was; not removed if something is in it
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+        folders = self.session["looks_at"]
+        with contextlib.suppress(OSError):
+            found = differences(self.before, contents(folders))
+            self.changes = report(found, self.before, folders[0], self.session["shelf"]) if found else ""
+
     def _reset_terminal(self) -> None:
         """Reset what the agent, or a launcher killed under its live line, left switched on in the terminal."""
         if self.session["tty"] and self.watched_ended:
             reset = self.session["terminal_reset"].encode() if self.agent_runs else SHOW_CURSOR
             _write_to_terminal(self.session["tty"], reset)
-        if not (self.agent_runs and self.news):
+        if not (self.agent_runs and (self.news or self.changes)):
             # A reader of the agent's stderr must not have to wait for the end of the server.
             os.dup2(1, 2)
 
     def _report(self) -> bytes:
-        """What to print about a server that died while the agent ran."""
-        if not self.agent_runs or not self.news:
+        """What to print after the agent: what it changed of what other programs obey, and how its server died."""
+        if not self.agent_runs or not (self.news or self.changes):
             return b""
-        report = "".join(f"\n• {line}" for line in self.news) + "\n"
+        words = self.changes + ("".join(f"\n• {line}" for line in self.news) + "\n" if self.news else "")
         if self.server_exit is not None:
             last = "".join(f"    {line}\n" for line in self._last_lines(3))
             how = how_it_ended(self.server_exit)
-            report += f"✗ {STOPPED} during the session ({how}).\n{last}{self.session['advice']}"
-        return report.encode("utf-8", "replace")
+            words += f"✗ {STOPPED} during the session ({how}).\n{last}{self.session['advice']}"
+        return words.encode("utf-8", "replace")
 
     # -- end ----------------------------------------------------------------------------------------------------
 
@@ -485,10 +502,6 @@ class Keeper:
         return False
 
     def _end(self) -> None:
-        for path in self.state.get("mount_points", ()):
-            # made by the sandbox for what was not there; not removed if something is in it
-            with contextlib.suppress(OSError):
-                os.rmdir(path)
         self._end_children()
         self._end_server()
         if self.relay > 0:

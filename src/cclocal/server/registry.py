@@ -188,6 +188,8 @@ def new_log(env: Env, session_id: str) -> Path:
     for old in newest_first(env)[KEPT:]:
         if str(old) not in in_use:
             old.unlink(missing_ok=True)
+    for shelf in sorted(env.folders.changed.glob("*"), key=_changed_at, reverse=True)[KEPT:]:
+        shutil.rmtree(shelf, ignore_errors=True)
     return log
 
 

@@ -163,7 +163,8 @@ class ServerStart:
     about: goes into the state file. advice: printed after the exit status and the last lines of the log, if the server
     dies while the agent runs. terminal_reset: written to the terminal after an agent that took it over; empty for one
     that does not. held_open: a descriptor that must stay open as long as the session lasts. less_memory: the command
-    with which a server is started again if memory ran out. relay: the options of the session's relay (server/relay.py).
+    with which a server is started again if memory ran out. looks_at: the agent's folders, in which files that other
+    programs obey are compared at the end (server/changes.py). relay: the options of the relay (server/relay.py).
     """
 
     files: Mapping[str, str]
@@ -173,6 +174,7 @@ class ServerStart:
     less_memory: Command | None = None
     stop: Sequence[tuple[str, float]] = ()
     advice: str = ""
+    looks_at: Sequence[Path] = ()
     terminal_reset: str = ""
     held_open: int | None = None
 
@@ -204,6 +206,8 @@ def start_server(start: ServerStart, binding: Binding, listener: socket.socket, 
         "terminal_reset": start.terminal_reset,
         "about": dict(start.about),
         "advice": start.advice,
+        "looks_at": [str(folder) for folder in start.looks_at],
+        "shelf": str(env.folders.changed / binding.session_id),
         "held_open": held_open,
     }
     with theirs, Path(binding.log).open("ab") as out:

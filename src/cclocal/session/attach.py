@@ -148,6 +148,7 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
         start = ServerStart(
             files=files,
             about={"model": model, "port": int(binding.port), "agent": agent.NAME, "url": address},
+            looks_at=session.folders,
             relay={**relay_options(binding, Endpoint(address, key, model), refusals), **trust},
             terminal_reset=agent.TERMINAL_RESET if agent.is_interactive(settings.agent_args) else "",
         )

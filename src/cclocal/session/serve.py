@@ -85,6 +85,7 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
                 },
                 less_memory=plan.with_less_memory().server_command(binding)[0],
                 relay=plan.relay(binding),
+                looks_at=() if plan.settings.server else plan.session.folders,
                 advice=f"  Try:  {shlex.join(('cclocal', '--model', plan.word))} -- {resume}\n  Log:  {log}\n",
                 terminal_reset=agent.TERMINAL_RESET if plan.is_interactive else "",
                 held_open=limit,

@@ -1,0 +1,96 @@
+"""Notices what an agent changed of the files that programs obey which the user starts later. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+
+#: Files and folders of a project whose content is run or obeyed by other programs.
+NAMES = """.claude .codex .pi .mcp.json CLAUDE.md AGENTS.md .git/config .git/hooks .vscode .envrc .npmrc package.json
+    Makefile""".split()
+#: More is not looked at: files, and files of more bytes.
+MOST_FILES, MOST_BYTES = 300, 256 * 1024
+#: Begins the content of a link, which is the path that it points at.
+_LINK = b"\0"
+
+
+def contents(folders: Iterable[str]) -> dict[str, bytes]:
+    """The content of each such file in some folders, by its path; of a link, what it points at."""
+    found: dict[str, bytes] = {}
+    for folder in folders:
+        for path in _files(os.path.join(folder, name) for name in NAMES):
+            if len(found) == MOST_FILES:
+                return found
+            with contextlib.suppress(OSError):
+                if os.path.islink(path):
+                    found[path] = _LINK + os.fsencode(os.readlink(path))
+                elif os.path.getsize(path) <= MOST_BYTES:
+                    with open(path, "rb") as file:
+                        found[path] = file.read()
+    return found
+
+
+def _files(paths: Iterable[str]) -> Iterator[str]:
+    for path in paths:
+        if os.path.isfile(path) or os.path.islink(path):
+            yield path
+        else:
+            for folder, _, names in os.walk(path):
+                yield from (os.path.join(folder, name) for name in sorted(names))
+
+
+def differences(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> dict[str, str]:
+    """Path → what happened to it: changed, new or removed."""
+    found = {path: "removed" for path in before if path not in after}
+    found |= {path: "new" for path in after if path not in before}
+    found |= {
+        path: "changed"
+        for path in after
+        if path in before and _obeyed(path, after[path]) != _obeyed(path, before[path])
+    }
+    return dict(sorted(found.items()))
+
+
+def _obeyed(path: str, content: bytes) -> object:
+    """What other programs run of a file: of package.json its scripts only."""
+    if os.path.basename(path) == "package.json":
+        with contextlib.suppress(ValueError, AttributeError):
+            return json.loads(content).get("scripts")
+    return content
+
+
+def report(found: Mapping[str, str], before: Mapping[str, bytes], cwd: str, shelf: str) -> str:
+    """What to say of the differences. The earlier content is put on the shelf, a folder that is made for it.
+
+    Raises OSError if that cannot be written.
+    """
+    lines = []
+    for path, what in found.items():
+        name = _printable(os.path.relpath(path, cwd))
+        if what == "new":
+            lines.append(f"    {name} is new. To remove it: rm {_quoted(name)}\n")
+            continue
+        if before[path].startswith(_LINK):
+            target = os.fsdecode(before[path].removeprefix(_LINK))
+            lines.append(f"    {name} was {what}. To put it back: ln -sfn {_quoted(target)} {_quoted(name)}\n")
+            continue
+        os.makedirs(shelf, mode=0o700, exist_ok=True)
+        copy = os.path.join(shelf, name.replace("../", "").replace("/", "+"))
+        with open(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+            out.write(before[path])
+        look = "" if what == "removed" else f" To look: diff {_quoted(copy)} {_quoted(name)}."
+        lines.append(f"    {name} was {what}.{look} To put it back: cp {_quoted(copy)} {_quoted(name)}\n")
+    return f"\n• Other programs obey what changed here in this session:\n{''.join(lines)}" if lines else ""
+
+
+def _printable(name: str) -> str:
+    """A file's name can hold anything: without control characters it steers no terminal."""
+    return "".join(c if c.isprintable() else "?" for c in name)
+
+
+def _quoted(path: str) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(_printable(path))

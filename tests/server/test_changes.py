@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -71,8 +72,10 @@ def test_a_large_file_and_many_files_cost_nothing(project: Path) -> None:
     (project / "Makefile").write_bytes(b"x" * (1 << 20))
     for number in range(400):
         (project / f".vscode/{number}").write_text("")
+    os.mkfifo(project / ".vscode/0.pipe")
     found = contents([str(project)])
     assert len(found) == 300
+    assert str(project / ".vscode/0.pipe") not in found
     assert str(project / "Makefile") not in found
 
 

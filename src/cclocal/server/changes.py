@@ -27,7 +27,8 @@ def contents(folders: Iterable[str]) -> dict[str, bytes]:
             with contextlib.suppress(OSError):
                 if os.path.islink(path):
                     found[path] = _LINK + os.fsencode(os.readlink(path))
-                elif os.path.getsize(path) <= MOST_BYTES:
+                # a pipe would be waited for
+                elif os.path.isfile(path) and os.path.getsize(path) <= MOST_BYTES:
                     with open(path, "rb") as file:
                         found[path] = file.read()
     return found

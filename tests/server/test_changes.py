@@ -68,6 +68,15 @@ def test_the_commands_put_everything_back(project: Path) -> None:
     assert (project.parent / "shelf").stat().st_mode & 0o77 == 0
 
 
+def test_a_full_disk_is_told_and_hides_nothing(project: Path) -> None:
+    before = contents([str(project)])
+    (project / "Makefile").write_text("evil")
+    found = differences(before, contents([str(project)]))
+    # a file stands where the folder would be made
+    said = report(found, before, str(project), str(project / "Makefile/shelf"))
+    assert "Makefile was changed. It could not be kept as it was: " in said
+
+
 def test_a_large_file_and_many_files_cost_nothing(project: Path) -> None:
     (project / "Makefile").write_bytes(b"x" * (1 << 20))
     for number in range(400):

@@ -58,16 +58,13 @@ def differences(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> dict
 def _obeyed(path: str, content: bytes) -> object:
     """What other programs run of a file: of package.json its scripts only."""
     if os.path.basename(path) == "package.json":
-        with contextlib.suppress(ValueError, AttributeError):
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):
             return json.loads(content).get("scripts")
     return content
 
 
 def report(found: Mapping[str, str], before: Mapping[str, bytes], cwd: str, shelf: str) -> str:
-    """What to say of the differences. The earlier content is put on the shelf, a folder that is made for it.
-
-    Raises OSError if that cannot be written.
-    """
+    """What to say of the differences. The earlier content is put on the shelf, a folder that is made for it."""
     lines = []
     for path, what in found.items():
         name = _printable(os.path.relpath(path, cwd))
@@ -78,10 +75,14 @@ def report(found: Mapping[str, str], before: Mapping[str, bytes], cwd: str, shel
             target = os.fsdecode(before[path].removeprefix(_LINK))
             lines.append(f"    {name} was {what}. To put it back: ln -sfn {_quoted(target)} {_quoted(name)}\n")
             continue
-        os.makedirs(shelf, mode=0o700, exist_ok=True)
         copy = os.path.join(shelf, name.replace("../", "").replace("/", "+"))
-        with open(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-            out.write(before[path])
+        try:
+            os.makedirs(shelf, mode=0o700, exist_ok=True)
+            with open(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+                out.write(before[path])
+        except OSError as error:
+            lines.append(f"    {name} was {what}. It could not be kept as it was: {error.strerror}.\n")
+            continue
         look = "" if what == "removed" else f" To look: diff {_quoted(copy)} {_quoted(name)}."
         lines.append(f"    {name} was {what}.{look} To put it back: cp {_quoted(copy)} {_quoted(name)}\n")
     return f"\n• Other programs obey what changed here in this session:\n{''.join(lines)}" if lines else ""

@@ -438,9 +438,8 @@ class Keeper:
             with contextlib.suppress(OSError):
                 os.rmdir(path)
         folders = self.session["looks_at"]
-        with contextlib.suppress(OSError):
-            found = differences(self.before, contents(folders))
-            self.changes = report(found, self.before, folders[0], self.session["shelf"]) if found else ""
+        if found := differences(self.before, contents(folders)):
+            self.changes = report(found, self.before, folders[0], self.session["shelf"])
 
     def _reset_terminal(self) -> None:
         """Reset what the agent, or a launcher killed under its live line, left switched on in the terminal."""

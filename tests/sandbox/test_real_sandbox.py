@@ -1,4 +1,4 @@
-"""What an agent reaches at --sandbox strict: real agents, and the tiny model that runs the script it is told to."""
+"""What an agent reaches at --sandbox strict: real agents run a script, because the tiny model is told to."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_ordinary_work_goes_on(sealed: World) -> None:
     assert "one" in (project / "got").read_text()
     assert git(sealed, "log", "--format=%an", "-1") == "Ann\n"
     assert git(sealed, "log", "--format=%s", "-1", "tree", "--") == "two\n"
-    # nothing is left of what stood where nothing was
+    # the mount points are gone
     wait_for(lambda: not {".mcp.json", ".claude"} & {path.name for path in project.iterdir()}, "no mount point")
     # the server that was left running has ended with its session
     assert not [line for line in sealed.leftovers() if "http.server" in line]
@@ -264,6 +264,19 @@ def test_other_agents_run_in_it_too(world: World, name: str) -> None:
     assert (world.project / "fine").exists(), done.stdout + done.stderr
     assert not (world.home / "evil").exists()
     assert not (world.root / "evil").exists()
+
+
+def test_an_agent_on_the_server_of_another_terminal_is_sandboxed_too(sealed: World) -> None:
+    server = sealed.start("--server", "--tiny")
+    wait_for(lambda: "cclocal attach" in (sealed.record / "out").read_text(), "the server")
+    (sealed.project / "work.sh").write_text("echo x > ~/evil; echo x > fine")
+    port = str(sealed.state()["port"])
+    done = sealed.run("attach", port, "--sandbox", "strict", "--", "-p", "Run the command: sh work.sh")
+    assert done.returncode == 0, done.stderr
+    assert (sealed.project / "fine").exists(), done.stdout
+    assert not (sealed.home / "evil").exists()
+    server.send_signal(signal.SIGINT)
+    server.wait(20)
 
 
 def test_a_terminal_is_the_agents_own(sealed: World) -> None:

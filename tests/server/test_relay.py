@@ -217,6 +217,19 @@ def in_background(do: Callable[[], Any]) -> Callable[[], Any]:
     return result
 
 
+def test_a_client_that_asks_for_it_sees_the_connection_closed(relay: Relay, engine: Callable[[], Engine]) -> None:
+    """Another relay does: it reads an answer to the end of the connection."""
+    engine()
+    relay.serve()
+    with socket.create_connection(("127.0.0.1", relay.port), timeout=20) as client:
+        head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1\r\nx-api-key: {KEY}\r\nContent-Length: 2\r\n"
+        client.sendall(f"{head}Connection: close\r\n\r\n{{}}".encode())
+        answer = b""
+        while piece := client.recv(65536):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
 def test_only_the_key_the_host_and_the_connection_are_changed(relay: Relay, engine: Callable[[], Engine]) -> None:
     there = engine()
     relay.serve()

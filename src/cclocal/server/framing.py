@@ -47,6 +47,11 @@ class Head:
         """The path of a request, without its query."""
         return self.first.split(b" ")[1].partition(b"?")[0].decode("latin-1") if b" " in self.first else ""
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the sender closes the connection after this exchange, and waits for the other side to do so."""
+        return self.fields.get(b"connection", b"").lower() == b"close"
+
     def with_fields(self, dropped: frozenset[bytes], *added: bytes) -> bytes:
         """The head as it is sent on."""
         kept = [line for line in self.lines if field_name(line) not in dropped]

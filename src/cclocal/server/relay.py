@@ -175,7 +175,7 @@ class Relay:
                 self.in_flight += counts
                 self.last_byte = time.monotonic()
             try:
-                return self.forward(client, head, body)
+                return self.forward(client, head, body) and not head.is_last
             finally:
                 with self.lock:
                     self.in_flight -= counts

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from packaging.version import Version
 
+from cclocal.errors import SandboxError
 from cclocal.memory.shape import Shape
 from cclocal.paths import Env
 
@@ -126,6 +127,9 @@ class Facts:
     agent: AgentFound | None = None
     #: why the agent's program cannot be used, if it cannot
     agent_problem: str = ""
+    #: the bubblewrap that works here, or why there is none, if a sandbox is asked for
+    sandbox: str = ""
+    sandbox_error: SandboxError | None = None
     #: how a package is added to the environment cclocal itself runs in
     pip: str = "pip install"
     git_root: Path | None = None

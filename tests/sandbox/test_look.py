@@ -33,7 +33,7 @@ def walls(home: Path, cwd: Path, root: Path | None = None, opened: tuple[str, ..
 
 
 def mounted(found: Walls) -> list[Path]:
-    """Whatever is mounted from the machine, by its real path."""
+    """The real path of everything that is mounted from the machine."""
     return [path.resolve() for path in (*found.readable, *found.writable, *found.protected)]
 
 

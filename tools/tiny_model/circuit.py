@@ -276,7 +276,7 @@ def layers(width: int) -> list[dict[str, Matrix]]:
         weight = 5 * min(1.0, 2.0 ** (i - 10))
         nearer = sqrt(weight * root)
         induction["q"][2 * i][0] = induction["k"][2 * i][0] = nearer / constant
-        # … and more so where a copy begins, as the tokens before it tell nothing; also at short distances
+        # where a copy begins, no copied tokens precede it that could match, so there the distance counts more
         more = (25.0 if i >= 10 else 15.0) / weight - 1
         for k in range(BLOCKS - 1):
             for begins in (AT_CALL, AT_CONTENT):

@@ -247,6 +247,6 @@ def logs(call: Call, follow: Annotated[bool, Option("--follow", "-f", help="Foll
     from cclocal.ui.console import plain
 
     for piece in read_log(call.env, follow=follow):
-        # into a file or a pipe it goes as it is, but for keys
+        # a file or a pipe gets control characters too, but no keys
         sys.stdout.write(plain(piece) if sys.stdout.isatty() else without_keys(piece))
         sys.stdout.flush()

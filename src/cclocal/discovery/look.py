@@ -22,7 +22,7 @@ from cclocal.backends import BACKENDS, runtime_of
 from cclocal.checks import results
 from cclocal.config_file import UserFile
 from cclocal.discovery.hardware import machine
-from cclocal.errors import AgentMissingError, BackendMissingError, FolderError
+from cclocal.errors import AgentMissingError, BackendMissingError, FolderError, SandboxError
 from cclocal.facts import Alternative, Engine, Facts
 from cclocal.memory.footprint import read_buffers
 from cclocal.memory.gguf import read_header
@@ -33,10 +33,11 @@ from cclocal.models.catalog import CONFIG, Catalog, Model, Rules, Variant
 from cclocal.models.headers import is_strict, of_folder, of_gguf
 from cclocal.models.repo_files import listed_bytes
 from cclocal.paths import Env, packaged, read_table, write_private
-from cclocal.planning.choose import choose_agent, choose_variant, model_path
+from cclocal.planning.choose import choose_agent, choose_variant, is_sealed, model_path
 from cclocal.planning.memory import correction_key
 from cclocal.planning.plan import Plan
 from cclocal.programs import Answers
+from cclocal.sandbox.look import find_sandbox
 from cclocal.settings import Settings
 from cclocal.units import GIB
 
@@ -99,6 +100,12 @@ def look_around(env: Env, settings: Settings) -> Facts:
             # a plan can be shown without it, so its failure is no error here
             problem = error.message
     answers.save()
+    sandbox, sandbox_error = "", None
+    if is_sealed(settings) and not settings.server:
+        try:
+            sandbox = find_sandbox(env.environ)
+        except SandboxError as error:
+            sandbox_error = error
     has_pip = importlib.util.find_spec("pip")
     return Facts(
         machine=machine(env.environ),
@@ -106,6 +113,8 @@ def look_around(env: Env, settings: Settings) -> Facts:
         cwd=cwd,
         agent=agent,
         agent_problem=problem,
+        sandbox=sandbox,
+        sandbox_error=sandbox_error,
         # uv's tool environments have no pip
         pip=f"{sys.executable} -m pip install" if has_pip else f"uv pip install --python {sys.executable}",
         git_root=root,

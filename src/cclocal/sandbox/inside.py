@@ -17,16 +17,13 @@ import sys
 
 def main(argv: list[str]) -> None:
     """Hand over the listening socket, wait until it was taken, and become the agent."""
-    with socket.socket(fileno=int(argv[1])) as door, socket.create_server(("127.0.0.1", int(argv[2]))) as listener:
-        listener.listen(128)
+    address = ("127.0.0.1", int(argv[2]))
+    with socket.socket(fileno=int(argv[1])) as door, socket.create_server(address, backlog=128) as listener:
         socket.send_fds(door, [b"listener"], [listener.fileno()])
         if not door.recv(1):
             sys.exit("cclocal: the session's keeper was killed before the agent could start.")
-    # bubblewrap, which waits outside, ignores these; the agent must not
-    for number in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)
-    # Python ignores these, and an ignored signal stays ignored through exec
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    # An ignored signal stays ignored through exec. The first two are ignored for bubblewrap, the others by Python.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     if not os.access(os.environ.get("TMPDIR") or os.sep, os.F_OK):
         # the user's own is hidden

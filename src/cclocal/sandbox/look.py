@@ -105,14 +105,13 @@ def walls_for(
                 f"The strict sandbox cannot protect {home}: the agent would work in {cwd}, and could write all of it.",
                 hint="cd to a project's folder, or --sandbox off",
             )
-    git = tuple(_git_folders(cwd, session.git_root))
+    git = tuple(_git_folders(session.git_root or cwd))
     free = {Path(path) for path in opened}
     writable = (*_real((cwd, config.path, *(path for path in free if path.exists()))), *git)
-    links = [target for target in config.links.values() if target]
-    shown = [
+    shown: list[str | Path] = [
         *files,
-        *links,
-        *((session.git_root,) if session.git_root else ()),
+        *(target for target in config.links.values() if target),
+        *session.folders,
         *_program_folders(command.argv[0]),
         # this very program, which opens the session's port inside
         *(sys.prefix, sys.base_prefix, Path(__file__).parents[1]),
@@ -124,18 +123,18 @@ def walls_for(
         path
         for path in dict.fromkeys(path for name in shown for path in (Path(name), *_real((name,))))
         if path.exists()
-        and not any(path.is_relative_to(folder) or folder == path for folder in writable)
+        and not any(path.is_relative_to(folder) for folder in writable)
         # a home, or what holds one, is never shown whole
         and not any(home.is_relative_to(path) for home in homes)
     )
-    roots = {cwd, session.git_root or cwd, *(path for path in free if path.is_dir())}
+    roots = {*session.folders, *(path for path in free if path.is_dir())}
     names = [root / name for root in sorted(roots) for name in PROTECTED]
     names += [folder / name for folder in git for name in PROTECTED_IN_GIT]
     names += _modules_of(git)
     # a worktree's .git is a file that says where the rest is
     names += [root / ".git" for root in roots if (root / ".git").is_file()]
-    # Nothing can be mounted on a link: what it points at is protected, if it is in a writable folder. An agent can have
-    # made the link in an earlier session, so it never shows anything that is hidden.
+    # Nothing can be mounted on a link, so its target is protected, if that lies in a writable folder. A target that is
+    # hidden stays hidden: an agent can have made the link in an earlier session.
     names = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in names]
     inside = [
         path
@@ -147,7 +146,7 @@ def walls_for(
     return Walls(
         cwd=cwd,
         opened=tuple(sorted(free)),
-        hidden=tuple(path for path in dict.fromkeys((*_real(HIDDEN), *homes)) if path.is_dir()),
+        hidden=tuple(path for path in _real((*HIDDEN, *homes)) if path.is_dir()),
         hidden_files=tuple(path for path in _real(HIDDEN_FILES) if path.is_file()),
         readable=readable,
         writable=writable,
@@ -165,13 +164,13 @@ def _real(paths: Iterable[object]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(Path(os.path.realpath(str(path))) for path in paths))
 
 
-def _git_folders(cwd: Path, root: Path | None) -> Iterator[Path]:
+def _git_folders(root: Path) -> Iterator[Path]:
     """The folder in which a repository keeps its objects: .git, or what a file of that name points at.
 
     An agent can have written that file in an earlier session, so what it points at must be of this repository: a
     worktree or a submodule that points back.
     """
-    git = root / ".git" if root else cwd / ".git"
+    git = root / ".git"
     if git.is_dir() and not git.is_symlink():
         yield git
     elif git.is_file() and not git.is_symlink():

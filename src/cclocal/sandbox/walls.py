@@ -10,12 +10,14 @@ from pathlib import Path
 
 #: Names in the working folder and its repository that later programs obey: the agent may read them, not write them.
 PROTECTED = (".claude", ".codex", ".pi", ".mcp.json", "CLAUDE.md", "AGENTS.md")
-#: … and in a repository's own folder.
+#: All names whose content other programs read or run: what changed there is told at the end of a session.
+OBEYED = (*PROTECTED, ".git/config", ".git/hooks", ".vscode", ".envrc", ".npmrc", "package.json", "Makefile")
+#: What is protected in a repository's own folder.
 PROTECTED_IN_GIT = ("hooks", "config", "config.worktree")
-#: Of these nothing is mounted where they are missing: git would take a folder in their place for an error.
+#: Of these no empty folder is mounted where they are missing: git reports a folder in their place as an error.
 EXISTING = ("config", "config.worktree")
 
-#: Folders whose content the agent does not see: homes, other drives, sockets of other programs, temporary files.
+#: Folders whose content is hidden: homes, other drives, sockets of other programs, temporary files.
 HIDDEN = ("/home", "/root", "/run", "/tmp", "/var/tmp", "/mnt", "/media")  # noqa: S108 - to be hidden
 #: Files that only root can read, which matters where cclocal runs as root.
 HIDDEN_FILES = ("/etc/shadow", "/etc/gshadow", "/etc/sudoers")

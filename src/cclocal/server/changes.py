@@ -1,4 +1,4 @@
-"""Notices what an agent changed of the files that programs obey which the user starts later. Standard library only."""
+"""Notices what an agent changed in files that other programs read or run later. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ import contextlib
 import json
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-#: Files and folders of a project whose content is run or obeyed by other programs.
-NAMES = """.claude .codex .pi .mcp.json CLAUDE.md AGENTS.md .git/config .git/hooks .vscode .envrc .npmrc package.json
-    Makefile""".split()
 #: More is not looked at: files, and files of more bytes.
 MOST_FILES, MOST_BYTES = 300, 256 * 1024
 #: Begins the content of a link, which is the path that it points at.
 _LINK = b"\0"
 
 
-def contents(folders: Iterable[str]) -> dict[str, bytes]:
-    """The content of each such file in some folders, by its path; of a link, what it points at."""
+def contents(folders: Iterable[str], names: Sequence[str]) -> dict[str, bytes]:
+    """The content of the files of these names in some folders, by path; of a link, what it points at.
+
+    A name can be that of a folder: then of all files in it.
+    """
     found: dict[str, bytes] = {}
     for folder in folders:
-        for path in _files(os.path.join(folder, name) for name in NAMES):
+        for path in _files(os.path.join(folder, name) for name in names):
             if len(found) == MOST_FILES:
                 return found
             with contextlib.suppress(OSError):
                 if os.path.islink(path):
                     found[path] = _LINK + os.fsencode(os.readlink(path))
-                # a pipe would be waited for
+                # opening a pipe would wait for a writer
                 elif os.path.isfile(path) and os.path.getsize(path) <= MOST_BYTES:
                     with open(path, "rb") as file:
                         found[path] = file.read()
@@ -85,7 +86,7 @@ def report(found: Mapping[str, str], before: Mapping[str, bytes], cwd: str, shel
             continue
         look = "" if what == "removed" else f" To look: diff {_quoted(copy)} {_quoted(name)}."
         lines.append(f"    {name} was {what}.{look} To put it back: cp {_quoted(copy)} {_quoted(name)}\n")
-    return f"\n• Other programs obey what changed here in this session:\n{''.join(lines)}" if lines else ""
+    return f"\n• This session changed files that other programs read or run:\n{''.join(lines)}" if lines else ""
 
 
 def _printable(name: str) -> str:
@@ -96,3 +97,10 @@ def _printable(name: str) -> str:
 def _quoted(path: str) -> str:
     """A path as a shell takes it."""
     return shlex.quote(_printable(path))
+
+
+def remove_mount_points(state: Mapping[str, Any]) -> None:
+    """Remove the empty folders that a session's sandbox mounted something on. One that is no longer empty stays."""
+    for path in state.get("mount_points", ()):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)

@@ -17,7 +17,7 @@ def tell(fd: int, message: dict[str, Any], *fds: int) -> None:
 
 
 def receive(fd: int) -> tuple[bytes, list[int]]:
-    """What a unix socket holds, and the descriptors that came with it; nothing if its other end is closed."""
+    """Read a unix socket: (data, the descriptors that came with it), both empty if its other end is closed."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as end:
         data, fds, *_ = socket.recv_fds(end, 65536, 4)
         for received in fds:

@@ -31,7 +31,7 @@ if __name__ == "__main__":
     # -I -S: our own package is not on the path; of it only modules without other packages are imported
     sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
 
-from cclocal.server.changes import contents, differences, report
+from cclocal.server.changes import contents, differences, remove_mount_points, report
 from cclocal.server.descriptors import receive, tell
 from cclocal.server.guard import SHIELDED, Guarded, spawn
 from cclocal.server.process import (
@@ -152,7 +152,7 @@ class Keeper:
 
     def _start(self) -> None:
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        self.before = contents(self.session["looks_at"])
+        self.before = contents(self.session["looks_at"], self.session["obeyed"])
         for name, content in self.session["files"].items():
             self._write(name, content)
         self.state = {
@@ -433,12 +433,9 @@ class Keeper:
 
     def _compare(self) -> None:
         """Look at the agent's folders again. What the sandbox mounted there is removed first."""
-        for path in self.state.get("mount_points", ()):
-            # made where nothing was; not removed if something is in it
-            with contextlib.suppress(OSError):
-                os.rmdir(path)
+        remove_mount_points(self.state)
         folders = self.session["looks_at"]
-        if found := differences(self.before, contents(folders)):
+        if found := differences(self.before, contents(folders, self.session["obeyed"])):
             self.changes = report(found, self.before, folders[0], self.session["shelf"])
 
     def _reset_terminal(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from cclocal.errors import FolderError, UsageError
 from cclocal.paths import Env, make_folder, read_table
+from cclocal.server.changes import remove_mount_points
 from cclocal.server.process import (
     AGENT_MARKER,
     LINUX,
@@ -140,10 +141,7 @@ def end_abandoned(env: Env) -> list[SessionRecord]:
             _end(session)
         elif session.facts.get("machine", machine_id()) != machine_id():
             continue
-        for path in session.facts.get("mount_points", ()):
-            # what a sandbox made where nothing was; not removed if something is in it
-            with contextlib.suppress(OSError):
-                Path(path).rmdir()
+        remove_mount_points(session.facts)
         shutil.rmtree(session.folder, ignore_errors=True)
         done.append(session)
     return done

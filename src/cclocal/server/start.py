@@ -21,7 +21,7 @@ from cclocal.errors import AgentMissingError, ServerDiedError
 from cclocal.paths import Env
 from cclocal.programs import last_lines
 from cclocal.sandbox.enter import enter
-from cclocal.sandbox.walls import Sandbox
+from cclocal.sandbox.walls import OBEYED, Sandbox
 from cclocal.server import keeper
 from cclocal.server.process import AGENT_MARKER
 from cclocal.units import MIB, how_it_ended
@@ -207,6 +207,7 @@ def start_server(start: ServerStart, binding: Binding, listener: socket.socket, 
         "about": dict(start.about),
         "advice": start.advice,
         "looks_at": [str(folder) for folder in start.looks_at],
+        "obeyed": list(OBEYED),
         "shelf": str(env.folders.changed / binding.session_id),
         "held_open": held_open,
     }

@@ -17,18 +17,17 @@ from cclocal.agents.session import AgentSession
 from cclocal.backends import BACKENDS
 from cclocal.command import Binding, Endpoint
 from cclocal.discovery.look import look_around
-from cclocal.errors import CclocalError, NotReadyError, ServerDiedError, UsageError
+from cclocal.errors import NotReadyError, ServerDiedError, UsageError
 from cclocal.facts import Facts
 from cclocal.paths import Env, make_folder, read_table, write_private
 from cclocal.planning.choose import agent_session, check_agent, choose_agent, is_sealed
 from cclocal.planning.plan import relay_options
-from cclocal.sandbox.look import find_sandbox
 from cclocal.server.readiness import NotYet, check_models
 from cclocal.server.registry import SessionRecord, check_proc
 from cclocal.server.remote import check_url, look
 from cclocal.server.start import ServerStart, exec_agent, listen, new_binding, start_server
 from cclocal.session.by_hand import check_wire
-from cclocal.session.serve import ENDPOINT, lay_out_config, sandbox_of, serving
+from cclocal.session.serve import ENDPOINT, become, check_sandbox, lay_out_config, serving
 from cclocal.settings import Settings
 from cclocal.ui.console import busy, say
 from cclocal.wires import WIRES
@@ -152,15 +151,7 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
             relay={**relay_options(binding, Endpoint(address, key, model), refusals), **trust},
             terminal_reset=agent.TERMINAL_RESET if agent.is_interactive(settings.agent_args) else "",
         )
-        keeper = start_server(start, binding, listener, env)
-        try:
-            sandbox = sandbox_of(session, agent.config_dir(session), (command, files), binding, settings, env)
-            if sandbox:
-                say(sandbox.walls.in_words)
-            exec_agent(command, env.environ, keeper, keep_children=settings.keep_children, sandbox=sandbox)
-        except CclocalError:
-            keeper.end()
-            raise
+        become(session, (command, files), start_server(start, binding, listener, env), settings, facts)
 
 
 def _session(server: str, window: int | None, agent: Agent, settings: Settings, facts: Facts) -> AgentSession:
@@ -187,8 +178,7 @@ def _agent(settings: Settings, env: Env) -> tuple[Agent, Facts]:
     """The agent, and the folder it would work in. Raises AgentMissingError (35) if it is not there."""
     agent, facts = choose_agent(settings), look_around(env, settings)
     check_agent(agent, facts, settings)
-    if is_sealed(settings):
-        find_sandbox(env.environ)
+    check_sandbox(settings, facts)
     return agent, facts
 
 

@@ -6,19 +6,18 @@ from typing import NoReturn
 
 from cclocal.agents import AGENTS
 from cclocal.backends import BACKENDS, runtime_of
-from cclocal.command import Binding, CommandAndFiles
 from cclocal.discovery.look import look
-from cclocal.errors import CclocalError
 from cclocal.facts import Facts
 from cclocal.models.catalog import Catalog
 from cclocal.paths import Env
 from cclocal.planning.choose import check_agent
 from cclocal.planning.plan import Plan
-from cclocal.sandbox.walls import Sandbox
 from cclocal.server.registry import check_proc, end_abandoned
-from cclocal.server.start import Server, exec_agent
+from cclocal.server.start import Server
 from cclocal.session.serve import (
+    become,
     check_port,
+    check_sandbox,
     confirm_after_failed_check,
     lay_out_config,
     sandbox_of,
@@ -49,21 +48,7 @@ def survey(settings: Settings, catalog: Catalog, env: Env) -> Seen:
 def launch(settings: Settings, catalog: Catalog, seen: Seen) -> NoReturn:
     """Serve a model, and become the agent."""
     plan, server = serve(settings, catalog, seen)
-    env = seen[0].env
-    try:
-        made = plan.agent_command(server.binding)
-        sandbox = _sandbox(plan, made, server.binding, env)
-        if sandbox:
-            say(sandbox.walls.in_words)
-        exec_agent(made[0], env.environ, server, keep_children=settings.keep_children, sandbox=sandbox)
-    except CclocalError:
-        server.end()
-        raise
-
-
-def _sandbox(plan: Plan, made: CommandAndFiles, binding: Binding, env: Env) -> Sandbox | None:
-    config = AGENTS[plan.agent].config_dir(plan.session)
-    return sandbox_of(plan.session, config, made, binding, plan.settings, env)
+    become(plan.session, plan.agent_command(server.binding), server, settings, seen[0])
 
 
 def run_server(settings: Settings, catalog: Catalog, seen: Seen) -> None:
@@ -97,8 +82,9 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
     if not settings.server:
         check_agent(AGENTS[plan.agent], now.facts, settings)
         say_if_unverified(AGENTS[plan.agent], now.facts.agent, env)
-        # a sandbox that does not work here is refused before the model is loaded
-        _sandbox(plan, plan.agent_command(plan.shown), plan.shown, env)
+        # what cannot be sandboxed is refused before the model is loaded
+        check_sandbox(settings, now.facts)
+        sandbox_of(plan.session, plan.agent_command(plan.shown), plan.shown, settings, now.facts)
     check_port(plan.port, env)
     confirm_after_failed_check(plan)
     now = look_at_hub(now)

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 from cclocal.agents import AGENTS, Agent, config_dir
 from cclocal.agents.session import AgentSession, ConfigDir
@@ -18,17 +19,18 @@ from cclocal.backends import BACKENDS, StartedServer, runtime_of
 from cclocal.command import Binding, CommandAndFiles, Endpoint
 from cclocal.discovery.look import learn
 from cclocal.errors import CclocalError, DiskFullError, FolderError, PortError, ServerDiedError, UsageError
-from cclocal.facts import AgentFound
+from cclocal.facts import AgentFound, Facts
 from cclocal.models import hub
 from cclocal.models.storage import remember
 from cclocal.paths import DISK_FULL, Env, make_folder, read_table, write_private
+from cclocal.planning.choose import choose_agent, is_sealed
 from cclocal.planning.plan import Plan
 from cclocal.prompt_cache.cache import PromptCache
-from cclocal.sandbox.look import allowed, find_sandbox, walls_for
+from cclocal.sandbox.look import allowed, walls_for
 from cclocal.sandbox.walls import Sandbox, no_typing
 from cclocal.server.readiness import holder_of, wait_until_ready
 from cclocal.server.registry import SessionRecord, new_log, running
-from cclocal.server.start import Server, ServerStart, listen, new_binding, start_server
+from cclocal.server.start import Server, ServerStart, exec_agent, listen, new_binding, start_server
 from cclocal.settings import Settings
 from cclocal.ui.console import WaitLine, busy, can_ask, confirm, download_bar, say
 from cclocal.wires import WIRES
@@ -163,23 +165,45 @@ def lay_out_config(config: ConfigDir) -> None:
         say(f"Moved out of the agent's configuration folder: {', '.join(aside)} (now in {where}).", "yellow")
 
 
+def check_sandbox(settings: Settings, facts: Facts) -> None:
+    """Check what was found of the sandbox, before anything is started.
+
+    Raises SandboxError (36) if one is asked for and does not work here, UsageError for options that need one.
+    """
+    if facts.sandbox_error:
+        raise facts.sandbox_error
+    typed = [name for name in ("allow_write", "allow_read") if settings.sources.get(name) == "command line"]
+    if typed and not is_sealed(settings):
+        flag = typed[0].replace("_", "-")
+        raise UsageError(f"--{flag} opens a sandbox, and there is none.", hint="--sandbox strict")
+
+
 def sandbox_of(
-    session: AgentSession, config: ConfigDir, made: CommandAndFiles, binding: Binding, settings: Settings, env: Env
+    session: AgentSession, made: CommandAndFiles, binding: Binding, settings: Settings, facts: Facts
 ) -> Sandbox | None:
-    """The sandbox that was asked for. Raises SandboxError (36) if it does not work here."""
+    """The sandbox that is asked for. Raises SandboxError (36) where it cannot protect the user's home."""
     if not session.sealed:
-        typed = [name for name in ("allow_write", "allow_read") if settings.sources.get(name) == "command line"]
-        if typed:
-            raise UsageError(
-                f"--{typed[0].replace('_', '-')} opens a sandbox, and there is none.", hint="--sandbox strict"
-            )
         return None
     command, files = made
+    config = choose_agent(settings).config_dir(session)
     named = [word for word in command.argv if word.startswith("/") and Path(word).is_file()]
     shown = [*(binding.file(name) for name in files), binding.log, session.log_reader, *named]
-    shown += allowed(settings, "allow_read", session.cwd, env)
-    walls = walls_for(session, config, command, shown, allowed(settings, "allow_write", session.cwd, env), env)
-    return Sandbox(find_sandbox(env.environ), walls, no_typing(platform.machine()) or b"")
+    shown += allowed(settings, "allow_read", session.cwd, facts.env)
+    opened = allowed(settings, "allow_write", session.cwd, facts.env)
+    walls = walls_for(session, config, command, shown, opened, facts.env)
+    return Sandbox(facts.sandbox, walls, no_typing(platform.machine()) or b"")
+
+
+def become(session: AgentSession, made: CommandAndFiles, server: Server, settings: Settings, facts: Facts) -> NoReturn:
+    """Become the agent, in its sandbox if one is asked for. If that fails, the server is ended."""
+    try:
+        sandbox = sandbox_of(session, made, server.binding, settings, facts)
+        if sandbox:
+            say(sandbox.walls.in_words)
+        exec_agent(made[0], facts.env.environ, server, keep_children=settings.keep_children, sandbox=sandbox)
+    except CclocalError:
+        server.end()
+        raise
 
 
 def say_if_unverified(agent: Agent, found: AgentFound | None, env: Env) -> None:

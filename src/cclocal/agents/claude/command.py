@@ -255,13 +255,12 @@ def config_dir(session: AgentSession) -> ConfigDir:
         "hasClaudeMdExternalIncludesApproved": False,
         "hasClaudeMdExternalIncludesWarningShown": True,
     }
-    folders = {session.cwd, session.git_root or session.cwd}
     return ConfigDir(
         session.home,
         seed={
             ".claude.json": {
                 "hasCompletedOnboarding": True,
-                "projects": {str(folder): project for folder in sorted(folders)},
+                "projects": {str(folder): project for folder in sorted(session.folders)},
             }
         },
         links={"CLAUDE.md": context_of(session).user_claude_md},

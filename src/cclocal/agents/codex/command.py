@@ -160,8 +160,7 @@ def _overrides(session: AgentSession, endpoint: Endpoint, binding: Binding) -> d
     }
     context = context_of(session)
     if context.untrusted is None:
-        folders = sorted({str(session.cwd), str(session.git_root or session.cwd)})
-        settings["projects"] = {folder: {"trust_level": "trusted"} for folder in folders}
+        settings["projects"] = {str(folder): {"trust_level": "trusted"} for folder in sorted(session.folders)}
     return settings
 
 

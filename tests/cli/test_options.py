@@ -368,3 +368,22 @@ def test_every_lasting_default_is_an_option_and_a_variable(world: World) -> None
     for name in lasting():
         assert f"--{flags(name)[0]}" in shown
         assert f"CCLOCAL_{name.upper()}" in shown
+
+
+def test_a_ctrl_c_that_python_loses_in_a_callback_is_sent_again() -> None:
+    program = (
+        "import sys, time\n"
+        "from cclocal.cli.main import press_again\n"
+        "sys.unraisablehook = press_again\n"
+        "class Callback:\n"
+        "    def __del__(self):\n"
+        "        raise KeyboardInterrupt\n"
+        "try:\n"
+        "    Callback()\n"
+        "    time.sleep(20)\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=15, check=False)
+    assert done.returncode == 130, done.stderr
+    assert not done.stderr

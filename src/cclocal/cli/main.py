@@ -27,12 +27,15 @@ _EXAMPLES = (
     ("cclocal plan", "which models fit this machine"),
     ("cclocal --list; cclocal --rm coder", "what is on this disk; remove it"),
 )
-#: How wide its columns are.
+#: Seconds after which Ctrl-C is sent again if it was lost.
+_AGAIN_S = 0.05
+#: How wide the columns of the first help page are.
 _COLUMN = 39
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, the agent's own status, or one of cclocal.errors."""
+    sys.unraisablehook = press_again
     try:
         _open_standard_streams()
         words = list(sys.argv[1:] if argv is None else argv)
@@ -50,6 +53,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def press_again(lost: sys.UnraisableHookArgs) -> None:
+    """Send Ctrl-C again if Python lost it.
+
+    KeyboardInterrupt is raised wherever the program is. In a callback, such as the one that the import system runs
+    after each import, Python reports it as unraisable and goes on.
+    """
+    if not isinstance(lost.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    import signal
+    import threading
+
+    # from another thread and a little later, so that it does not arrive in the same callback
+    threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGINT)).start()
 
 
 def _run(words: list[str], agent_args: tuple[str, ...], environ: Mapping[str, str]) -> None:

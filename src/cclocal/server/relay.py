@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -284,16 +285,15 @@ def main(argv: list[str]) -> None:
     """Relay until the keeper is gone."""
     listener, control = int(argv[1]), int(argv[2])
     lines = lines_from(control)
-    relay = Relay(json.loads(next(lines)[0]), control)
-    _thread.start_new_thread(relay.accept, (socket.socket(fileno=listener),))
-    for line, fds in lines:
-        # of a sandbox, which has a network of its own
+    # the socket of a sandbox, which has a network of its own, may come with this line already
+    options, early = next(lines)
+    relay = Relay(json.loads(options), control)
+    for line, fds in itertools.chain([(b"{}", [listener, *early])], lines):
         for fd in fds:
             _thread.start_new_thread(relay.accept, (socket.socket(fileno=fd),))
         relay.obey(json.loads(line))
     relay.end_server()
-    # threads may be waiting for a server that is gone
-    os._exit(0)
+    os._exit(0)  # threads may wait for a server that is gone
 
 
 if __name__ == "__main__":

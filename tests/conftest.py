@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +22,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from cclocal.errors import SandboxError
-from cclocal.sandbox.look import find_sandbox
-from tests.world import EVERY_CORE, World, run_on
+from tests.world import EVERY_CORE, FAKES, HAS_SANDBOX, World, run_on
 
 # a busy machine is no failure
 settings.register_profile("cclocal", deadline=None)
@@ -88,16 +87,8 @@ for _name, _version, _once, _again in (
         OTHERS[_name] = _cached if CI or _cached.exists() else Path(str(shutil.which(_name))), _once, _again
 
 
-#: A row, or a value, that only CI=true runs.
-def _has_sandbox() -> bool:
-    try:
-        return bool(find_sandbox(dict(os.environ)))
-    except SandboxError:
-        return False
-
-
 #: Marks a test that needs user namespaces and bubblewrap.
-SANDBOXED = pytest.mark.skipif(not _has_sandbox(), reason="the strict sandbox does not work here")
+SANDBOXED = pytest.mark.skipif(not HAS_SANDBOX, reason="the strict sandbox does not work here")
 #: Marks a row that only CI=true runs.
 wide = partial(pytest.param, marks=pytest.mark.wide)
 
@@ -167,6 +158,21 @@ def in_a_namespace(*words: str) -> list[str]:
             pytest.fail(f"unshare does not run here: {tried}")
         pytest.skip(f"no namespace can be made here: {' '.join(words)}")
     return command
+
+
+def ordinary_user() -> tuple[str, ...]:
+    """What runs a program as a user without any capability, who has the files of the user that runs the tests."""
+    command = ("unshare", "--user", "--map-user=1234", "--map-group=1234")
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.fail("unshare does not run here") if CI else pytest.skip("unshare does not run here")
+    return command
+
+
+def elsewhere(world: World, hosts: str) -> tuple[str, ...]:
+    """What runs a program on a network with a public web server (fakes/elsewhere.py) that has these names."""
+    (world.root / "hosts").write_text(f"127.0.0.1 localhost\n{hosts}")
+    server = (str(FAKES / "elsewhere.py"), str(world.root / "hosts"), str(world.record / "asked"))
+    return (*in_a_namespace("--net", "--mount"), sys.executable, *server)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

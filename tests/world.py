@@ -18,11 +18,24 @@ import httpx
 import pexpect
 import psutil
 
+from cclocal.errors import SandboxError
+from cclocal.sandbox.look import find_sandbox
 from cclocal.server.start import free_port
 
 FAKES = Path(__file__).parent / "fakes"
 #: generous, because the machine may be busy; nothing waits for it when things go well
 PATIENCE_S = 30.0
+
+
+def _has_sandbox() -> bool:
+    try:
+        return bool(find_sandbox(dict(os.environ)))
+    except SandboxError:
+        return False
+
+
+#: Whether the strict sandbox works here. It needs user namespaces and bubblewrap.
+HAS_SANDBOX = _has_sandbox()
 
 
 def wait_for(true: Callable[[], Any], what: str = "it", limit_s: float = PATIENCE_S) -> Any:
@@ -90,7 +103,12 @@ class World:
             "LANG": "C.UTF-8",
             # the same plans on a machine of any size
             "CCLOCAL_TEST_FREE_BYTES": str(64 << 30),
+            # the sandbox is strict, as it is by default: what a fake agent is told and records is beside its folder
+            "CCLOCAL_ALLOW_READ": str(FAKES),
+            "CCLOCAL_ALLOW_WRITE": str(self.record),
         }
+        if not HAS_SANDBOX:
+            self.env["CCLOCAL_SANDBOX"] = "off"
         self.terminal = (24, 100)
         self.patience_s = 120.0
         self._children: list[subprocess.Popen[str]] = []
@@ -175,11 +193,12 @@ class World:
         return child
 
     @contextlib.contextmanager
-    def on_terminal(self, *args: str, **env: str) -> Iterator[pexpect.spawn]:  # type: ignore[type-arg]
-        """cclocal on a terminal of `self.terminal` rows and columns, with somebody to answer."""
+    def on_terminal(self, *args: str, under: Sequence[str] = (), **env: str) -> Iterator[pexpect.spawn]:  # type: ignore[type-arg]
+        """cclocal on a terminal of `self.terminal` rows and columns, with somebody to answer; `under` a program."""
+        program, *words = (*under, *self.command, *args)
         child: pexpect.spawn = pexpect.spawn(  # type: ignore[type-arg]
-            self.command[0],
-            [*self.command[1:], *args],
+            program,
+            words,
             env={**self.env, **env},
             cwd=str(self.project),
             encoding="utf-8",
@@ -256,6 +275,11 @@ class World:
             said = (self.record / "err").read_text() if (self.record / "err").exists() else ""
             raise AssertionError(f"{error}; cclocal said: {said}; left: {self.leftovers()}") from None
         return dict(json.loads((self.record / "agent.json").read_text()))
+
+    def watched(self) -> int:
+        """The process of a running agent as the user's shell sees it: in a sandbox it is bubblewrap's."""
+        self.agent()
+        return int(self.state()["watched"])
 
     def server_pids(self) -> dict[str, int]:
         wait_for((self.record / "pids.json").exists, "the server")

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FILES = ["README.md", "docs/reference.md", "docs/catalog.md", "docs/trust.md"]
+FILES = ["README.md", "docs/reference.md", "docs/catalog.md", "docs/trust.md", "docs/security.md"]
 #: one width, no colours, and a home that is nobody's
 ENVIRON = {"HOME": "/home/you", "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "LANG": "C.UTF-8"}
 
@@ -118,6 +118,20 @@ def fault_matrix() -> str:
     return "\n".join(rows) + "\n"
 
 
+def attempts() -> str:
+    """What a hostile agent tries, and at which levels it is done."""
+    from tests.sandbox.attempts import table
+
+    return table()
+
+
+def work() -> str:
+    """What works at --sandbox strict."""
+    from tests.sandbox.work import table
+
+    return table()
+
+
 def picture_of_the_menu() -> str:
     """The menu on a Mac of 32 GB with two models on disk, as an SVG."""
     import io
@@ -162,7 +176,7 @@ def main() -> int:
     mode = ["--check", "--diff"] if "--check" in sys.argv else ["-r"]
     code = 0
     for name in FILES:
-        code = max(code, Cog().main(["cog", *mode, "-I", str(ROOT / "tools"), str(ROOT / name)]))
+        code = max(code, Cog().main(["cog", *mode, "-I", str(ROOT / "tools"), "-I", str(ROOT), str(ROOT / name)]))
     return max(code, _write_picture(check="--check" in sys.argv))
 
 

@@ -11,7 +11,8 @@ Exit codes are stable; a script may rely on them:
    32  the server stopped while starting   33  the server is up, but never proved that it can answer
    34  another program has the port, or the server listens on another address
    35  the agent is missing or cannot run
-   36  the sandbox that was asked for does not work here
+   36  the sandbox that was asked for, or the default one, does not work here
+   40  the model's files could run code, or are not the ones that the catalog pins
   130  interrupted before the agent had the terminal
 
 After the agent has started, the exit status is the agent's own.
@@ -95,6 +96,10 @@ class AgentMissingError(CclocalError):
 
 class SandboxError(CclocalError):
     exit_code = 36
+
+
+class UnsafeModelError(CclocalError):
+    exit_code = 40
 
 
 class InterruptedByUser(CclocalError):  # noqa: N818 - no error, a wish

@@ -130,6 +130,8 @@ class Facts:
     #: the bubblewrap that works here, or why there is none, if a sandbox is asked for
     sandbox: str = ""
     sandbox_error: SandboxError | None = None
+    #: the MCP servers that the user gives the agent, by name
+    mcp: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: how a package is added to the environment cclocal itself runs in
     pip: str = "pip install"
     git_root: Path | None = None

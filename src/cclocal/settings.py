@@ -12,8 +12,8 @@ from functools import cache, partial
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 #: The levels of --sandbox.
-STRICT, OFF = "strict", "off"
-SANDBOXES = (STRICT, OFF)
+STRICT, BASH, OFF = "strict", "bash", "off"
+SANDBOXES = (STRICT, BASH, OFF)
 
 MODELS, SESSION, MEMORY, OTHER = "Models", "The session", "Memory", "Another server"
 
@@ -55,6 +55,7 @@ Memory = partial(Option, scope="server", panel=MEMORY)
 ForAgent = partial(Option, scope="agent")
 _MODEL = "A model of the catalog, a GGUF file, an MLX folder, owner/name[:QUANT] of the hub, or an Ollama tag."
 _PARSER = "vllm-mlx: how the model writes tool calls. [dim]default: from the catalog or its chat template[/]"
+_TRUST = "Load this model although its files could run code; a message names the words. Repeatable."
 _SERVER = "Start only the server, until Ctrl-C; cclocal attach PORT uses it from another terminal."
 _AGENT = "The coding agent: claude (default), codex, pi."
 _OUT_TOKENS = "Longest reply; a file written in one go must fit into it. [dim]default: 8192[/]"
@@ -70,9 +71,17 @@ _LLAMA = "This llama-server, or “wheel” for the xllamacpp package's. [dim]de
 _CHECK = "Ask about a model that does not fit. [dim]CCLOCAL_NO_MEMCHECK=1 switches it off[/]"
 _NUDGE = "Send the agent on once when a reply announces a step and takes none. [dim]default: on; Claude Code only[/]"
 _CHILDREN = "What the agent's commands left in the background goes on after the session. [dim]default: it is ended[/]"
-_SANDBOX = "What the agent can reach: strict (Linux: this folder and the model only) or off. [dim]default: off[/]"
+_SANDBOX = (
+    "What the agent reaches: strict (this folder and the model only), bash (its own sandbox, for commands) or off. "
+    "[dim]default: strict; on a Mac bash[/]"
+)
 _ALLOW_WRITE = "At strict: the agent writes here too, or may change this read-only name of the folder; repeatable."
 _ALLOW_READ = "At strict: the agent reads this too, although it is in a hidden folder; repeatable."
+_ALLOW_NET = "At strict: the agent reaches this too, by a proxy; or a set: pypi, npm, crates, go, github; repeatable."
+_WEB = "Claude Code's WebFetch, and at strict every public https server. [dim]default: off[/]"
+_MCP = "Give the agent the MCP servers of this file (mcpServers in JSON); repeatable."
+_RECEIPT = "Say at the end what the agent connected to, as the sandbox knows it. [dim]cclocal stats has it too[/]"
+_PROTECT = "At strict: this name in the folder and its repository is read-only too, as CLAUDE.md is; repeatable."
 _LEAN = "A short system prompt and four tools, or the agent's own. [dim]default: full[/]"
 
 
@@ -88,6 +97,7 @@ class Settings:
         str | None, Server("--quant NAME", "Another quantisation, such as Q8_0.", MODELS, lasting=False)
     ] = None
     parser: Annotated[str | None, Server("--parser NAME", _PARSER, MODELS, lasting=False)] = None
+    trust_model: Annotated[tuple[str, ...], Server("--trust-model REPO@COMMIT", _TRUST, MODELS)] = ()
     server: Annotated[bool, Server("--server", _SERVER, lasting=False, short="only the server")] = False
     agent: Annotated[str | None, ForAgent("--agent NAME", _AGENT, short="claude, codex, pi")] = None
     ctx: Annotated[
@@ -126,10 +136,15 @@ class Settings:
     mem_check: Annotated[bool, Option("--mem-check/--no-mem-check", _CHECK, MEMORY)] = True
     cold: Annotated[bool, Option("--cold/--no-cold", "Neither restore nor save the prompt's KV cache.")] = False
     lean: Annotated[bool | None, ForAgent("--lean/--full", _LEAN, short="a short prompt")] = None
-    sandbox: Annotated[str | None, ForAgent("--sandbox LEVEL", _SANDBOX, short="strict or off")] = None
+    sandbox: Annotated[str | None, ForAgent("--sandbox LEVEL", _SANDBOX, short="strict, bash, off")] = None
     allow_write: Annotated[tuple[str, ...], ForAgent("--allow-write PATH", _ALLOW_WRITE)] = ()
     allow_read: Annotated[tuple[str, ...], ForAgent("--allow-read PATH", _ALLOW_READ)] = ()
+    allow_net: Annotated[tuple[str, ...], ForAgent("--allow-net HOST:PORT", _ALLOW_NET)] = ()
+    web: Annotated[bool, ForAgent("--web/--no-web", _WEB)] = False
+    mcp: Annotated[tuple[str, ...], ForAgent("--mcp --mcp-config FILE", _MCP)] = ()
+    protect: Annotated[tuple[str, ...], ForAgent("--protect NAME", _PROTECT)] = ()
     nudge: Annotated[bool, ForAgent("--nudge/--no-nudge", _NUDGE)] = True
+    receipt: Annotated[bool, ForAgent("--receipt/--no-receipt", _RECEIPT)] = False
     keep_children: Annotated[bool, ForAgent("--keep-children/--end-children", _CHILDREN)] = False
     yes: Annotated[bool, Option("--yes", "Start a model that failed its check without asking.", lasting=False)] = False
     #: not an option: host memory for the prompts of idle slots, which a remedy of the memory plan may set to 0

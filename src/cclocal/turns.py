@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 #: The keeper's lines in a server's log begin with this, and this is how it calls a server's end.
 OURS, STOPPED = "[keeper]", "The model server stopped"
+#: The session's file in which a sandboxed agent's program says what it did, and what it says.
+NOTES, SENT_ON = "notes", "The agent announced a step, made no call, and was sent on."
 #: Speeds are not computed from fewer tokens.
 LEAST_WRITTEN_TOKENS = 8
 #: Keys as their services write them: of a request, Hugging Face, Anthropic and OpenAI, GitHub.

@@ -236,6 +236,7 @@ def test_where_codex_sandbox_does_not_work_it_is_refused_in_words(codex: Other) 
     shutil.copy(native, link)
     if shutil.which("bwrap", path=world.env["PATH"]):
         pytest.skip("there is a bubblewrap of the system's, which it uses")
+    world.env["CCLOCAL_SANDBOX"] = "bash"
     done = codex.ask("echo one > one.txt")
     assert done.returncode == 35
     assert "Codex's sandbox does not work here, so that every command would fail: bubblewrap" in done.stderr

@@ -146,6 +146,6 @@ def test_a_folder_of_ones_own_and_one_that_brings_a_program_along(mlx: World, tm
     (evil / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     (evil / "config.json").write_text(json.dumps(config | {"model_file": "evil.py"}))
     refused = mlx.run("--model", str(evil))
-    assert refused.returncode == 2, refused.stderr
+    assert refused.returncode == 40, refused.stderr
     assert "model_file" in refused.stderr
     assert not (tmp_path / "ran").exists()

@@ -48,6 +48,8 @@ def test_every_lasting_default_is_taken(ready: World) -> None:
         "[defaults]\nmodel = 'coder'\nbackend = 'llama-server'\nllama_server = 'llama-server'\nctx = 40960\n"
         "out_tokens = 4096\nport = 8099\npass_env = ['ONE', 'TWO']\nsafe = false\n",
     )
+    for name in ("CCLOCAL_ALLOW_READ", "CCLOCAL_ALLOW_WRITE"):
+        ready.env.pop(name)
     got = plan(ready, ONE="1", TWO="2")
     assert got["model"]["id"] == "coder"
     assert got["context_tokens"] == 40960

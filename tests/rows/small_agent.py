@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Sends, Window
@@ -26,6 +26,8 @@ LOOK = __name__
 WIRE = "anthropic"
 CALLS = Calls(("Bash", "command"), ("Write", "file_path", "content"))
 TERMINAL_RESET = ""
+HAS: frozenset[str] = frozenset()
+OWN_LEVELS: Mapping[str, str] = {"off": "it runs no commands"}
 TAKEN = re.compile("forbidden-model")
 FORBIDDEN = re.compile("SMALL_.*")
 
@@ -35,7 +37,7 @@ def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentF
     return AgentFound(Path(path), "1.0") if path else None
 
 
-def unusable(found: AgentFound, arguments: Sequence[str], *, sealed: bool) -> str | None:
+def unusable(found: AgentFound, arguments: Sequence[str], *, level: str) -> str | None:
     return None
 
 

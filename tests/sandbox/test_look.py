@@ -12,7 +12,7 @@ from cclocal.agents.session import AgentSession, ConfigDir
 from cclocal.command import Command
 from cclocal.errors import SandboxError
 from cclocal.paths import Env
-from cclocal.sandbox.look import walls_for
+from cclocal.sandbox.look import Needs, walls_for
 from cclocal.sandbox.walls import Walls
 
 
@@ -29,7 +29,9 @@ def home(tmp_path: Path) -> Path:
 def walls(home: Path, cwd: Path, root: Path | None = None, opened: tuple[str, ...] = ()) -> Walls:
     env = Env.of({"HOME": str(home), "PATH": "/usr/bin:/bin"})
     session = AgentSession(found=None, context_tokens=1, out_tokens=1, cwd=cwd, home=home / "agent", git_root=root)
-    return walls_for(session, ConfigDir(home / "agent"), Command(("/bin/true",)), (), opened, env)
+    return walls_for(
+        session, ConfigDir(home / "agent"), Command(("/bin/true",)), Needs(home / "tmp", opened=opened), env
+    )
 
 
 def mounted(found: Walls) -> list[Path]:

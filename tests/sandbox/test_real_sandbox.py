@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -10,18 +11,20 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
 import pytest
 
-from tests.conftest import CACHE, CLAUDES, ENGINES, SANDBOXED, wide
+from cclocal import tiny
+from cclocal.sandbox.look import find_sandbox
+from tests.conftest import CACHE, CI, CLAUDES, ENGINES, OLDEST, OTHERS, SANDBOXED, in_a_namespace, ordinary_user, wide
+from tests.sandbox import work
+from tests.sandbox.attempts import Stage, every, script
 from tests.world import World, alive, leave, wait_for
 
 STRICT = ("--tiny", "--cold", "--sandbox", "strict")
-OTHERS = {"codex": CACHE / "codex-0.169.0/node_modules/.bin/codex", "pi": CACHE / "pi-0.73.1/node_modules/.bin/pi"}
 
 
 pytestmark = SANDBOXED
@@ -53,174 +56,124 @@ def run_script(world: World, script: str, *words: str) -> str:
     return done.stderr
 
 
-@dataclass
-class Ears:
-    """Servers of the user's own beside the session; what was said to them."""
-
-    port: int
-    heard: list[str]
-
-
 @pytest.fixture
-def ears(world: World) -> Iterator[Ears]:
-    heard: list[str] = []
-    path = world.root / "own.sock"
+def stage(sealed: World) -> Iterator[Stage]:
+    """Servers of the user's own beside the session."""
     tcp = socket.create_server(("127.0.0.1", 0))
     port = tcp.getsockname()[1]
-    own, abstract, udp = (
-        socket.socket(socket.AF_UNIX),
-        socket.socket(socket.AF_UNIX),
-        socket.socket(type=socket.SOCK_DGRAM),
-    )
-    own.bind(str(path))
-    abstract.bind(f"\0cclocal-test-{port}")
-    udp.bind(("127.0.0.1", port))
-    for listener in (own, abstract):
-        listener.listen()
-
-    def listen(name: str, listener: socket.socket) -> None:
-        while True:
-            try:
-                if listener is udp:
-                    listener.recv(10)
-                else:
-                    listener.accept()[0].close()
-            except OSError:
-                return
-            heard.append(name)
-
-    named = {"tcp": tcp, "unix": own, "abstract": abstract, "udp": udp}
-    for name, listener in named.items():
-        threading.Thread(target=listen, args=(name, listener), daemon=True).start()
-    yield Ears(port, heard)
-    for listener in named.values():
+    # where a program of the user's may have its socket
+    run = Path("/run") if os.access("/run", os.W_OK) else sealed.root
+    stage = Stage(sealed, port, str(run))
+    listeners = {
+        "tcp": tcp,
+        "other address": socket.create_server(("127.0.0.2", port)),
+        "udp": socket.socket(type=socket.SOCK_DGRAM),
+        **{name: socket.socket(socket.AF_UNIX) for name in ("unix", "run", "abstract")},
+    }
+    if socket.has_ipv6:
+        listeners["tcp6"] = socket.create_server(("::1", port), family=socket.AF_INET6)
+    listeners["udp"].bind(("127.0.0.1", port))
+    paths = {"unix": str(sealed.root / "own.sock"), "run": str(run / f"cclocal-{port}.sock")}
+    for name, path in {**paths, "abstract": f"\0cclocal-test-{port}"}.items():
+        listeners[name].bind(path)
+        listeners[name].listen()
+    for name, listener in listeners.items():
+        threading.Thread(target=_listen, args=(name, listener, stage.heard), daemon=True).start()
+    yield stage
+    for listener in listeners.values():
         listener.close()
+    for path in (*paths.values(), f"/tmp/cclocal-evil-{port}", f"/dev/shm/cclocal-evil-{port}"):
+        Path(path).unlink(missing_ok=True)
 
 
-def _python(code: str) -> str:
-    return f"python3 -c {shlex.quote(f'import socket; {code}')}"
+def _listen(name: str, listener: socket.socket, heard: list[str]) -> None:
+    while True:
+        try:
+            if listener.type == socket.SOCK_DGRAM:
+                listener.recv(10)
+            else:
+                listener.accept()[0].close()
+        except OSError:
+            return
+        heard.append(name)
 
 
-#: What is tried → (the commands, what shows afterwards that it was done).
-Attempt = tuple[str, Callable[[World, Ears], bool]]
-ATTEMPTS: dict[str, Attempt] = {
-    "write beside the folder": ("echo x > ../evil", lambda w, _: (w.root / "evil").exists()),
-    "write in the home": ("echo x > ~/evil", lambda w, _: (w.home / "evil").exists()),
-    "write through a symlink": ("ln -s .. out; echo x > out/evil2", lambda w, _: (w.root / "evil2").exists()),
-    "change a file by a hard link": (
-        "ln ~/victim hard && echo x > hard",
-        lambda w, _: (w.home / "victim").read_text() != "whole",
-    ),
-    "append to the shell's start file": ("echo x >> ~/.bashrc", lambda w, _: (w.home / ".bashrc").exists()),
-    "read a key in the home": ("cp ~/.ssh/id loot", lambda w, _: (w.project / "loot").exists()),
-    "change cclocal's own settings": (
-        "mkdir -p ~/.config/cclocal; echo x > ~/.config/cclocal/config.toml",
-        lambda w, _: (w.home / ".config/cclocal/config.toml").exists(),
-    ),
-    "read the server's key": (
-        "cp ~/.local/state/cclocal/sessions/*/key loot2",
-        lambda w, _: (w.project / "loot2").exists(),
-    ),
-    "plant a hook of git": (
-        "echo x > .git/hooks/pre-commit",
-        lambda w, _: bool(list(w.project.glob(".git*/hooks/pre-commit"))),
-    ),
-    "plant a program in git's settings": (
-        "git config core.fsmonitor evil",
-        lambda w, _: "evil" in "".join(path.read_text() for path in w.project.glob(".git*/config")),
-    ),
-    "plant settings of the agent": (
-        "mkdir -p .claude; echo '{}' > .claude/settings.local.json",
-        lambda w, _: (w.project / ".claude/settings.local.json").exists(),
-    ),
-    "plant a server of tools": ("echo '{}' > .mcp.json", lambda w, _: (w.project / ".mcp.json").is_file()),
-    "plant instructions": ("echo obey > CLAUDE.md", lambda w, _: (w.project / "CLAUDE.md").is_file()),
-    "reach another port": (
-        _python("socket.create_connection(('127.0.0.1', PORT))"),
-        lambda _, ears: "tcp" in ears.heard,
-    ),
-    "send a datagram": (
-        _python("socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', PORT))"),
-        lambda _, ears: "udp" in ears.heard,
-    ),
-    "reach a unix socket": (
-        _python("socket.socket(socket.AF_UNIX).connect('../own.sock')"),
-        lambda _, ears: "unix" in ears.heard,
-    ),
-    "reach an abstract socket": (
-        _python(r"socket.socket(socket.AF_UNIX).connect('\0cclocal-test-PORT')"),
-        lambda _, ears: "abstract" in ears.heard,
-    ),
-    "see a process of the user's": ("test -d /proc/PID && touch seen", lambda w, _: (w.project / "seen").exists()),
-    "read another process's environment": (
-        "cat /proc/PID/environ > loot3; test -s loot3 || rm loot3",
-        lambda w, _: (w.project / "loot3").exists(),
-    ),
-    "signal a process of the user's": (
-        "kill -0 PID && touch signalled",
-        lambda w, _: (w.project / "signalled").exists(),
-    ),
-    "put another .git in its place": ("mv .git .git2; mkdir .git", lambda w, _: (w.project / ".git2").exists()),
-}
+#: (level, agent, whether it is started by a user without capabilities)
+RUNS = [
+    ("strict", "claude", False),
+    wide("strict", "claude", True),
+    wide("strict", "claude " + OLDEST, False),
+    wide("strict", "codex", False),
+    wide("bash", "claude", False),
+    wide("off", "claude", False),
+]
 
 
-def attempts(world: World, ears: Ears, *words: str) -> set[str]:
-    """The attempts that succeed at a level."""
-    script = "".join(f"( {command} )\n" for command, _ in ATTEMPTS.values())
-    run_script(world, script.replace("PORT", str(ears.port)).replace("PID", str(os.getpid())), *words)
-    return {name for name, (_, is_done) in ATTEMPTS.items() if is_done(world, ears)}
+@pytest.mark.parametrize(("level", "agent", "is_ordinary"), RUNS)
+def test_a_hostile_agent_gets_as_far_as_the_table_says(stage: Stage, level: str, agent: str, is_ordinary: bool) -> None:
+    world, harmful = stage.world, level == "strict"
+    words: tuple[str, ...] = ("--tiny", "--cold", "--sandbox", level)
+    once: tuple[str, ...] = ("-p",)
+    if level == "bash":
+        bring_what_claude_needs(world)
+    if agent == "codex":
+        world.real("codex", OTHERS["codex"][0])
+        words, once = (*words, "--agent", "codex"), OTHERS["codex"][1]
+    elif OLDEST in agent:
+        (world.bin / "claude").unlink()
+        world.real("claude", CACHE / f"claude-code-{OLDEST}/bin/claude")
+    (world.project / "work.sh").write_text(script(stage, os.getpid(), harmful=harmful))
+    under = ordinary_user() if is_ordinary else ()
+    done = world.run(*words, "--", *once, "Run the command: sh work.sh", under=under)
+    assert done.returncode == 0, done.stderr
+    assert (world.project / "finished").exists()
+    # what was left in the agent's own folder would be used now
+    assert world.run(*words, "--", *once, "Run the command: true", under=under).returncode == 0
+    achieved = {attempt.about for attempt in every(harmful=harmful) if attempt.is_done(stage)}
+    assert achieved == {attempt.about for attempt in every(harmful=harmful) if level in attempt.levels.split()}
 
 
-def test_a_hostile_script_gets_nowhere(sealed: World, ears: Ears) -> None:
-    assert attempts(sealed, ears, *STRICT) == set()
-
-
-@pytest.mark.wide
-def test_without_a_sandbox_the_same_script_does_all_of_it(sealed: World, ears: Ears) -> None:
-    # a server on a socket of its own has no key in a file there
-    assert attempts(sealed, ears, "--tiny", "--cold") >= ATTEMPTS.keys() - {"read the server's key"}
-
-
-WORK = """
-set -e
-echo one > one.txt
-git add one.txt
-git commit -q -m one
-git worktree add -q tree
-(cd tree; echo two > two.txt; git add two.txt; git commit -q -m two)
-printf 'all:\\n\\techo made > made\\n' > Makefile
-make -s
-echo temporary > /tmp/a; cat /tmp/a > from-tmp
-cat AGENTS.md && exit 1
-echo x >> CLAUDE.md && exit 1
-python3 -m http.server 8123 --bind 127.0.0.1 >/dev/null 2>&1 &
-for n in 1 2 3 4 5 6 7 8 9 10; do
-  python3 -c "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8123/one.txt').read())" > got && break
-  sleep .3
-done 2>/dev/null
-touch whole
-"""
+def bring_what_claude_needs(world: World) -> None:
+    """Claude Code's own sandbox needs bubblewrap and socat on PATH."""
+    if not shutil.which("socat"):
+        pytest.fail("socat is not here") if CI else pytest.skip("socat is not here")
+    world.real("bwrap", Path(find_sandbox(dict(os.environ))))
 
 
 def test_ordinary_work_goes_on(sealed: World) -> None:
-    # links into the hidden home and in the folder
-    (sealed.project / "AGENTS.md").symlink_to(sealed.home / "victim")
-    (sealed.project / "mine.md").write_text("be brief")
-    (sealed.project / "CLAUDE.md").symlink_to("mine.md")
-    said = run_script(sealed, WORK, *STRICT)
-    assert "sandbox: strict. Writes: ./" in said
     project = sealed.project
-    assert (project / "whole").exists(), [path.name for path in project.iterdir()]
-    assert (project / "made").read_text() == "made\n"
+    git(sealed, "init", "-q", "../other")
+    git(sealed, "-C", "../other", "commit", "-q", "--allow-empty", "-m", "none")
+    git(sealed, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "../other", "sub")
+    git(sealed, "commit", "-q", "-m", "with a submodule")
+    # links into the hidden home and in the folder
+    (project / "AGENTS.md").symlink_to(sealed.home / "victim")
+    (project / "mine.md").write_text("be brief")
+    (project / "CLAUDE.md").symlink_to("mine.md")
+    for name in ("npm", "node"):
+        if found := shutil.which(name):
+            sealed.real(name, Path(found))
+    said = run_script(sealed, work.script(sys.executable), *STRICT)
+    assert "sandbox: strict. Writes: ./" in said
+    worked = [int(number) for number in (project / "worked").read_text().split()]
+    assert [name for n, name in enumerate(work.WORK) if n not in worked and name not in missing_tools()] == []
+    refused = [int(number) for number in (project / "refused").read_text().split()]
+    assert len(refused) == len(work.REFUSED)
     assert (project / "mine.md").read_text() == "be brief"
-    assert (project / "from-tmp").read_text() == "temporary\n"
-    assert "one" in (project / "got").read_text()
-    assert git(sealed, "log", "--format=%an", "-1") == "Ann\n"
-    assert git(sealed, "log", "--format=%s", "-1", "tree", "--") == "two\n"
+    # what was left in /tmp is told and kept
+    [kept] = re.findall(r"What the agent wrote to /tmp is in (\S+):", said)
+    assert Path(kept, "a").read_text() == "temporary\n"
     # the mount points are gone
     wait_for(lambda: not {".mcp.json", ".claude"} & {path.name for path in project.iterdir()}, "no mount point")
     # the server that was left running has ended with its session
     assert not [line for line in sealed.leftovers() if "http.server" in line]
+
+
+def missing_tools() -> set[str]:
+    """The work for which this machine lacks the tool; CI has all of them."""
+    return (
+        set() if CI else {name for name, tool in (("npm test", "npm"), ("a compiler", "cc")) if not shutil.which(tool)}
+    )
 
 
 def test_what_the_user_opens_is_open(sealed: World) -> None:
@@ -245,21 +198,25 @@ def test_what_cannot_be_opened_is_refused(world: World) -> None:
         done = world.run(*STRICT, *words)
         assert done.returncode == 2
         assert said in done.stderr
-    done = world.run("--tiny", "--allow-write", ".")
+    for option in ("--allow-write", "--allow-read", "--protect", "--allow-net"):
+        done = world.run("--tiny", "--sandbox", "off", option, ".")
+        assert done.returncode == 2
+        assert "--sandbox strict" in done.stderr
+    done = world.run("--tiny", "--keep-children")
     assert done.returncode == 2
-    assert "--sandbox strict" in done.stderr
+    assert "--sandbox off" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["pi", wide("codex")])
 def test_other_agents_run_in_it_too(world: World, name: str) -> None:
-    if not OTHERS[name].exists():
+    if name not in OTHERS:
         pytest.skip(f"{name} is not here")
+    program, once, _ = OTHERS[name]
     world.real("llama-server", ENGINES[-1].binary)
-    world.real(name, OTHERS[name])
+    world.real(name, program)
     world.real("node", Path(shutil.which("node") or "node"))
-    words = ("exec",) if name == "codex" else ("-p",)
     (world.project / "work.sh").write_text("echo x > ~/evil; echo x > ../evil; echo x > fine")
-    done = world.run(*STRICT, "--agent", name, "--", *words, "Run the command: sh work.sh")
+    done = world.run(*STRICT, "--agent", name, "--", *once, "Run the command: sh work.sh")
     assert done.returncode == 0, done.stderr
     assert (world.project / "fine").exists(), done.stdout + done.stderr
     assert not (world.home / "evil").exists()
@@ -318,17 +275,54 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(world: World) -> Non
     world.fake_claude()
     done = world.run("--tiny", "--sandbox", "tight")
     assert done.returncode == 2
-    assert "--sandbox strict | off" in done.stderr
+    assert "--sandbox strict | bash | off" in done.stderr
     # a working folder that holds the home cannot be given away
     done = world.run(*STRICT, HOME=str(world.project))
     assert done.returncode == 36, done.stderr
     assert "--sandbox off" in done.stderr
-    # no user namespaces
-    limit = 'echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --bounding-set=-all --inh-caps=-all "$@"'
-    done = world.run(*STRICT, under=("unshare", "-Ur", "bash", "-c", limit, "sh"))
-    assert done.returncode == 36, done.stderr
-    assert "does not work here" in done.stderr
     assert not world.sessions.exists() or not list(world.sessions.iterdir())
+
+
+NO_NAMESPACES = 'echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --bounding-set=-all --inh-caps=-all "$@"'
+
+
+def without_namespaces() -> tuple[str, ...]:
+    """What runs a program as in a container without user namespaces."""
+    return (*in_a_namespace("--user", "--map-root-user"), "bash", "-c", NO_NAMESPACES, "sh")
+
+
+def test_where_it_cannot_be_made_it_is_refused_and_the_tiny_model_starts_all_the_same(world: World) -> None:
+    world.fake_server()
+    world.fake_claude(exits=0)
+    world.env.pop("CCLOCAL_SANDBOX", None)
+    under = without_namespaces()
+    (world.project / "mine.gguf").write_bytes(tiny.gguf())
+    for words in (STRICT, ("--model", "./mine.gguf")):
+        done = world.run(*words, under=under)
+        assert done.returncode == 36, done.stderr
+        assert "The strict sandbox does not work here" in done.stderr
+        assert "sudo sysctl -w user.max_user_namespaces=15000    or: --sandbox off" in done.stderr
+    assert not world.sessions.exists() or not list(world.sessions.iterdir())
+    done = world.run("--tiny", under=under)
+    assert done.returncode == 0, done.stderr
+    assert "The strict sandbox does not work here" in done.stderr
+    assert "sandbox: off. Commands can read, write and reach whatever you can." in done.stderr
+
+
+def test_on_a_terminal_it_is_asked_about_once(world: World) -> None:
+    world.fake_server()
+    world.fake_claude(exits=0)
+    world.env.pop("CCLOCAL_SANDBOX", None)
+    (world.project / "mine.gguf").write_bytes(tiny.gguf())
+    under = without_namespaces()
+    for answer, status in (("", 130), ("y", 0)):
+        with world.on_terminal("--model", "./mine.gguf", under=under) as child:
+            child.expect("sudo sysctl")
+            child.expect("Go on without a sandbox this time?")
+            child.sendline(answer)
+            child.expect(pexpect.EOF)
+            child.close()
+            assert child.exitstatus == status
 
 
 def test_a_sandboxed_program_cannot_type_into_the_terminal(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cclocal.sandbox.walls import Walls, bubblewrap, no_typing
+from cclocal.sandbox.walls import Sandbox, Walls, bubblewrap, no_typing
 
 WALLS = Walls(
     cwd=Path("/home/ann/project"),
@@ -29,7 +29,8 @@ def test_what_hides_comes_before_what_is_shown_and_a_folder_before_what_is_in_it
     assert mounts[1:] == [
         # the home lies in a hidden folder already
         "--tmpfs /home",
-        "--tmpfs /tmp",
+        # a folder of the session on the disk
+        "--bind /nonexistent",
         "--ro-bind /dev/null",
         "--bind /home/ann/project",
         "--ro-bind /home/ann/.nvm",
@@ -44,7 +45,7 @@ def test_what_hides_comes_before_what_is_shown_and_a_folder_before_what_is_in_it
 
 
 def test_the_line_names_what_is_read_only() -> None:
-    assert WALLS.in_words == (
+    assert Sandbox("", WALLS, b"").in_words == (
         "sandbox: strict. Writes: ./ ../other · network: the model only · read-only: .claude .git/hooks"
     )
 

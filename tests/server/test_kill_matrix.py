@@ -46,9 +46,8 @@ def started(world: World, switches: dict[str, object], pdeathsig: str, shell: st
     world.fake_server(**switches)
     world.fake_claude()
     world.start("--tiny", CCLOCAL_TEST_PDEATHSIG=pdeathsig, CCLOCAL_TEST_SHELL=shell)
-    agent = world.agent()["pid"]
+    agent = world.watched()
     state = world.state()
-    assert state["watched"] == agent
     parties = {party: state[party] for party in ("keeper", "twin", "relay")}
     return {"agent": agent, **parties, **world.server_pids()}
 
@@ -138,7 +137,7 @@ def test_a_recycled_pid_is_never_signalled(world: World) -> None:
     wait_for(lambda: not alive(who["keeper"]), "the keeper's end")
     bystander = world.start("--tiny")
     (world.record / "agent.json").unlink()
-    agent = world.agent()["pid"]
+    agent = world.watched()
     assert agent == bystander.pid
     stale = world.sessions / "deadbeef"
     stale.mkdir()

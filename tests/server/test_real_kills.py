@@ -30,7 +30,7 @@ def test_the_engine_goes_whoever_is_killed(world: World, name: str, killed: list
     world.fake_claude()
     # the agent is a stand-in: nothing to rehearse
     world.start("--tiny", "--backend", backend, "--cold")
-    agent = world.agent()["pid"]
+    agent = world.watched()
     state = world.state()
     engine = psutil.Process(state["server"])
     # a runner is a child of the daemon's

@@ -241,6 +241,8 @@ def test_a_server_with_several_slots_gives_the_window_of_one(world: World) -> No
 def test_a_model_that_is_served_already_is_not_loaded_twice(world: World) -> None:
     world.fake_server()
     world.fake_claude(exits=0)
+    # in a sandbox the agent has a relay of its own, and so a port
+    world.env["CCLOCAL_SANDBOX"] = "off"
     child = world.start("--server", "--tiny")
     port = world.state()["port"]
     world.server_pids()

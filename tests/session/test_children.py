@@ -16,6 +16,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="found by their 
 LEFT = ["sleep", "601"]
 
 
+@pytest.fixture(autouse=True)
+def without_a_sandbox(world: World) -> None:
+    """In one, the kernel ends them with the session (tests/sandbox)."""
+    world.env["CCLOCAL_SANDBOX"] = "off"
+
+
 def left_running(world: World) -> list[int]:
     """The programs in this world that the agent left."""
     found = [int(line.split()[0]) for line in world.leftovers() if " ".join(LEFT) in line]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from typing import Any
 
 import pytest
 
-from tests.conftest import CI, NEWEST, OLDEST, OTHERS, Claude
-from tests.world import World, wait_for
+from tests.conftest import CI, NEWEST, OLDEST, OTHERS, ROOT, Claude
+from tests.world import HAS_SANDBOX, World, wait_for
 
 
 def findings(world: World, *args: str, status: int = 0, **env: str) -> list[dict[str, Any]]:
@@ -87,3 +88,19 @@ def test_the_other_agents_send_what_is_recorded(world: World, name: str) -> None
     world.real(name, OTHERS[name][0])
     rows = findings(world, "--agent", name)
     assert "in kind as" in texts(rows, "agent", "ok")
+
+
+def test_a_self_test_runs_what_the_suite_cannot_run_on_the_users_machine(world: World) -> None:
+    done = world.run("doctor", "--self-test", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(done.stdout)
+    about = {row["about"] for row in rows}
+    assert {"machine", "processes", "memory", "server", "lock", "keeper", "sandbox"} <= about
+    assert not [row for row in rows if row["state"] == "problem"]
+    if HAS_SANDBOX:
+        assert sum("refused; done without it" in row["text"] for row in rows) == 6
+    # its rows are the ones that the list of what is not verified names
+    named = set(re.findall(r"self-test: ([\w ]+)\)", (ROOT / "docs/unverified.md").read_text()))
+    assert named
+    assert named <= about | {"GPU", "wired limit"}
+    assert not (world.home / ".cclocal-self-test").exists()

@@ -81,7 +81,7 @@ def test_a_start_in_another_pid_namespace_ends_nothing(world: World) -> None:
     world.fake_server()
     world.fake_claude()
     child = world.start("--tiny")
-    agent = world.agent()["pid"]
+    agent = world.watched()
     who = world.server_pids()
     folder = next(world.sessions.iterdir())
     (world.record / "pids.json").rename(world.record / "first.json")
@@ -136,6 +136,8 @@ def test_no_other_user_can_enter_a_folder_of_ours_whatever_the_umask(world: Worl
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    # its own /tmp goes with the session
+    wait_for(lambda: not list((world.home / ".local/state/cclocal/tmp").glob("*")), "the end of its /tmp")
     made = [path for path in world.home.rglob("*") if path.is_dir() and "cclocal" in path.parts]
     assert {path.name for path in made} >= {"cclocal", "claude", "sessions", "logs"}
     for path in (*made, world.home / ".local", world.home / ".local/share", world.home / ".local/state"):

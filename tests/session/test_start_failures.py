@@ -121,7 +121,7 @@ def test_a_kernel_without_pidfd_is_watched_all_the_same(world: World, party: str
             start_new_session=True,
             preexec_fn=without_pidfd,
         )
-    agent = world.agent()["pid"]
+    agent = world.watched()
     who = world.server_pids()
     if party == "agent":
         os.kill(agent, signal.SIGKILL)

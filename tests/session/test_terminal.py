@@ -6,15 +6,16 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pexpect
 import pytest
 
-from tests.conftest import SANDBOXED
+from tests.conftest import SANDBOXED, ordinary_user
 from tests.world import FAKES, World, alive, wait_for
 
-LEVELS = ["off", pytest.param("strict", marks=SANDBOXED)]
+USER = "strict, as an ordinary user"
+LEVELS = ["off", pytest.param("strict", marks=SANDBOXED), pytest.param(USER, marks=(SANDBOXED, pytest.mark.wide))]
 
 
 @pytest.fixture
@@ -34,8 +35,8 @@ def shell(world: World) -> Iterator[pexpect.spawn]:  # type: ignore[type-arg]
     child.close(force=True)
 
 
-def start(shell: pexpect.spawn, world: World, *args: str) -> None:  # type: ignore[type-arg]
-    shell.sendline(" ".join((*world.command, *(args or ("--tiny",)))))
+def start(shell: pexpect.spawn, world: World, *args: str, under: Sequence[str] = ()) -> None:  # type: ignore[type-arg]
+    shell.sendline(" ".join((*under, *world.command, *(args or ("--tiny",)))))
 
 
 def start_agent(shell: pexpect.spawn, world: World, level: str = "off") -> None:  # type: ignore[type-arg]
@@ -44,7 +45,7 @@ def start_agent(shell: pexpect.spawn, world: World, level: str = "off") -> None:
     # a sandbox shows the folders of PATH, and the agent writes in the working folder only
     world.fake_claude(record=str(world.project))
     shell.sendline(f"export PATH={FAKES}:$PATH")
-    start(shell, world, "--tiny", "--sandbox", level)
+    start(shell, world, "--tiny", "--sandbox", level.split(",")[0], under=ordinary_user() if level == USER else ())
     shell.expect(r"AGENT \d+")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -55,11 +55,15 @@ class Agent(Protocol):
     TERMINAL_RESET: str
     #: words that must not be in a model's name, because the agent gives them a meaning
     TAKEN: re.Pattern[str]
+    #: the settings that not every agent has, of those that it has: web, mcp
+    HAS: frozenset[str]
+    #: the levels of --sandbox without a sandbox of ours, and what the agent's commands can reach at each
+    OWN_LEVELS: Mapping[str, str]
     #: variables that must never reach it, beside those that no agent gets
     FORBIDDEN: re.Pattern[str]
 
-    def unusable(self, found: AgentFound, arguments: Sequence[str], *, sealed: bool) -> str | None:
-        """Why this program is not launched with these arguments, or None if it may be. sealed: in a sandbox of ours."""
+    def unusable(self, found: AgentFound, arguments: Sequence[str], *, level: str) -> str | None:
+        """Why this program is not launched with these arguments at a level of --sandbox, or None if it may be."""
 
     def window(self, context_tokens: int, out_tokens: int) -> Window:
         """How the agent uses a context window."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cclocal.command import Command
 from cclocal.facts import AgentFound
+from cclocal.settings import OFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +18,9 @@ class AgentSession:
 
     found: None if the agent is not installed; a dry run then shows its bare name. passed: variables handed on by name
     (--pass-env). nudge: send it on once after a reply that announced a call and made none. log_reader: the program file
-    that reads the server's log, empty if there is none. sealed: it runs in a sandbox of ours.
+    that reads the server's log, empty if there is none. level: what holds it, a level of --sandbox. web: it may fetch
+    pages. mcp: MCP servers of the user's by name, each as a JSON configuration has it. proxied: variables name a proxy
+    to the hosts that the user opened.
     """
 
     found: AgentFound | None
@@ -31,7 +35,10 @@ class AgentSession:
     lean: bool = False
     nudge: bool = True
     log_reader: str = ""
-    sealed: bool = False
+    level: str = OFF
+    web: bool = False
+    mcp: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    proxied: bool = False
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -60,6 +67,7 @@ class ConfigDir:
     the folder that point at a file of the user's, or None where there is none. `keeps` are the entries that stay from
     session to session (`kept_patterns`: by a pattern), `renewed` those that the agent makes again by itself. Everything
     else was put there by hand or by a tool call, and is set aside before each start. `folders` are made, empty.
+    `reads` are files of the user's elsewhere that the agent reads too.
     """
 
     path: Path
@@ -70,6 +78,7 @@ class ConfigDir:
     known: frozenset[str] = frozenset()
     kept_patterns: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
+    reads: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,15 +119,24 @@ def check(
 
 
 @takes("agent", "backend", "llama_server")
-def doctor(call: Call, as_json: Json = False) -> None:
+def doctor(
+    call: Call,
+    self_test: Annotated[
+        bool,
+        Option("--self-test", help="Start the tiny model and try the sandbox, for a bug report: under two minutes."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """What on this machine a launch depends on, and what would stop one: exit 1 if something would."""
+    from cclocal.session import self_test as tests
     from cclocal.session.doctor import examine
     from cclocal.ui.console import busy, print_json
     from cclocal.ui.tables import show_finding
 
     found = []
-    with busy("looking around") if not as_json else nullcontext():
-        for finding in examine(call.settings, call.catalog(), call.env):
+    with busy("testing" if self_test else "looking around") if not as_json else nullcontext():
+        look_at = tests.run if self_test else examine
+        for finding in look_at(call.settings, call.catalog(), call.env):
             found.append(finding)
             if not as_json:
                 show_finding(finding, found[-2].about if len(found) > 1 else "")

@@ -22,7 +22,7 @@ from cclocal.backends import BACKENDS, runtime_of
 from cclocal.checks import results
 from cclocal.config_file import UserFile
 from cclocal.discovery.hardware import machine
-from cclocal.errors import AgentMissingError, BackendMissingError, FolderError, SandboxError
+from cclocal.errors import AgentMissingError, BackendMissingError, FolderError, SandboxError, UsageError
 from cclocal.facts import Alternative, Engine, Facts
 from cclocal.memory.footprint import read_buffers
 from cclocal.memory.gguf import read_header
@@ -33,12 +33,12 @@ from cclocal.models.catalog import CONFIG, Catalog, Model, Rules, Variant
 from cclocal.models.headers import is_strict, of_folder, of_gguf
 from cclocal.models.repo_files import listed_bytes
 from cclocal.paths import Env, packaged, read_table, write_private
-from cclocal.planning.choose import choose_agent, choose_variant, is_sealed, model_path
+from cclocal.planning.choose import choose_agent, choose_variant, level_of, model_path
 from cclocal.planning.memory import correction_key
 from cclocal.planning.plan import Plan
 from cclocal.programs import Answers
 from cclocal.sandbox.look import find_sandbox
-from cclocal.settings import Settings
+from cclocal.settings import STRICT, Settings
 from cclocal.units import GIB
 
 #: The file of what engines really allocated.
@@ -100,25 +100,43 @@ def look_around(env: Env, settings: Settings) -> Facts:
             # a plan can be shown without it, so its failure is no error here
             problem = error.message
     answers.save()
-    sandbox, sandbox_error = "", None
-    if is_sealed(settings) and not settings.server:
+    seen, sandbox, sandbox_error = machine(env.environ), "", None
+    if not settings.server and level_of(settings, seen) == STRICT:
         try:
             sandbox = find_sandbox(env.environ)
         except SandboxError as error:
             sandbox_error = error
     has_pip = importlib.util.find_spec("pip")
     return Facts(
-        machine=machine(env.environ),
+        machine=seen,
         env=env,
         cwd=cwd,
         agent=agent,
         agent_problem=problem,
+        mcp=_mcp_servers(settings, cwd),
         sandbox=sandbox,
         sandbox_error=sandbox_error,
         # uv's tool environments have no pip
         pip=f"{sys.executable} -m pip install" if has_pip else f"uv pip install --python {sys.executable}",
         git_root=root,
     )
+
+
+def _mcp_servers(settings: Settings, cwd: Path) -> dict[str, Mapping[str, Any]]:
+    """The servers of the user's MCP configurations, by name. Raises UsageError for a file that is none."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for word in settings.mcp:
+        path = cwd / Path(word).expanduser()
+        try:
+            servers = json.loads(path.read_text("utf-8"))["mcpServers"]
+        except OSError as error:
+            raise UsageError(f"--mcp {word}: {error.strerror}.{settings.origin('mcp')}") from None
+        except (ValueError, TypeError, KeyError):
+            servers = None
+        if not isinstance(servers, dict) or not all(isinstance(one, dict) for one in servers.values()):
+            raise UsageError(f"--mcp {word} has no servers under “mcpServers”.{settings.origin('mcp')}")
+        found |= servers
+    return found
 
 
 def _alternatives(catalog: Catalog, facts: Facts) -> tuple[Alternative, ...]:

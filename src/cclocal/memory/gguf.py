@@ -130,7 +130,7 @@ class _Reader:
             (size,) = self.unpack("<Q")
             # the longest text that is used is a chat template
             text = self.take(size)
-            return str(text, "utf-8", "replace") if size <= _LONGEST_TEXT else None
+            return str(text[:_LONGEST_TEXT], "utf-8", "replace")
         if kind not in _SCALARS:
             raise BadHeaderError(f"it uses a value type {kind} that is not known")
         return self.unpack(_SCALARS[kind])[0]

@@ -48,6 +48,9 @@ class Variant:
     #: Ollama tag, a path, or "tiny"
     repo: str | None = None
     files: tuple[str, ...] = ()
+    #: the commit of the repository, and the sha256 of some of its files: others are refused
+    revision: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
     tag: str | None = None
     builtin: Literal["tiny"] | None = None
     path: str | None = None

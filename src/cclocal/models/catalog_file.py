@@ -70,6 +70,10 @@ def _unfit_variants(model: Model, rules: Rules) -> Iterator[tuple[tuple[str | in
             yield (*here, "backend"), f"is wrong: {' | '.join(rules.forms)}"
         elif sum(sources) != 1:
             yield here, "must say where it comes from: exactly one of repo, path and tag"
+        elif variant.revision and not (variant.repo and re.fullmatch(r"[0-9a-f]{40}", variant.revision)):
+            yield (*here, "revision"), "must be the 40 digits of a commit of its repo"
+        elif any(not re.fullmatch(r"[0-9a-fA-F]{64}", one) for one in variant.sha256.values()):
+            yield (*here, "sha256"), "must give the 64 digits of each file's checksum"
         elif variant.repo and not REPO.fullmatch(variant.repo):
             yield (*here, "repo"), "must look like owner/name"
         elif variant.repo and not variant.files and variant.backend in by_tag:

@@ -1,6 +1,6 @@
 """The process that downloads from the hub: one that stalls can be ended, and tried again in another way.
 
-    python -m cclocal.models.download_worker REPO FILE…
+    python -m cclocal.models.download_worker REPO@[REVISION] FILE…
 
 JSON lines about its progress go to stdout. It ends when its stdin is closed, so that it goes with the launcher.
 """
@@ -37,9 +37,10 @@ def main() -> None:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _, repo, *files = sys.argv
+        _, place, *files = sys.argv
+        repo, _, revision = place.partition("@")
         with _alone(repo):
-            _download(repo, files)
+            _download(repo, files, revision or None)
         _tell(done=True)
     except CclocalError as error:
         _tell(error=type(error).__name__, message=error.message, cause=error.cause, hint=error.hint)
@@ -56,8 +57,8 @@ def _tell(**news: Any) -> None:
     print(json.dumps(news), flush=True)
 
 
-def _download(repo: str, files: Sequence[str]) -> None:
-    """Fetch the files that are not in the cache."""
+def _download(repo: str, files: Sequence[str], pinned: str | None) -> None:
+    """Fetch the files that are not in the cache; at the pinned revision if none was fetched before."""
     there = hub.cached(repo, files, os.environ)
     todo = [name for name in files if name not in there]
     if not todo:
@@ -65,7 +66,8 @@ def _download(repo: str, files: Sequence[str]) -> None:
         return
     huggingface_hub, cache = hub.import_hub(), hub.cache(os.environ)
     # a repository stays at the revision that its first fetch recorded
-    revision = hub.recorded_revision(repo, os.environ)
+    recorded = hub.recorded_revision(repo, os.environ)
+    revision = recorded or pinned
     with hub.in_words(repo, todo):
         sizes = hub.file_sizes(repo, revision)
         if missing := [name for name in files if name not in sizes]:
@@ -86,6 +88,9 @@ def _download(repo: str, files: Sequence[str]) -> None:
             parts[name].fetch()
             # with the file in its place the library only gives it its name; else it fetches it
             huggingface_hub.hf_hub_download(repo, name, cache_dir=cache, revision=revision, tqdm_class=_Counter)
+    if pinned and not recorded:
+        # the library records it for the newest one only
+        hub.record_revision(repo, pinned, os.environ)
 
 
 def _alone(repo: str) -> AbstractContextManager[Any]:

@@ -54,11 +54,15 @@ _OWN_THOUGHTS = {"glm47": "glm4", "deepseek_v3": "deepseek_r1"}
 
 @dataclass(frozen=True, slots=True)
 class ModelHeader:
-    """What was read of a model: its shape, its chat template if there is one, and where else than here it was read."""
+    """What was read of a model: its shape, its chat template if there is one, and where else than here it was read.
+
+    config: its config.json, if it has one.
+    """
 
     shape: Shape
     template: str = ""
     source: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def of_gguf(path: Path, *, complete: bool = False) -> ModelHeader | None:
@@ -79,6 +83,14 @@ def of_gguf(path: Path, *, complete: bool = False) -> ModelHeader | None:
         return None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be used: {error}.") from None
+
+
+def template_of_gguf(path: Path) -> str:
+    """The chat template of a GGUF file; empty if there is none, or if the file's format is newer than we know."""
+    try:
+        return str(_header_of(path).metadata.get("tokenizer.chat_template") or "")
+    except (OSError, ValueError):
+        return ""
 
 
 def _header_of(path: Path) -> Header:
@@ -135,12 +147,9 @@ def _template_in(folder: Path) -> str:
 
 
 def plain_config(config: Any) -> dict[str, Any]:
-    """A config.json, checked. Raises BadHeaderError if it is no table, UsageError if it names a program to run."""
+    """A config.json, checked. Raises BadHeaderError if it is no table."""
     if not isinstance(config, dict):
         raise BadHeaderError("its config.json is not a JSON object")
-    if "model_file" in config:
-        # mlx-lm 0.31.3 executes it even without trust_remote_code
-        raise UsageError("Refused: config.json (model_file) names Python code in the model that would be executed.")
     return config
 
 

@@ -110,7 +110,7 @@ def remove(repo: str, environ: Mapping[str, str]) -> None:
     replace(scanned, repos=mine).delete_revisions(*revisions).execute()
 
 
-def peek(repo: str, file: str, parse: Callable[[bytes], T]) -> T:
+def peek(repo: str, file: str, parse: Callable[[bytes], T], revision: str | None = None) -> T:
     """What `parse` makes of a file's beginning, of which as much is fetched as it needs.
 
     Raises HubError and its like, and what `parse` raises.
@@ -119,7 +119,9 @@ def peek(repo: str, file: str, parse: Callable[[bytes], T]) -> T:
     with in_words(repo):
         token = huggingface_hub.get_token()
         login = {"authorization": f"Bearer {token}"} if token else {}
-        return peek_url(huggingface_hub.get_session(), huggingface_hub.hf_hub_url(repo, file), parse, login)
+        return peek_url(
+            huggingface_hub.get_session(), huggingface_hub.hf_hub_url(repo, file, revision=revision), parse, login
+        )
 
 
 def peek_url(client: Any, url: str, parse: Callable[[bytes], T], headers: Mapping[str, str] | None = None) -> T:
@@ -153,8 +155,21 @@ def file_sizes(repo: str, revision: str | None = None) -> dict[str, int]:
     return sizes
 
 
-def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: Any) -> None:
-    """Fetch the files of a repo into the hub's cache.
+def commit_of(repo: str) -> str:
+    """The newest commit of a repository, by the hub. Raises HubError and its like."""
+    with in_words(repo):
+        return str(import_hub().HfApi().model_info(repo).sha)
+
+
+def record_revision(repo: str, revision: str, environ: Mapping[str, str]) -> None:
+    """Have the cache record a revision as its main one, as a fetch of the newest one does."""
+    path = folder_of(repo, environ) / "refs" / "main"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(revision, "utf-8")
+
+
+def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: Any, revision: str | None = None) -> None:
+    """Fetch the files of a repo into the hub's cache; at `revision` if none of it is there yet.
 
     `bar(total_bytes, finished_bytes)` starts a progress bar, whose `advance` is called with every byte received. Raises
     DownloadStalledError (20), DiskFullError (21), OfflineError (22) or HubError (23); what was received is kept,
@@ -166,7 +181,7 @@ def fetch(repo: str, files: tuple[str, ...], environ: Mapping[str, str], bar: An
         with (
             tempfile.TemporaryFile() as said,
             subprocess.Popen(
-                [sys.executable, "-P", "-m", "cclocal.models.download_worker", repo, *files],
+                [sys.executable, "-P", "-m", "cclocal.models.download_worker", f"{repo}@{revision or ''}", *files],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=said,

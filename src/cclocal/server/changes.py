@@ -6,11 +6,16 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from fnmatch import fnmatch
 
 #: More is not looked at: files, and files of more bytes.
 MOST_FILES, MOST_BYTES = 300, 256 * 1024
+#: The folder of cclocal's state in which each sandboxed session has its /tmp.
+TMP = "tmp"
+#: What agents themselves leave in it.
+_OF_AGENTS = ("claude-*", "codex-*", "node-compile-cache", "pi-*", "bun-*", ".*")
 #: Begins the content of a link, which is the path that it points at.
 _LINK = b"\0"
 
@@ -89,6 +94,24 @@ def report(found: Mapping[str, str], before: Mapping[str, bytes], cwd: str, shel
     return f"\n• This session changed files that other programs read or run:\n{''.join(lines)}" if lines else ""
 
 
+def left_in_tmp(folder: str) -> str:
+    """What to say of the files that an agent wrote to its /tmp. A folder without any is removed.
+
+    Empty files do not count: bubblewrap makes some to mount others on, where those lie below /tmp.
+    """
+    names = []
+    with contextlib.suppress(OSError):
+        names = [name for name in os.listdir(folder) if not any(fnmatch(name, one) for one in _OF_AGENTS)]
+    every = (path for name in names for path in _files([os.path.join(folder, name)]))
+    paths = [path for path in every if os.path.isfile(path) and os.path.getsize(path)]
+    if not paths:
+        shutil.rmtree(folder, ignore_errors=True)
+        return ""
+    first = _printable(os.path.relpath(paths[0], folder))
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return f"\n• What the agent wrote to /tmp is in {folder}: {first}{more}.\n"
+
+
 def _printable(name: str) -> str:
     """A file's name can hold anything: without control characters it steers no terminal."""
     return "".join(c if c.isprintable() else "?" for c in name)
@@ -99,8 +122,23 @@ def _quoted(path: str) -> str:
     return shlex.quote(_printable(path))
 
 
-def remove_mount_points(state: Mapping[str, Any]) -> None:
-    """Remove the empty folders that a session's sandbox mounted something on. One that is no longer empty stays."""
-    for path in state.get("mount_points", ()):
+def remove_mount_points(paths: Sequence[str], folder: str) -> None:
+    """Remove the empty folders that a session's sandbox mounted something on. One that is no longer empty stays.
+
+    So does one that another session, in a folder beside this one's `folder`, mounts something on: without it the name
+    would be unprotected there. The last session removes it.
+    """
+    if not paths:
+        return
+    theirs: set[str] = set()
+    parent = os.path.dirname(folder)
+    for name in os.listdir(parent):
+        other = os.path.join(parent, name)
+        with contextlib.suppress(OSError, ValueError):
+            if other != folder:
+                with open(os.path.join(other, "session.json"), encoding="utf-8") as file:
+                    theirs.update(json.load(file).get("mount_points", ()))
+    for path in paths:
         with contextlib.suppress(OSError):
-            os.rmdir(path)
+            if path not in theirs:
+                os.rmdir(path)

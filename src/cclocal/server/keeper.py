@@ -31,7 +31,7 @@ if __name__ == "__main__":
     # -I -S: our own package is not on the path; of it only modules without other packages are imported
     sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
 
-from cclocal.server.changes import contents, differences, remove_mount_points, report
+from cclocal.server.changes import contents, differences, left_in_tmp, remove_mount_points, report
 from cclocal.server.descriptors import receive, tell
 from cclocal.server.guard import SHIELDED, Guarded, spawn
 from cclocal.server.process import (
@@ -50,7 +50,8 @@ from cclocal.server.process import (
     start_of,
     strays,
 )
-from cclocal.turns import OURS, STOPPED, end_of, plain_lines
+from cclocal.server.receipt import NETWORK, read, receipt, refusals
+from cclocal.turns import NOTES, OURS, SENT_ON, STOPPED, end_of, plain_lines
 from cclocal.units import how_it_ended
 
 LOG_WAS_CUT = f"{OURS} the log was too long; what follows is its end"
@@ -79,7 +80,7 @@ class Keeper:
         self.folder: str = session["folder"]
         self.events = Poll() if LINUX else Kqueue()
         self.state: dict[str, Any] = {}
-        #: of the agent's folders: what other programs obey, and what to say of it at the end
+        #: of the agent's folders: what other programs obey. What to say at the end of it, and of the network
         self.before: dict[str, bytes] = {}
         self.changes = ""
         #: the descriptor whose lock says that this session has a keeper
@@ -309,7 +310,8 @@ class Keeper:
             if order.get("door"):
                 self.door = fds.pop()
                 self.events.add_fd(self.door)
-                self.state["mount_points"] = order["mount_points"]
+            if "mount_points" in order:
+                self.state |= {"mount_points": order["mount_points"], "tmp": order["tmp"]}
                 self._write_state()
             if restore := order.get("restore"):
                 self.session["relay"]["restore"] = restore
@@ -433,10 +435,30 @@ class Keeper:
 
     def _compare(self) -> None:
         """Look at the agent's folders again. What the sandbox mounted there is removed first."""
-        remove_mount_points(self.state)
+        if mounted := self.state.pop("mount_points", ()):
+            # before the other sessions' are looked at: of two that end at once, at least one removes what both use
+            with contextlib.suppress(OSError):
+                self._write_state()
+            remove_mount_points(mounted, self.folder)
         folders = self.session["looks_at"]
+        seen = read(os.path.join(self.folder, NETWORK))
+        words = receipt(self.session["level"], seen) if self.agent_runs and self.session["level"] else ""
+        if words:
+            with contextlib.suppress(OSError):
+                os.write(1, f"{OURS} {time.strftime('%H:%M:%S')} {words}\n".encode())
+            self.changes = refusals(seen) + (f"\n• {words}\n" if self.session["receipt"] else "")
+        if "tmp" in self.state:
+            self.changes += left_in_tmp(self.state["tmp"])
+        self._take_notes()
         if found := differences(self.before, contents(folders, self.session["obeyed"])):
-            self.changes = report(found, self.before, folders[0], self.session["shelf"])
+            self.changes += report(found, self.before, folders[0], self.session["shelf"])
+
+    def _take_notes(self) -> None:
+        """Put into the log what a program of the agent's noted in its sandbox. The agent can write there too."""
+        for line in plain_lines(end_of(os.path.join(self.folder, NOTES), 16384)):
+            if re.fullmatch(rf"{re.escape(OURS)} \d\d:\d\d:\d\d {re.escape(SENT_ON)}", line):
+                with contextlib.suppress(OSError):
+                    os.write(1, f"{line}\n".encode())
 
     def _reset_terminal(self) -> None:
         """Reset what the agent, or a launcher killed under its live line, left switched on in the terminal."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from cclocal.errors import FolderError, UsageError
 from cclocal.paths import Env, make_folder, read_table
-from cclocal.server.changes import remove_mount_points
+from cclocal.server.changes import TMP, left_in_tmp, remove_mount_points
 from cclocal.server.process import (
     AGENT_MARKER,
     LINUX,
@@ -141,7 +141,9 @@ def end_abandoned(env: Env) -> list[SessionRecord]:
             _end(session)
         elif session.facts.get("machine", machine_id()) != machine_id():
             continue
-        remove_mount_points(session.facts)
+        remove_mount_points(session.facts.get("mount_points", ()), str(session.folder))
+        if tmp := session.facts.get("tmp"):
+            left_in_tmp(str(tmp))
         shutil.rmtree(session.folder, ignore_errors=True)
         done.append(session)
     return done
@@ -186,8 +188,11 @@ def new_log(env: Env, session_id: str) -> Path:
     for old in newest_first(env)[KEPT:]:
         if str(old) not in in_use:
             old.unlink(missing_ok=True)
-    for shelf in sorted(env.folders.changed.glob("*"), key=_changed_at, reverse=True)[KEPT:]:
-        shutil.rmtree(shelf, ignore_errors=True)
+    alive = {session.folder.name for session in sessions(env)}
+    for parent in (env.folders.changed, env.folders.state / TMP):
+        for shelf in sorted(parent.glob("*"), key=_changed_at, reverse=True)[KEPT:]:
+            if shelf.name not in alive:
+                shutil.rmtree(shelf, ignore_errors=True)
     return log
 
 

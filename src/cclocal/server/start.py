@@ -164,7 +164,8 @@ class ServerStart:
     dies while the agent runs. terminal_reset: written to the terminal after an agent that took it over; empty for one
     that does not. held_open: a descriptor that must stay open as long as the session lasts. less_memory: the command
     with which a server is started again if memory ran out. looks_at: the agent's folders, in which files that other
-    programs obey are compared at the end (server/changes.py). relay: the options of the relay (server/relay.py).
+    programs obey are compared at the end (server/changes.py). level: what holds the agent; empty without one. receipt:
+    say at the end what it connected to. relay: the options of the relay (server/relay.py).
     """
 
     files: Mapping[str, str]
@@ -175,6 +176,8 @@ class ServerStart:
     stop: Sequence[tuple[str, float]] = ()
     advice: str = ""
     looks_at: Sequence[Path] = ()
+    level: str = ""
+    receipt: bool = False
     terminal_reset: str = ""
     held_open: int | None = None
 
@@ -208,6 +211,8 @@ def start_server(start: ServerStart, binding: Binding, listener: socket.socket, 
         "advice": start.advice,
         "looks_at": [str(folder) for folder in start.looks_at],
         "obeyed": list(OBEYED),
+        "level": start.level,
+        "receipt": start.receipt,
         "shelf": str(env.folders.changed / binding.session_id),
         "held_open": held_open,
     }
@@ -262,10 +267,10 @@ def exec_agent(
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    argv = list(command.argv)
+    argv, also = list(command.argv), dict[str, str]()
     if server:
         try:
-            argv = enter(argv, sandbox, server.control, server.binding.port) if sandbox else argv
+            argv, also = enter(argv, sandbox, server.control, server.binding.port) if sandbox else (argv, {})
             server.order(exec=True)
         except OSError:
             server.poll()
@@ -274,7 +279,7 @@ def exec_agent(
         signal.signal(number, signal.SIG_DFL)
     try:
         marks = {AGENT_MARKER: server.binding.session_id} if server and not keep_children else {}
-        os.execve(argv[0], argv, {**command.environ(environ), **marks})
+        os.execve(argv[0], argv, {**command.environ(environ), **marks, **also})
     except OSError as error:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         raise AgentMissingError(f"{argv[0]} does not run: {error.strerror}.") from None

@@ -20,15 +20,16 @@ from cclocal.discovery.look import look_around
 from cclocal.errors import NotReadyError, ServerDiedError, UsageError
 from cclocal.facts import Facts
 from cclocal.paths import Env, make_folder, read_table, write_private
-from cclocal.planning.choose import agent_session, check_agent, choose_agent, is_sealed
+from cclocal.planning.choose import agent_session, check_agent, choose_agent, level_of
 from cclocal.planning.plan import relay_options
 from cclocal.server.readiness import NotYet, check_models
 from cclocal.server.registry import SessionRecord, check_proc
 from cclocal.server.remote import check_url, look
 from cclocal.server.start import ServerStart, exec_agent, listen, new_binding, start_server
 from cclocal.session.by_hand import check_wire
-from cclocal.session.serve import ENDPOINT, become, check_sandbox, lay_out_config, serving
-from cclocal.settings import Settings
+from cclocal.session.sandbox import say_level, settle
+from cclocal.session.serve import ENDPOINT, become, lay_out_config, serving
+from cclocal.settings import STRICT, Settings
 from cclocal.ui.console import busy, say
 from cclocal.wires import WIRES
 
@@ -91,17 +92,18 @@ def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoRetur
     if settings.model and settings.model not in (served["model"], record.model):
         raise UsageError(f"The server on {record.port} has {record.model}, not {settings.model}.")
     check_wire(record, choose_agent(settings))
-    if is_sealed(settings):
+    agent, settings, facts = _agent(settings, env)
+    if level_of(settings, facts.machine) == STRICT:
         # a sandbox reaches the server by a relay of its own
-        settings = replace(settings, model=served["model"], ctx=settings.ctx or served["context_tokens"])
-        _attach_other(served["url"], served["key"], settings, env)
-    agent, facts = _agent(settings, env)
+        settings = replace(settings, model=served["model"])
+        _attach_other(served["url"], served["key"], settings, env, record)
     session = _session(f"{record.model} on port {record.port}", served["context_tokens"], agent, settings, facts)
     session = replace(session, log_reader=served.get("log_reader", ""))
     # inside the server's session, with which it is removed
     folder = record.folder / f"attached-{os.getpid()}"
     endpoint = Endpoint(served["url"], served["key"], served["model"])
     _prepare(agent, session)
+    say_level(session, None, settings)
     log = str(record.facts.get("log", ""))
     command, files = agent.command(session, endpoint, Binding("", endpoint.key, str(folder), "", log))
     for name, content in files.items():
@@ -126,13 +128,16 @@ def _wait_for(record: SessionRecord, served: Mapping[str, Any]) -> None:
     raise ServerDiedError("The server in the other terminal has ended.", hint="cclocal --server")
 
 
-def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoReturn:
-    """On a server that cclocal did not start: it is asked for its models and its window."""
+def _attach_other(address: str, key: str, settings: Settings, env: Env, ours: SessionRecord | None = None) -> NoReturn:
+    """On a server by a relay of its own: it is asked for its models and its window. `ours`: whose log is known."""
     check_proc()
     # before the server has to compute anything
-    agent, facts = _agent(settings, env)
+    agent, settings, facts = _agent(settings, env)
     with busy(f"Asking {address} for its models"):
         model, kind, served_tokens = look(address, key, WIRES[agent.WIRE], settings.model)
+    if ours:
+        # with several slots the server itself reports the window of all
+        served_tokens = read_table(ours.folder / ENDPOINT)["context_tokens"]
     session = _session(f"{model} at {address}", served_tokens, agent, settings, facts)
     say(f"{model} on {kind} at {address}, with a context window of {session.context_tokens:,} tokens.")
     _prepare(agent, session)
@@ -141,13 +146,20 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env) -> NoRet
         binding = new_binding(env, listener.getsockname()[1])
         # its own log would hide the one of the newest server
         binding = replace(binding, log=str(make_folder(Path(binding.folder)) / "relay.log"))
-        command, files = agent.command(session, Endpoint.of_relay(binding, model), binding)
+        shown = binding
+        if ours:
+            log, reader = str(ours.facts.get("log", "")), read_table(ours.folder / ENDPOINT).get("log_reader", "")
+            session, shown = replace(session, log_reader=reader), replace(binding, log=log)
+            settings = replace(settings, allow_read=(*settings.allow_read, log))
+        command, files = agent.command(session, Endpoint.of_relay(binding, model), shown)
         trust = {"authorities": http.authorities()} if address.startswith("https:") else {}
         refusals = [row for backend in BACKENDS.values() for row in backend.REFUSALS]
         start = ServerStart(
             files=files,
             about={"model": model, "port": int(binding.port), "agent": agent.NAME, "url": address},
             looks_at=session.folders,
+            level=session.level,
+            receipt=settings.receipt,
             relay={**relay_options(binding, Endpoint(address, key, model), refusals), **trust},
             terminal_reset=agent.TERMINAL_RESET if agent.is_interactive(settings.agent_args) else "",
         )
@@ -174,12 +186,15 @@ def _session(server: str, window: int | None, agent: Agent, settings: Settings, 
     return agent_session(settings, facts, context, out_tokens)
 
 
-def _agent(settings: Settings, env: Env) -> tuple[Agent, Facts]:
-    """The agent, and the folder it would work in. Raises AgentMissingError (35) if it is not there."""
+def _agent(settings: Settings, env: Env) -> tuple[Agent, Settings, Facts]:
+    """The agent, the settings with a sandbox that works, and the folder it would work in.
+
+    Raises AgentMissingError (35) if the agent is not there, SandboxError (36).
+    """
     agent, facts = choose_agent(settings), look_around(env, settings)
+    settings = settle(settings, facts)
     check_agent(agent, facts, settings)
-    check_sandbox(settings, facts)
-    return agent, facts
+    return agent, settings, facts
 
 
 def _prepare(agent: Agent, session: AgentSession) -> None:

@@ -15,21 +15,20 @@ from cclocal.backends import BACKENDS, in_order
 from cclocal.command import refusal
 from cclocal.discovery.hardware import resident_servers
 from cclocal.discovery.look import look
-from cclocal.errors import AgentMissingError, SandboxError
+from cclocal.errors import AgentMissingError
 from cclocal.facts import AgentFound, Facts
 from cclocal.models import hub
 from cclocal.models.catalog import Catalog
 from cclocal.models.storage import Stored, free_bytes
 from cclocal.paths import Env
-from cclocal.planning.choose import agent_session, check_agent, choose_agent, is_sealed
+from cclocal.planning.choose import agent_session, check_agent, choose_agent, level_of
 from cclocal.planning.memory import budget_of
 from cclocal.programs import Answers
 from cclocal.prompt_cache.capture import first_requests, sends_of
-from cclocal.sandbox.look import find_sandbox
 from cclocal.server.process import machine_id
 from cclocal.server.registry import sessions
 from cclocal.session.models import stored
-from cclocal.settings import Settings
+from cclocal.settings import OFF, STRICT, Settings
 from cclocal.ui.tables import Finding
 from cclocal.units import file_size, memory_size
 from cclocal.wires import WIRES
@@ -55,7 +54,7 @@ def examine(settings: Settings, catalog: Catalog, env: Env) -> Iterator[Finding]
     yield _memory(facts)
     yield from _disk(env, stored(catalog, env))
     yield from _redirections(settings, facts)
-    yield _sandbox(settings, env)
+    yield _sandbox(settings, facts)
     yield from _servers(env)
 
 
@@ -126,13 +125,14 @@ def _differences(sends: Sends, verified: Sends) -> Iterator[str]:
 # -- the machine
 
 
-def _sandbox(settings: Settings, env: Env) -> Finding:
-    try:
-        return Finding("sandbox", "ok", f"the strict sandbox works here ({find_sandbox(env.environ)})")
-    except SandboxError as error:
-        is_asked = is_sealed(settings)
-        words = " ".join((error.message, *error.cause))
-        return Finding("sandbox", "problem" if is_asked else "note", words, error.hint or "")
+def _sandbox(settings: Settings, facts: Facts) -> Finding:
+    level, error = level_of(settings, facts.machine), facts.sandbox_error
+    if level != STRICT:
+        words = choose_agent(settings).OWN_LEVELS[level]
+        return Finding("sandbox", "note" if level == OFF else "ok", f"{level}: {words}.{settings.origin('sandbox')}")
+    if not error:
+        return Finding("sandbox", "ok", f"strict works here ({facts.sandbox})")
+    return Finding("sandbox", "problem", " ".join((error.message, *error.cause)), error.hint or "")
 
 
 def _engines(facts: Facts) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NoReturn
 
 from cclocal.agents import AGENTS
@@ -14,17 +15,24 @@ from cclocal.planning.choose import check_agent
 from cclocal.planning.plan import Plan
 from cclocal.server.registry import check_proc, end_abandoned
 from cclocal.server.start import Server
+from cclocal.session import sandbox
 from cclocal.session.serve import (
     become,
     check_port,
-    check_sandbox,
     confirm_after_failed_check,
     lay_out_config,
-    sandbox_of,
     say_if_unverified,
     start,
 )
-from cclocal.session.steps import fetch, hold_raised_limit, look_at_hub, prepare, raise_limit, settle_memory
+from cclocal.session.steps import (
+    fetch,
+    hold_raised_limit,
+    look_at_hub,
+    prepare,
+    raise_limit,
+    refuse_unsafe,
+    settle_memory,
+)
 from cclocal.settings import Settings
 from cclocal.ui.console import say
 from cclocal.ui.tables import show_plan
@@ -48,7 +56,7 @@ def survey(settings: Settings, catalog: Catalog, env: Env) -> Seen:
 def launch(settings: Settings, catalog: Catalog, seen: Seen) -> NoReturn:
     """Serve a model, and become the agent."""
     plan, server = serve(settings, catalog, seen)
-    become(plan.session, plan.agent_command(server.binding), server, settings, seen[0])
+    become(plan.session, plan.agent_command(server.binding), server, plan.settings, seen[0])
 
 
 def run_server(settings: Settings, catalog: Catalog, seen: Seen) -> None:
@@ -76,6 +84,9 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
     """Plan, fetch and start, until the server has shown that it answers. If anything fails, nothing is left."""
     facts, limit = seen
     env, now = facts.env, prepare(settings, catalog, facts)
+    if not settings.server:
+        settings = sandbox.settle(settings, facts, is_harmless=bool(now.plan().variant.builtin))
+        now = replace(now, settings=settings)
     plan = now.plan()
     if settings.safe:
         show_plan(plan, env.environ)
@@ -83,8 +94,7 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
         check_agent(AGENTS[plan.agent], now.facts, settings)
         say_if_unverified(AGENTS[plan.agent], now.facts.agent, env)
         # what cannot be sandboxed is refused before the model is loaded
-        check_sandbox(settings, now.facts)
-        sandbox_of(plan.session, plan.agent_command(plan.shown), plan.shown, settings, now.facts)
+        sandbox.sandbox_of(plan.session, plan.agent_command(plan.shown), plan.shown, settings, now.facts)
     check_port(plan.port, env)
     confirm_after_failed_check(plan)
     now = look_at_hub(now)
@@ -98,6 +108,7 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
     if not is_known:
         # without a header there was nothing to ask about before the file was here; the answer may be another model
         now = fetch(settle_memory(now, safe=False))
+    refuse_unsafe(now)
     plan = now.plan()
     for note in plan.notes:
         say(note, "yellow")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import platform
 import shlex
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import NoReturn
 
 from cclocal.agents import AGENTS, Agent, config_dir
@@ -23,14 +21,12 @@ from cclocal.facts import AgentFound, Facts
 from cclocal.models import hub
 from cclocal.models.storage import remember
 from cclocal.paths import DISK_FULL, Env, make_folder, read_table, write_private
-from cclocal.planning.choose import choose_agent, is_sealed
 from cclocal.planning.plan import Plan
 from cclocal.prompt_cache.cache import PromptCache
-from cclocal.sandbox.look import allowed, walls_for
-from cclocal.sandbox.walls import Sandbox, no_typing
 from cclocal.server.readiness import holder_of, wait_until_ready
 from cclocal.server.registry import SessionRecord, new_log, running
 from cclocal.server.start import Server, ServerStart, exec_agent, listen, new_binding, start_server
+from cclocal.session.sandbox import sandbox_of, say_level
 from cclocal.settings import Settings
 from cclocal.ui.console import WaitLine, busy, can_ask, confirm, download_bar, say
 from cclocal.wires import WIRES
@@ -88,6 +84,8 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
                 less_memory=plan.with_less_memory().server_command(binding)[0],
                 relay=plan.relay(binding),
                 looks_at=() if plan.settings.server else plan.session.folders,
+                level="" if plan.settings.server else plan.session.level,
+                receipt=plan.settings.receipt,
                 advice=f"  Try:  {shlex.join(('cclocal', '--model', plan.word))} -- {resume}\n  Log:  {log}\n",
                 terminal_reset=agent.TERMINAL_RESET if plan.is_interactive else "",
                 held_open=limit,
@@ -165,41 +163,11 @@ def lay_out_config(config: ConfigDir) -> None:
         say(f"Moved out of the agent's configuration folder: {', '.join(aside)} (now in {where}).", "yellow")
 
 
-def check_sandbox(settings: Settings, facts: Facts) -> None:
-    """Check what was found of the sandbox, before anything is started.
-
-    Raises SandboxError (36) if one is asked for and does not work here, UsageError for options that need one.
-    """
-    if facts.sandbox_error:
-        raise facts.sandbox_error
-    typed = [name for name in ("allow_write", "allow_read") if settings.sources.get(name) == "command line"]
-    if typed and not is_sealed(settings):
-        flag = typed[0].replace("_", "-")
-        raise UsageError(f"--{flag} opens a sandbox, and there is none.", hint="--sandbox strict")
-
-
-def sandbox_of(
-    session: AgentSession, made: CommandAndFiles, binding: Binding, settings: Settings, facts: Facts
-) -> Sandbox | None:
-    """The sandbox that is asked for. Raises SandboxError (36) where it cannot protect the user's home."""
-    if not session.sealed:
-        return None
-    command, files = made
-    config = choose_agent(settings).config_dir(session)
-    named = [word for word in command.argv if word.startswith("/") and Path(word).is_file()]
-    shown = [*(binding.file(name) for name in files), binding.log, session.log_reader, *named]
-    shown += allowed(settings, "allow_read", session.cwd, facts.env)
-    opened = allowed(settings, "allow_write", session.cwd, facts.env)
-    walls = walls_for(session, config, command, shown, opened, facts.env)
-    return Sandbox(facts.sandbox, walls, no_typing(platform.machine()) or b"")
-
-
 def become(session: AgentSession, made: CommandAndFiles, server: Server, settings: Settings, facts: Facts) -> NoReturn:
     """Become the agent, in its sandbox if one is asked for. If that fails, the server is ended."""
     try:
         sandbox = sandbox_of(session, made, server.binding, settings, facts)
-        if sandbox:
-            say(sandbox.walls.in_words)
+        say_level(session, sandbox, settings)
         exec_agent(made[0], facts.env.environ, server, keep_children=settings.keep_children, sandbox=sandbox)
     except CclocalError:
         server.end()

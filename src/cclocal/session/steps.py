@@ -11,15 +11,15 @@ from cclocal.discovery.look import look_at_model
 from cclocal.errors import CclocalError, DoesNotFitError, UsageError
 from cclocal.facts import Facts
 from cclocal.memory.gguf import BadHeaderError
-from cclocal.models import hub
-from cclocal.models.catalog import Catalog, Model
+from cclocal.models import hub, screen
+from cclocal.models.catalog import CONFIG, Catalog, Model
 from cclocal.models.repo_files import ask_hub, listed_bytes, peek, refuse_unnamed
 from cclocal.models.resolve import resolve
 from cclocal.paths import Env
 from cclocal.planning.choose import choose_variant, model_path
 from cclocal.planning.make import make_plan
 from cclocal.planning.plan import Plan
-from cclocal.programs import is_mac
+from cclocal.programs import Answers, is_mac
 from cclocal.server import wired_limit
 from cclocal.session.serve import check_port
 from cclocal.settings import Settings
@@ -78,6 +78,9 @@ def look_at_hub(now: Launch) -> Launch:
         raise
     except (CclocalError, BadHeaderError):
         return now
+    if found := screen.of_config(CONFIG, header.config):
+        commit = plan.variant.revision or hub.commit_of(plan.variant.repo or "")
+        screen.refuse(found, plan.variant.source, commit, now.settings.trust_model)
     return replace(now, facts=now.facts.with_shape(model_path(plan.variant, now.facts), header.shape))
 
 
@@ -108,13 +111,24 @@ def fetch(now: Launch) -> Launch:
     return now.with_model_files() if _fetch(now.plan(), now.env) else now
 
 
+def refuse_unsafe(now: Launch) -> None:
+    """Raises UnsafeModelError (40) if the model's files could run code, or are not those that the catalog pins."""
+    plan, answers = now.plan(), Answers(now.env.folders.cache / "probes.json")
+    if plan.variant.builtin:
+        return
+    with busy(f"{plan.model.name}: looking at its files"):
+        screen.refuse_unsafe(plan.variant, model_path(plan.variant, now.facts), now.settings.trust_model, now.env)
+        screen.refuse_others(plan.variant, answers, now.env)
+    answers.save()
+
+
 def _fetch(plan: Plan, env: Env) -> bool:
     """Put the model's files on disk. Returns False if they are there already."""
     if plan.fetch.builtin:
         tiny.build(env.folders.cache, is_mlx=plan.variant.is_folder)
     elif plan.fetch.repo:
         with download_bar(plan.model.name) as bar:
-            hub.fetch(plan.fetch.repo, plan.fetch.files, env.environ, bar)
+            hub.fetch(plan.fetch.repo, plan.fetch.files, env.environ, bar, plan.variant.revision)
     else:
         return False
     return True

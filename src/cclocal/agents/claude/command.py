@@ -1,15 +1,21 @@
-"""The command that starts Claude Code, its variables and settings, its configuration folder, its use of the window."""
+"""The command that starts Claude Code, its variables and settings, its configuration folder."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cclocal.agents.session import AgentSession, ConfigDir, Window
+from cclocal.agents.claude.window import COMPACT_MAX_OUTPUT_TOKENS, COMPACT_RESERVE_TOKENS, LEAST_AUTO_COMPACT_TOKENS
+from cclocal.agents.claude.window import result_characters as result_characters
+from cclocal.agents.claude.window import window as window
+from cclocal.agents.session import AgentSession, ConfigDir
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, Binding, Command, CommandAndFiles, Endpoint
+from cclocal.settings import BASH, STRICT
+from cclocal.turns import NOTES
 
 PROGRAM = "claude"
 #: Without WebSearch, which asks Anthropic's servers and with a local model returns invented results, and without
@@ -32,6 +38,19 @@ LEAN_PROMPT = (
     "something fails, say so and try another way. Answer in a few plain sentences. " + WRITE_IN_PARTS
 )
 
+#: What it runs on Linux; on a Mac sandbox-exec, which is always there.
+OWN_NEEDS = ("bwrap", "socat")
+#: The session's file with the MCP servers that the user named.
+_MCP_CONFIG = "mcp.json"
+#: Commands run in it or not at all: neither a missing program nor the model's own word may switch it off.
+OWN_SANDBOX = {
+    "enabled": True,
+    "failIfUnavailable": True,
+    "allowUnsandboxedCommands": False,
+    "autoAllowBashIfSandboxed": True,
+    "network": {"allowedDomains": []},
+}
+
 #: Claude Code cuts a hook's output to a preview beyond 10,000 characters (measured on both versions).
 HOOK_OUTPUT_BYTES = 9_000
 
@@ -52,20 +71,6 @@ _KNOWN = frozenset(
     promptQueueUseCount hasUsedBackslashReturn hasSeenTasksHint memoryUsageCount""".split()
 )
 
-#: Claude Code compacts at MAX_CONTEXT_TOKENS - min(MAX_OUTPUT_TOKENS, 20000) - 13000 (measured on both versions).
-COMPACT_RESERVE_TOKENS = 13000
-COMPACT_MAX_OUTPUT_TOKENS = 20000
-#: What a compaction adds to the conversation that it summarises (2,809 of the tiny model's tokens, which are short).
-COMPACT_PROMPT_TOKENS = 3072
-#: The fixed part of the prompt, plus a few turns: with less than this a session cannot work.
-LEAST_PROMPT_TOKENS = 8192
-#: AUTO_COMPACT_WINDOW is clamped to at least this by Claude Code.
-LEAST_AUTO_COMPACT_TOKENS = 100000
-#: Claude Code's own limits of one result; both are cut to fit a smaller window.
-MOST_RESULT_TOKENS, MOST_RESULT_CHARACTERS = 25_000, 30_000
-LEAST_RESULT_TOKENS = 1024
-#: For code; prose has four, and digits may be a token each.
-CHARACTERS_PER_TOKEN = 2
 TIMEOUT_MS = 1_800_000
 
 
@@ -74,16 +79,20 @@ class Context:
     """What was looked up on this machine for Claude Code.
 
     user_claude_md: the user's own CLAUDE.md, which reaches a session although their settings files do not.
+    imported: the files that it imports.
     parent_claude_mds: CLAUDE.md of the folders from the repository's root down to the working folder, without that of
     the working folder itself, and their sizes in bytes. status_line: the program behind the line below the prompt.
     nudge: the program that sends the agent on after a reply that announced a call and made none.
+    sandbox_problem: why its own sandbox cannot hold a command here; empty if it can.
     """
 
     user_claude_md: Path | None = None
+    imported: tuple[Path, ...] = ()
     parent_claude_mds: Mapping[Path, int] = field(default_factory=dict)
     mcp_config: Path = Path("mcp-local.json")
     status_line: tuple[str, ...] = ()
     nudge: tuple[str, ...] = ()
+    sandbox_problem: str = ""
 
 
 def context_of(session: AgentSession) -> Context:
@@ -119,9 +128,16 @@ def _prompt(session: AgentSession) -> tuple[str, ...]:
     """The flags that decide what the model reads first."""
     if not session.tools:
         return ("--tools", "")
+    web = ",WebFetch" if session.web else ""
     if session.lean:
-        return ("--system-prompt", LEAN_PROMPT, "--tools", LEAN_TOOLS)
-    return ("--append-system-prompt", WRITE_IN_PARTS, "--tools", TOOLS)
+        return ("--system-prompt", LEAN_PROMPT, "--tools", LEAN_TOOLS + web)
+    return ("--append-system-prompt", WRITE_IN_PARTS, "--tools", TOOLS + web)
+
+
+def _pre_approved(session: AgentSession) -> str:
+    """What the agent does without asking: what the user gave it by name is part of it."""
+    servers = (f"mcp__{re.sub(r'[^A-Za-z0-9_-]', '_', name)}" for name in session.mcp)
+    return ",".join((PRE_APPROVED, *(("WebFetch",) if session.web else ()), *servers))
 
 
 def _status_line(session: AgentSession, model: str, log: str) -> dict[str, object]:
@@ -132,26 +148,6 @@ def _status_line(session: AgentSession, model: str, log: str) -> dict[str, objec
     words = (*program, session.log_reader, log, str(session.context_tokens), model)
     line = {"type": "command", "command": shlex.join(words), "padding": 0, "refreshInterval": STATUS_EVERY_S}
     return {"statusLine": line}
-
-
-def window(context_tokens: int, out_tokens: int) -> Window:
-    """Claude Code looks at the window between results, so one result must not use what is reserved for compaction.
-
-    It compacts so early that one more result, the request to summarise and the summary still fit. A result is at most a
-    fifth of the window beside a reply and the least prompt.
-    """
-    fifth = (context_tokens - LEAST_PROMPT_TOKENS - out_tokens - COMPACT_PROMPT_TOKENS) // 5
-    result = max(LEAST_RESULT_TOKENS, min(fifth, MOST_RESULT_TOKENS))
-    return Window(
-        least_tokens=LEAST_PROMPT_TOKENS + out_tokens + COMPACT_PROMPT_TOKENS + LEAST_RESULT_TOKENS,
-        compacts_at_tokens=context_tokens - out_tokens - COMPACT_PROMPT_TOKENS - result,
-        result_tokens=result,
-    )
-
-
-def result_characters(context_tokens: int, out_tokens: int) -> int:
-    """The longest output of a command, which Claude Code counts in characters."""
-    return min(CHARACTERS_PER_TOKEN * window(context_tokens, out_tokens).result_tokens, MOST_RESULT_CHARACTERS)
 
 
 def environment(endpoint: Endpoint, context_tokens: int, out_tokens: int) -> dict[str, str]:
@@ -219,7 +215,13 @@ def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> Comm
         "bashOutputMaxChars": result_characters(session.context_tokens, session.out_tokens),
         **_status_line(session, endpoint.model, binding.log),
     }
-    if hooks := {**instructions_above(context), **_nudge(session, binding.log)}:
+    if session.level == BASH:
+        settings["sandbox"] = OWN_SANDBOX
+    if session.web:
+        settings["skipWebFetchPreflight"] = True
+    # in our sandbox the log can only be read; an empty file of the session is the agent's to write
+    notes = {NOTES: ""} if session.level == STRICT else {}
+    if hooks := {**instructions_above(context), **_nudge(session, binding.file(NOTES) if notes else binding.log)}:
         settings["hooks"] = hooks
     argv = (
         program_of(session),
@@ -229,18 +231,19 @@ def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> Comm
         "--strict-mcp-config",
         # the browser's tools do not come from MCP configurations
         "--no-chrome",
-        *("--mcp-config", str(context.mcp_config)),
+        *("--mcp-config", binding.file(_MCP_CONFIG) if session.mcp else str(context.mcp_config)),
         *("--add-dir", "."),
         *_prompt(session),
-        *(("--allowedTools", PRE_APPROVED) if session.tools else ()),
+        *(("--allowedTools", _pre_approved(session)) if session.tools else ()),
         # last, because it takes one value: a flag with several would swallow the user's prompt
         *("--permission-mode", "acceptEdits"),
         *session.arguments,
     )
     env = {"CLAUDE_CONFIG_DIR": str(session.home), **variables}
-    return Command(argv, env, AGENT_NAMES | set(session.passed), AGENT_PREFIXES), {
-        "settings.json": json.dumps(settings, indent=1)
-    }
+    files = {"settings.json": json.dumps(settings, indent=1), **notes}
+    if session.mcp:
+        files[_MCP_CONFIG] = json.dumps({"mcpServers": session.mcp}, indent=1)
+    return Command(argv, env, AGENT_NAMES | set(session.passed), AGENT_PREFIXES), files
 
 
 def program_of(session: AgentSession) -> str:
@@ -264,6 +267,7 @@ def config_dir(session: AgentSession) -> ConfigDir:
             }
         },
         links={"CLAUDE.md": context_of(session).user_claude_md},
+        reads=context_of(session).imported,
         keeps=_KEPT,
         renewed=_RENEWED,
         known=_KNOWN,

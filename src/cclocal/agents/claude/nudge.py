@@ -2,7 +2,8 @@
 
 Weak models often end their turn with "Now I will create the file." Claude Code gives a Stop hook the last reply on
 standard input, and goes on if the hook answers with a reason. It is sent on once: a hook that is called again because
-of itself (`stop_hook_active`) lets it stop. Standard library only. What was done is written to the session's log.
+of itself (`stop_hook_active`) lets it stop. Standard library only. What was done is written to LOG, the
+session's, or in a sandbox its file of notes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if __name__ == "__main__":
     # -I -S: our own package is not on the path; of it only modules without other packages are imported
     sys.path.append(__file__.rpartition("/cclocal/")[0])
 
-from cclocal.turns import OURS
+from cclocal.turns import OURS, SENT_ON
 
 #: The end of a reply in which something is announced, in the words that models use for it.
 _ANNOUNCES = re.compile(
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
     if asked.get("stop_hook_active") or not announces(str(asked.get("last_assistant_message") or "")):
         return
     with open(argv[1], "a", encoding="utf-8") as log:  # noqa: PTH123 - pathlib is slower to import
-        log.write(f"{OURS} {time.strftime('%H:%M:%S')} The agent announced a step, made no call, and was sent on.\n")
+        log.write(f"{OURS} {time.strftime('%H:%M:%S')} {SENT_ON}\n")
     print(json.dumps({"decision": "block", "reason": REASON}))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from cclocal.agents.claude.command import window as window
 from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Sends
 from cclocal.command import AGENT_NAMES, SHOWN, Binding, Command, Endpoint
 from cclocal.facts import AgentFound
+from cclocal.settings import BASH, OFF
 from cclocal.wires.wire import Calls
 
 NAME = "claude"
@@ -34,6 +35,11 @@ WIRE = "anthropic"
 CALLS = Calls(("Bash", "command"), ("Write", "file_path", "content"))
 #: Mouse, focus and theme reports off, the cursor shown.
 TERMINAL_RESET = "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2031l\x1b[?25h"
+HAS: frozenset[str] = frozenset(("web", "mcp"))
+OWN_LEVELS: Mapping[str, str] = {
+    BASH: "Claude Code's own: commands write ./ only and reach no network; its other tools keep to ./",
+    OFF: "commands can read, write and reach whatever you can",
+}
 #: Claude Code uses its long prompt, or another window, for ids that look like Anthropic's.
 TAKEN = re.compile(r"claude|sonnet|haiku|opus|\[1m\]", re.IGNORECASE)
 FORBIDDEN = re.compile(
@@ -110,9 +116,10 @@ def by_hand(session: AgentSession, endpoint: Endpoint) -> ByHand:
     return ByHand(own, (PROGRAM,))
 
 
-def unusable(found: AgentFound, arguments: Sequence[str], *, sealed: bool) -> str | None:
+def unusable(found: AgentFound, arguments: Sequence[str], *, level: str) -> str | None:
     if Version(found.version) >= OLDEST:
-        return None
+        problem = found.context.sandbox_problem if isinstance(found.context, Context) else ""
+        return f"Claude Code's own sandbox does not work here: {problem}" if problem and level == BASH else None
     return f"Claude Code {found.version} is older than {OLDEST}, the oldest whose isolation was verified"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cclocal.agents.session import AgentSession, ByHand, ConfigDir, Window
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, SHOWN, Binding, Command, CommandAndFiles, Endpoint
+from cclocal.settings import STRICT
 
 PROGRAM = "codex"
 #: Our server in its configuration, and the variable that holds the key.
@@ -140,11 +141,11 @@ def _overrides(session: AgentSession, endpoint: Endpoint, binding: Binding) -> d
         "otel.exporter": "none",
         "otel.metrics_exporter": "none",
         # commands write in the working folder only, and reach no network; a sandbox cannot be made in one of ours
-        "sandbox_mode": "danger-full-access" if session.sealed else "workspace-write",
+        "sandbox_mode": "danger-full-access" if session.level == STRICT else "workspace-write",
         "sandbox_workspace_write.exclude_slash_tmp": True,
         "sandbox_workspace_write.exclude_tmpdir_env_var": True,
         # a command never sees the key, nor the proxy that is none
-        "shell_environment_policy.exclude": [_KEY, "HTTPS_PROXY", "HTTP_PROXY"],
+        "shell_environment_policy.exclude": [_KEY, *(() if session.proxied else ("HTTPS_PROXY", "HTTP_PROXY"))],
         # a login shell would reset PATH
         "allow_login_shell": False,
         # one developer message: strict chat templates refuse a second one
@@ -158,6 +159,7 @@ def _overrides(session: AgentSession, endpoint: Endpoint, binding: Binding) -> d
         "mcp_servers.codex_tui": {"command": "true", "enabled": False},
         "tui.show_tooltips": False,
     }
+    settings |= {f"mcp_servers.{json.dumps(name)}": server for name, server in session.mcp.items()}
     context = context_of(session)
     if context.untrusted is None:
         settings["projects"] = {str(folder): {"trust_level": "trusted"} for folder in sorted(session.folders)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
@@ -28,10 +29,16 @@ def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentF
         return None
     path = _native(Path(found).absolute())
     told = answers.of(answers.key(path, "codex 1"), lambda: _ask(path, env))
-    untrusted = next((place for place in (cwd, git_root) if place and (place / ".codex").exists()), None)
+    untrusted = next((place for place in (cwd, git_root) if place and _has_settings(place)), None)
     problem = _sandbox_problem(path, env)
     context = Context(frozenset(told["features"]), untrusted, problem)
     return AgentFound(path, told["version"], context, _REMEDY if problem else "")
+
+
+def _has_settings(place: Path) -> bool:
+    """Whether a folder has settings of Codex's. An empty folder is none: another session's sandbox mounts on it."""
+    folder = place / ".codex"
+    return any(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else os.path.lexists(folder)
 
 
 def _sandbox_problem(path: Path, env: Env) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from cclocal.agents.codex.command import window as window
 from cclocal.agents.session import AgentSession, Capture, CaptureRun, Sends
 from cclocal.command import SHOWN, Binding, Command, Endpoint
 from cclocal.facts import AgentFound
+from cclocal.settings import BASH, OFF, STRICT
 from cclocal.wires.wire import Calls
 
 NAME = "codex"
@@ -35,6 +36,8 @@ CALLS = Calls(("exec_command", "cmd"))
 #: Bracketed paste, focus reports and the keyboard protocol off, the cursor shown.
 TERMINAL_RESET = "\x1b[?2004l\x1b[?1004l\x1b[<u\x1b[?25h"
 #: No name means anything to it.
+HAS: frozenset[str] = frozenset(("mcp",))
+OWN_LEVELS: Mapping[str, str] = dict.fromkeys((BASH, OFF), "Codex's own: commands write ./ only and reach no network")
 TAKEN = re.compile(r"(?!)")
 FORBIDDEN = re.compile(r"(CODEX|OPENAI|RUST)(_.*)?", re.IGNORECASE)
 #: The oldest version whose profile was verified.
@@ -69,12 +72,12 @@ _UNDOES = {
 _OWN_SANDBOX = frozenset("-s --sandbox -c --config --yolo --dangerously-bypass-approvals-and-sandbox".split())
 
 
-def unusable(found: AgentFound, arguments: Sequence[str], *, sealed: bool) -> str | None:
+def unusable(found: AgentFound, arguments: Sequence[str], *, level: str) -> str | None:
     if Version(found.version) < OLDEST:
         return f"Codex {found.version} is older than {OLDEST}, the oldest that was verified"
     problem = found.context.sandbox_problem if isinstance(found.context, Context) else ""
     # in a sandbox of ours it makes none of its own
-    if problem and not sealed and not {argument.split("=", 1)[0] for argument in arguments} & _OWN_SANDBOX:
+    if problem and level != STRICT and not {argument.split("=", 1)[0] for argument in arguments} & _OWN_SANDBOX:
         return f"Codex's sandbox does not work here, so that every command would fail: {problem}"
     return None
 

@@ -18,6 +18,7 @@ from packaging.version import Version
 from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Sends, Window
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, SHOWN, Binding, Command, CommandAndFiles, Endpoint
 from cclocal.facts import AgentFound
+from cclocal.settings import OFF
 from cclocal.wires.wire import Calls
 
 NAME = PROGRAM = "pi"
@@ -30,6 +31,8 @@ CALLS = Calls(("bash", "command"), ("write", "path", "content"))
 #: Bracketed paste and the keyboard protocol off, the cursor shown.
 TERMINAL_RESET = "\x1b[?2004l\x1b[<u\x1b[?25h"
 #: No name means anything to it.
+HAS: frozenset[str] = frozenset()
+OWN_LEVELS: Mapping[str, str] = {OFF: "commands can read, write and reach whatever you can"}
 TAKEN = re.compile(r"(?!)")
 FORBIDDEN = re.compile(r"PI_.*", re.IGNORECASE)
 #: The oldest version whose profile was verified.
@@ -73,7 +76,7 @@ _UNDOES = {
 }
 
 
-def unusable(found: AgentFound, arguments: Sequence[str], *, sealed: bool) -> str | None:
+def unusable(found: AgentFound, arguments: Sequence[str], *, level: str) -> str | None:
     return (
         None
         if Version(found.version) >= OLDEST

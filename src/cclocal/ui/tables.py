@@ -157,6 +157,7 @@ def plan_lines(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
     yield f"  reached by the agent at {plan.agent_endpoint(plan.shown).url}, through the session's relay"
     if not plan.settings.server:
         yield "Agent"
+        yield f"  sandbox: {plan.session.level}"
         yield from _command_lines(agent.argv)
         yield "  with these variables set:"
         yield from (f"    {name}={quoted(value)}" for name, value in agent.env.items())
@@ -219,6 +220,7 @@ def plan_json(plan: Plan, environ: Mapping[str, str]) -> dict[str, Any]:
         "port": plan.port,
         "agent": {
             "name": plan.agent,
+            "sandbox": plan.session.level,
             "argv": list(agent.argv),
             "env": dict(agent.env),
             "kept": sorted(agent.kept(environ)),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
 from cclocal.sandbox import nets
+from cclocal.sandbox.proxy import Proxy
 from tests.conftest import CLAUDES, ENGINES, SANDBOXED, elsewhere
 from tests.fakes.elsewhere import ADDRESS
 from tests.world import World
@@ -84,6 +86,16 @@ def test_a_named_port_of_this_machine_is_there_at_its_usual_address(sealed: Worl
         assert done.returncode == 0, done.stderr
         assert "from the user's own server" in (sealed.project / "said").read_text()
         server.shutdown()
+
+
+def test_a_rule_for_every_public_host_does_not_open_an_address_of_this_machine(tmp_path: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        port = server.server_address[1]
+        every = Proxy([f"*:{port}"], str(tmp_path / "report"))
+        for host in ("127.0.0.1", "localhost", "127.1"):
+            with pytest.raises(OSError, match="not a public address"):
+                every.dial(host, port)
+        Proxy([f"127.0.0.1:{port}"], str(tmp_path / "report")).dial("127.0.0.1", port).close()
 
 
 def test_what_names_no_host_is_refused(world: World) -> None:

@@ -21,6 +21,7 @@ import os
 import select
 import socket
 import sys
+import time
 
 if __name__ == "__main__":
     # -I -S: our own package is not on the path; of it only modules without other packages are imported
@@ -36,6 +37,8 @@ LIMIT_S = 20.0
 MOST_PLACES = 100
 #: As many descriptors as Linux sends in one message are 253.
 MOST_LISTENERS = 250
+#: Seconds between two looks at the agent's process where there is no pidfd.
+POLL_S = 0.2
 _PIECE_BYTES = 65536
 
 
@@ -93,15 +96,12 @@ class Proxy:
             _carry(client, server)
 
     def dial(self, host: str, port: int) -> socket.socket:
-        """A connection to a place. A number is taken as it is; a name must have addresses that are public or named.
+        """A connection to a place, if each of its addresses is public or named by a rule. Raises OSError.
 
-        Raises OSError.
+        The host can be an address itself: a rule for every public host does not open 127.0.0.1.
         """
-        name = host.strip("[]")
-        with contextlib.suppress(ValueError):
-            return socket.create_connection((str(ipaddress.ip_address(name)), port), LIMIT_S)
-        found = [str(row[4][0]) for row in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)]
-        private = [one for one in found if not _is_public(one) and f"{one}:{port}" not in self.rules]
+        found = [str(row[4][0]) for row in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)]
+        private = [one for one in found if not _is_public(one) and not self.is_named(one, port)]
         if private:
             words = f"{host} is at {private[0]}, which is not a public address"
             raise OSError(f"{words}; cclocal --allow-net {private[0]}:{port} allows it")
@@ -112,6 +112,10 @@ class Proxy:
             except OSError as failed:
                 error = failed
         raise error
+
+    def is_named(self, address: str, port: int) -> bool:
+        """Whether a rule names this address as a number."""
+        return f"{address}:{port}" in self.rules or f"[{address}]:{port}" in self.rules
 
     def note(self, place: str, why: str = "") -> None:
         """Remember where a connection went, or why it did not."""
@@ -176,21 +180,33 @@ def _carry(client: socket.socket, server: socket.socket) -> None:
 
 def main(argv: list[str]) -> None:
     """Serve the socket that comes through the door, until the agent ends."""
-    watched, proxy = os.pidfd_open(int(argv[2])), Proxy(argv[4:], argv[3])
-    # started from a process that is no longer there
-    if os.getppid() != int(argv[2]):
-        return
+    watched, proxy = int(argv[2]), Proxy(argv[4:], argv[3])
     with socket.socket(fileno=int(argv[1])) as door:
-        if door.fileno() in select.select([door.fileno(), watched], [], [])[0]:
-            _, fds, *_ = socket.recv_fds(door, 64, MOST_LISTENERS)
+        # without any the agent's process ended before it could send them
+        _, fds, *_ = socket.recv_fds(door, 64, MOST_LISTENERS)
+        if fds:
             first, *others = (socket.socket(fileno=fd) for fd in fds)
             _thread.start_new_thread(proxy.accept, (first,))
             for listener, port in zip(others, local_ports(proxy.rules), strict=False):
                 _thread.start_new_thread(proxy.accept_local, (listener, port))
             with contextlib.suppress(OSError):
                 door.send(b".")
-    select.select([watched], [], [])
+    _wait_for_end(watched)
     os._exit(0)
+
+
+def _wait_for_end(watched: int) -> None:
+    """Return when the process has ended that started this one."""
+    watch = -1
+    # macOS has no pidfd, nor have old kernels
+    with contextlib.suppress(AttributeError, OSError):
+        watch = os.pidfd_open(watched)
+    # looked at after it was opened: else the number could be another process's by now
+    while os.getppid() == watched:
+        if watch >= 0:
+            select.select([watch], [], [])
+        else:
+            time.sleep(POLL_S)
 
 
 if __name__ == "__main__":

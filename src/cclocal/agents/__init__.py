@@ -55,7 +55,7 @@ class Agent(Protocol):
     TERMINAL_RESET: str
     #: words that must not be in a model's name, because the agent gives them a meaning
     TAKEN: re.Pattern[str]
-    #: the settings that not every agent has, of those that it has: web, mcp
+    #: which of the settings web and mcp it can follow
     HAS: frozenset[str]
     #: the levels of --sandbox without a sandbox of ours, and what the agent's commands can reach at each
     OWN_LEVELS: Mapping[str, str]

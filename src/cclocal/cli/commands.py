@@ -128,15 +128,16 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """What on this machine a launch depends on, and what would stop one: exit 1 if something would."""
-    from cclocal.session import self_test as tests
-    from cclocal.session.doctor import examine
+    if self_test:
+        from cclocal.session.self_test import run as examine
+    else:
+        from cclocal.session.doctor import examine
     from cclocal.ui.console import busy, print_json
     from cclocal.ui.tables import show_finding
 
     found = []
     with busy("testing" if self_test else "looking around") if not as_json else nullcontext():
-        look_at = tests.run if self_test else examine
-        for finding in look_at(call.settings, call.catalog(), call.env):
+        for finding in examine(call.settings, call.catalog(), call.env):
             found.append(finding)
             if not as_json:
                 show_finding(finding, found[-2].about if len(found) > 1 else "")

@@ -87,8 +87,13 @@ def is_damaged(file: Path, etag: str) -> bool:
     """Whether a file is not what the hub sent, by its ETag, which for large files is their checksum."""
     if not re.fullmatch(r"[0-9a-f]{64}", etag):
         return False
+    return sha256_of(file) != etag
+
+
+def sha256_of(file: Path) -> str:
+    """A file's checksum, as 64 digits."""
     with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest() != etag
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def remove_damaged(repo: str, files: Iterable[str], environ: Mapping[str, str]) -> list[str]:

@@ -78,9 +78,7 @@ def _digest(path: Path) -> str:
     names = (_CONFIGS, *_PROGRAMS, *_PICKLES)
     files = sorted(p for p in path.iterdir() if any(fnmatch(p.name, n) for n in names)) if path.is_dir() else []
     for file in files:
-        total.update(file.name.encode())
-        with file.open("rb") as data:
-            total.update(hashlib.file_digest(data, "sha256").digest())
+        total.update(f"{file.name} {hub.sha256_of(file)}".encode())
     return total.hexdigest()[:12]
 
 
@@ -99,12 +97,7 @@ def refuse_others(variant: Variant, answers: Answers, env: Env) -> None:
         path = hub.cached(repo, (name,), env.environ).get(name)
         if path is None:
             continue
-        found = answers.of(answers.key(path.resolve(), "sha256"), partial(_sha256, path))
+        found = answers.of(answers.key(path.resolve(), "sha256"), partial(hub.sha256_of, path))
         if found != wanted.lower():
             words = f"{name} of {repo} is another file than the one that the catalog pins."
             raise UnsafeModelError(words, cause=[f"sha256 {found}", f"pinned {wanted.lower()}"], hint=hint)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -15,12 +15,6 @@ import signal
 import socket
 import sys
 
-if __name__ == "__main__":
-    # -I -S: our own package is not on the path; of it only a module without other packages is imported
-    sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
-
-from cclocal.sandbox.nets import proxy_variables
-
 
 def main(argv: list[str]) -> None:
     """Hand over the listening sockets, wait until they were taken, and become the agent."""
@@ -28,6 +22,10 @@ def main(argv: list[str]) -> None:
     relay, *proxies = map(int, argv[2].split(","))
     _hand_over(relay, (port,), "keeper")
     for door in proxies:
+        # -I -S: our own package is not on the path. Imported here, because most sessions have no proxy.
+        sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
+        from cclocal.sandbox.nets import proxy_variables
+
         os.environ |= proxy_variables(_hand_over(door, (0, *others), "proxy"))
     # An ignored signal stays ignored through exec. The first two are ignored for bubblewrap, the others by Python.
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ):

@@ -132,7 +132,7 @@ def remove_mount_points(paths: Sequence[str], folder: str) -> None:
         return
     theirs: set[str] = set()
     parent = os.path.dirname(folder)
-    for name in os.listdir(parent):
+    for name in os.listdir(parent) if os.path.isdir(parent) else ():
         other = os.path.join(parent, name)
         with contextlib.suppress(OSError, ValueError):
             if other != folder:

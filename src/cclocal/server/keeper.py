@@ -434,7 +434,7 @@ class Keeper:
         return [line for line in lines if not line.startswith(OURS)][-most:]
 
     def _compare(self) -> None:
-        """Look at the agent's folders again. What the sandbox mounted there is removed first."""
+        """What to say at the end: of the agent's folders, without the sandbox's mount points, its /tmp, its network."""
         if mounted := self.state.pop("mount_points", ()):
             # before the other sessions' are looked at: of two that end at once, at least one removes what both use
             with contextlib.suppress(OSError):

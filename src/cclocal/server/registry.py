@@ -184,11 +184,12 @@ def new_log(env: Env, session_id: str) -> Path:
     fresh = env.folders.state / f".server.log.{session_id}"
     fresh.symlink_to(log.relative_to(env.folders.state))
     fresh.replace(env.folders.newest_log)
-    in_use = {str(session.facts.get("log")) for session in sessions(env)}
+    every = sessions(env)
+    in_use = {str(session.facts.get("log")) for session in every}
     for old in newest_first(env)[KEPT:]:
         if str(old) not in in_use:
             old.unlink(missing_ok=True)
-    alive = {session.folder.name for session in sessions(env)}
+    alive = {session.folder.name for session in every}
     for parent in (env.folders.changed, env.folders.state / TMP):
         for shelf in sorted(parent.glob("*"), key=_changed_at, reverse=True)[KEPT:]:
             if shelf.name not in alive:

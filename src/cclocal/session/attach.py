@@ -44,7 +44,8 @@ def attach(port: int, settings: Settings, env: Env, address: str | None = None) 
     if record:
         _attach_ours(record, settings, env)
     try:
-        _attach_other(address or f"http://127.0.0.1:{port}", "", settings, env)
+        _, settings, facts = _agent(settings, env)
+        _attach_other(address or f"http://127.0.0.1:{port}", "", settings, facts)
     except NotReadyError as error:
         error.hint = error.hint or (f"cclocal attach {servers[0].port}" if servers else None)
         raise
@@ -60,7 +61,8 @@ def attach_url(settings: Settings, env: Env) -> NoReturn:
     if not key_env and host in ("127.0.0.1", "localhost"):
         # it may be one of our own, whose key is known
         attach(int(port), settings, env, address)
-    _attach_other(address, env.environ[key_env] if key_env else "", settings, env)
+    _, settings, facts = _agent(settings, env)
+    _attach_other(address, env.environ[key_env] if key_env else "", settings, facts)
 
 
 def port_of(word: str, env: Env) -> int | None:
@@ -96,7 +98,8 @@ def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoRetur
     if level_of(settings, facts.machine) == STRICT:
         # a sandbox reaches the server by a relay of its own
         settings = replace(settings, model=served["model"])
-        _attach_other(served["url"], served["key"], settings, env, record)
+        served = {"log_reader": "", **served, "log": str(record.facts.get("log", ""))}
+        _attach_other(served["url"], served["key"], settings, facts, served)
     session = _session(f"{record.model} on port {record.port}", served["context_tokens"], agent, settings, facts)
     session = replace(session, log_reader=served.get("log_reader", ""))
     # inside the server's session, with which it is removed
@@ -128,16 +131,20 @@ def _wait_for(record: SessionRecord, served: Mapping[str, Any]) -> None:
     raise ServerDiedError("The server in the other terminal has ended.", hint="cclocal --server")
 
 
-def _attach_other(address: str, key: str, settings: Settings, env: Env, ours: SessionRecord | None = None) -> NoReturn:
-    """On a server by a relay of its own: it is asked for its models and its window. `ours`: whose log is known."""
+def _attach_other(
+    address: str, key: str, settings: Settings, facts: Facts, served: Mapping[str, Any] | None = None
+) -> NoReturn:
+    """Through a relay of the session's own, on a server that is asked for its models and its window.
+
+    `served`: what a server of ours recorded of itself, and its log.
+    """
     check_proc()
-    # before the server has to compute anything
-    agent, settings, facts = _agent(settings, env)
+    agent, env = choose_agent(settings), facts.env
     with busy(f"Asking {address} for its models"):
         model, kind, served_tokens = look(address, key, WIRES[agent.WIRE], settings.model)
-    if ours:
+    if served:
         # with several slots the server itself reports the window of all
-        served_tokens = read_table(ours.folder / ENDPOINT)["context_tokens"]
+        served_tokens = served["context_tokens"]
     session = _session(f"{model} at {address}", served_tokens, agent, settings, facts)
     say(f"{model} on {kind} at {address}, with a context window of {session.context_tokens:,} tokens.")
     _prepare(agent, session)
@@ -147,10 +154,10 @@ def _attach_other(address: str, key: str, settings: Settings, env: Env, ours: Se
         # its own log would hide the one of the newest server
         binding = replace(binding, log=str(make_folder(Path(binding.folder)) / "relay.log"))
         shown = binding
-        if ours:
-            log, reader = str(ours.facts.get("log", "")), read_table(ours.folder / ENDPOINT).get("log_reader", "")
-            session, shown = replace(session, log_reader=reader), replace(binding, log=log)
-            settings = replace(settings, allow_read=(*settings.allow_read, log))
+        if served:
+            # what the model server does shows in its log
+            session, shown = replace(session, log_reader=served["log_reader"]), replace(binding, log=served["log"])
+            settings = replace(settings, allow_read=(*settings.allow_read, served["log"]))
         command, files = agent.command(session, Endpoint.of_relay(binding, model), shown)
         trust = {"authorities": http.authorities()} if address.startswith("https:") else {}
         refusals = [row for backend in BACKENDS.values() for row in backend.REFUSALS]

@@ -85,7 +85,7 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
     facts, limit = seen
     env, now = facts.env, prepare(settings, catalog, facts)
     if not settings.server:
-        settings = sandbox.settle(settings, facts, is_harmless=bool(now.plan().variant.builtin))
+        settings = sandbox.settle(settings, facts, is_harmless=any(variant.builtin for variant in now.model.variants))
         now = replace(now, settings=settings)
     plan = now.plan()
     if settings.safe:

@@ -34,6 +34,7 @@ from cclocal.sandbox.look import Needs, find_sandbox, walls_for
 from cclocal.sandbox.walls import Sandbox, no_typing
 from cclocal.server.process import boot_id, start_of
 from cclocal.server.registry import SessionRecord, sessions
+from cclocal.server.start import free_port
 from cclocal.settings import Settings
 from cclocal.ui.tables import Finding
 from cclocal.units import memory_size
@@ -113,7 +114,7 @@ def _device(engine: str, device: str, facts: Facts) -> Finding:
 def _server(facts: Facts) -> Iterator[Finding]:
     """Start the tiny model's server as `cclocal --server` does, kill the launcher, and see the server end."""
     env = facts.env
-    command = [sys.executable, "-P", "-m", "cclocal", "--server", "--tiny", "--cold", "--port", str(_free_port())]
+    command = [sys.executable, "-P", "-m", "cclocal", "--server", "--tiny", "--cold", "--port", str(free_port())]
     before, began = {session.folder for session in sessions(env)}, time.monotonic()
     child = subprocess.Popen(
         command,
@@ -161,11 +162,6 @@ def _ends_with_its_launcher(session: SessionRecord, child: subprocess.Popen[str]
     return Finding(
         "keeper", "problem", f"the server (process {pid}) goes on after its launcher was killed", f"kill {pid}"
     )
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 # -- the sandbox

@@ -35,9 +35,9 @@ WIRE = "responses"
 CALLS = Calls(("exec_command", "cmd"))
 #: Bracketed paste, focus reports and the keyboard protocol off, the cursor shown.
 TERMINAL_RESET = "\x1b[?2004l\x1b[?1004l\x1b[<u\x1b[?25h"
-#: No name means anything to it.
 HAS: frozenset[str] = frozenset(("mcp",))
 OWN_LEVELS: Mapping[str, str] = dict.fromkeys((BASH, OFF), "Codex's own: commands write ./ only and reach no network")
+#: No name means anything to it.
 TAKEN = re.compile(r"(?!)")
 FORBIDDEN = re.compile(r"(CODEX|OPENAI|RUST)(_.*)?", re.IGNORECASE)
 #: The oldest version whose profile was verified.

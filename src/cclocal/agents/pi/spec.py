@@ -30,9 +30,9 @@ WIRE = "chat"
 CALLS = Calls(("bash", "command"), ("write", "path", "content"))
 #: Bracketed paste and the keyboard protocol off, the cursor shown.
 TERMINAL_RESET = "\x1b[?2004l\x1b[<u\x1b[?25h"
-#: No name means anything to it.
 HAS: frozenset[str] = frozenset()
 OWN_LEVELS: Mapping[str, str] = {OFF: "commands can read, write and reach whatever you can"}
+#: No name means anything to it.
 TAKEN = re.compile(r"(?!)")
 FORBIDDEN = re.compile(r"PI_.*", re.IGNORECASE)
 #: The oldest version whose profile was verified.

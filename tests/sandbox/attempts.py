@@ -28,7 +28,7 @@ Done = Callable[[Stage], bool]
 
 @dataclass(frozen=True)
 class Attempt:
-    """`levels`: at which it is done, words of "off bash strict", or nothing.
+    """One thing that is tried. `levels`: those at which it succeeds, as words: "off", "off bash", or none.
 
     One that would harm this machine if it were done is run at strict only (`is_harmful`).
     """

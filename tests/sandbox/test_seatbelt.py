@@ -39,7 +39,7 @@ def test_names_with_quotes_stay_strings() -> None:
 
 
 def mac(world: World) -> None:
-    """A Mac whose sandbox-exec is a program that records its profile and becomes the rest."""
+    """A stand-in for a Mac. Its sandbox-exec writes the profile to a file, and starts the agent without it."""
     world.mac(64, "15.6")
     program = world.root / "mac/sandbox-exec"
     program.write_text(

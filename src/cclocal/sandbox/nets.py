@@ -54,7 +54,7 @@ def local_ports(known: Sequence[str]) -> tuple[int, ...]:
 
 
 def allows(known: Sequence[str], host: str, port: int) -> str:
-    """The rule that allows a place, or nothing. A rule of its own comes before the one for every public host."""
+    """The rule that allows a place; empty if none does."""
     place = f"{host}:{port}".lower()
     return place if place in known else f"*:{port}" if f"*:{port}" in known else ""
 

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 
-import psutil
 import pytest
 
 from tests.conftest import Claude
@@ -24,8 +23,7 @@ def without_a_sandbox(world: World) -> None:
 
 def left_running(world: World) -> list[int]:
     """The programs in this world that the agent left."""
-    found = [int(line.split()[0]) for line in world.leftovers() if " ".join(LEFT) in line]
-    return [pid for pid in found if psutil.Process(pid).cmdline() == LEFT]
+    return [int(line.split()[0]) for line in world.leftovers() if line.split()[1:] == LEFT]
 
 
 def test_what_the_agent_left_ends_with_it(world: World) -> None:

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -119,15 +120,20 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """A user's world, and the invariant after every test that used it: nothing is left behind."""
-    world = World(tmp_path)
+def world() -> Iterator[World]:
+    """A user's world, and the invariant after every test that used it: nothing is left behind.
+
+    Its path is as short as a user's: on a longer one an engine cannot listen on a unix socket.
+    """
+    root = Path(tempfile.mkdtemp(prefix="cc-", dir="/tmp"))
+    world = World(root)
     try:
         yield world
         world.assert_clean()
     finally:
         world.close()
         run_on(own_cores())
+        shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ command is a pure function of one, so `--dry-run` and the golden files show the 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,8 +47,13 @@ _REFUSED = re.compile(
     re.IGNORECASE,
 )
 
-#: The scheme of a unix socket's address, and its name in the session's folder (llama.cpp requires the ending).
-UNIX, SOCKET = "unix:", "server.sock"
+#: The scheme of a unix socket's address, and its name in the session's folder (llama.cpp requires the ending). It has a
+#: folder of its own, the only one of a session that a sandboxed server writes.
+UNIX, SOCKET = "unix:", "io/server.sock"
+#: The longest path of a unix socket: 104 bytes with its end on macOS, 108 on Linux.
+MOST_SOCKET_BYTES = 103
+#: The length of a session's id, which is the name of its folder.
+ID_BYTES = 8
 
 
 def refusal(name: str, forbidden: re.Pattern[str]) -> str | None:
@@ -122,6 +128,11 @@ class Binding:
     def file(self, name: str) -> str:
         """The path of a file in the session's folder."""
         return f"{self.folder}/{name}"
+
+
+def has_room_for_socket(sessions: str) -> bool:
+    """Whether the path of a socket in a session's folder, below the folder `sessions`, is short enough to listen on."""
+    return len(os.fsencode(f"{sessions}/{'x' * ID_BYTES}/{SOCKET}")) <= MOST_SOCKET_BYTES
 
 
 def server_url(folder: str, port: int | str, *, on_socket: bool) -> str:

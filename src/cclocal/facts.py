@@ -62,13 +62,22 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerSandbox:
+    """What an engine's server runs in: bubblewrap, and the folders of the engine, which are shown read-only inside."""
+
+    program: str
+    folders: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """An inference engine that was found on this machine.
 
     form: which of a backend's engines it is; only that backend reads it. title: the form in words. flags: every flag
     that its help names. devices: the GPUs it lists, empty for a CPU-only build. uses: "listed" computes on those
     devices, "everything" on whatever GPUs there are, "untold" does not say. url: of a server that runs already, which
-    is used and never stopped. unix_socket: it can listen on a unix socket instead of a port.
+    is used and never stopped. unix_socket: it can listen on a unix socket instead of a port. asks_devices: a command
+    that prints its devices. sandbox: its server's; None if there is none, or if the engine does not run in it.
     """
 
     form: str
@@ -80,6 +89,8 @@ class Engine:
     uses: Literal["listed", "everything", "untold"] = "listed"
     url: str = ""
     unix_socket: bool = False
+    asks_devices: tuple[str, ...] = ()
+    sandbox: ServerSandbox | None = None
 
     @property
     def device_names(self) -> tuple[str, ...]:

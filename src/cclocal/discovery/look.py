@@ -20,6 +20,7 @@ from cclocal import tiny
 from cclocal.agents import look_of, taken_names
 from cclocal.backends import BACKENDS, runtime_of
 from cclocal.checks import results
+from cclocal.command import has_room_for_socket
 from cclocal.config_file import UserFile
 from cclocal.discovery.hardware import machine
 from cclocal.errors import AgentMissingError, BackendMissingError, FolderError, SandboxError, UsageError
@@ -36,8 +37,9 @@ from cclocal.paths import Env, packaged, read_table, write_private
 from cclocal.planning.choose import choose_agent, choose_variant, level_of, model_path
 from cclocal.planning.memory import correction_key
 from cclocal.planning.plan import Plan
-from cclocal.programs import Answers
+from cclocal.programs import Answers, is_mac
 from cclocal.sandbox.look import find_sandbox
+from cclocal.sandbox.server import with_sandbox
 from cclocal.settings import STRICT, Settings
 from cclocal.units import GIB
 
@@ -70,7 +72,8 @@ def look(env: Env, settings: Settings, catalog: Catalog, *, engines_must_run: bo
     engines: dict[str, tuple[Engine, ...]] = {}
     for name in BACKENDS:
         try:
-            engines[name] = tuple(runtime_of(name).find(env, settings, facts.machine, answers))
+            found = runtime_of(name).find(env, settings, facts.machine, answers)
+            engines[name] = tuple(_as_used_here(engine, facts, answers) for engine in found)
         except BackendMissingError:
             if engines_must_run:
                 raise
@@ -101,7 +104,7 @@ def look_around(env: Env, settings: Settings) -> Facts:
             problem = error.message
     answers.save()
     seen, sandbox, sandbox_error = machine(env.environ), "", None
-    if not settings.server and level_of(settings, seen) == STRICT:
+    if level_of(settings, seen) == STRICT:
         try:
             sandbox = find_sandbox(env.environ)
         except SandboxError as error:
@@ -120,6 +123,14 @@ def look_around(env: Env, settings: Settings) -> Facts:
         pip=f"{sys.executable} -m pip install" if has_pip else f"uv pip install --python {sys.executable}",
         git_root=root,
     )
+
+
+def _as_used_here(engine: Engine, facts: Facts, answers: Answers) -> Engine:
+    """An engine without a unix socket if its path would be too long, and with a sandbox where there is one."""
+    if not has_room_for_socket(str(facts.env.folders.sessions)):
+        return replace(engine, unix_socket=False)
+    has_sandbox = facts.sandbox and not is_mac(facts.env.environ)
+    return with_sandbox(engine, facts.sandbox, facts.env, answers) if has_sandbox else engine
 
 
 def _mcp_servers(settings: Settings, cwd: Path) -> dict[str, Mapping[str, Any]]:

@@ -117,7 +117,7 @@ def allowed(settings: Settings, name: str, cwd: Path, env: Env) -> list[str]:
         flag = f"--{name.replace('_', '-')} {word}"
         if not path.exists() and not (name == "allow_write" and path.name in PROTECTED):
             raise UsageError(f"{flag}: there is no such file or folder.{settings.origin(name)}")
-        if any(home.is_relative_to(path) for home in _homes(env)):
+        if any(home.is_relative_to(path) for home in homes_of(env)):
             raise UsageError(f"{flag} would open your whole home.{settings.origin(name)}", hint="a folder in it")
         found.append(str(path))
     return found
@@ -143,7 +143,7 @@ class Needs:
 def walls_for(session: AgentSession, config: ConfigDir, command: Command, needs: Needs, env: Env) -> Walls:
     """What the sandbox of a session shows. Raises SandboxError (36) for a working folder that holds the user's home."""
     environ, cwd = env.environ, session.cwd
-    homes = _homes(env)
+    homes = homes_of(env)
     for home in homes:
         if home.is_relative_to(cwd):
             raise SandboxError(
@@ -160,7 +160,7 @@ def walls_for(session: AgentSession, config: ConfigDir, command: Command, needs:
         *(target for target in config.links.values() if target),
         *config.reads,
         *session.folders,
-        *_program_folders(command.argv[0], environ["HOME"]),
+        *program_folders(command.argv[0], environ["HOME"]),
         # this very program, which opens the session's port inside
         *(sys.prefix, sys.base_prefix, Path(__file__).parents[1]),
         *(Path(home, name) for home in homes for name in OF_HOME),
@@ -209,7 +209,7 @@ def walls_for(session: AgentSession, config: ConfigDir, command: Command, needs:
     )
 
 
-def _homes(env: Env) -> tuple[Path, ...]:
+def homes_of(env: Env) -> tuple[Path, ...]:
     """The user's home by HOME and that of the account, which can differ. In a container a user may have no account."""
     homes = [env.environ["HOME"]]
     with contextlib.suppress(KeyError):
@@ -258,7 +258,7 @@ def _modules_of(git: Iterable[Path]) -> list[Path]:
     return found
 
 
-def _program_folders(program: str, home: str, depth: int = 3) -> Iterator[Path]:
+def program_folders(program: str, home: str, depth: int = 3) -> Iterator[Path]:
     """The folders that a program needs: its own, those that it links to, the whole of a package of npm.
 
     A script may start the real program by its path; the folders of what it names are needed too.
@@ -272,7 +272,7 @@ def _program_folders(program: str, home: str, depth: int = 3) -> Iterator[Path]:
             yield Path(*parts[: parts.index("node_modules") + 1])
         yield path.parent
     for named in _named_in_script(hops[-1], home) if depth else ():
-        yield from _program_folders(named, home, depth - 1)
+        yield from program_folders(named, home, depth - 1)
 
 
 def _named_in_script(path: Path, home: str) -> Iterator[str]:

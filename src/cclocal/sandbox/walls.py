@@ -22,7 +22,12 @@ EXISTING = ("config", "config.worktree")
 #: Folders whose content is hidden: homes, other drives, sockets of other programs, temporary files.
 HIDDEN = ("/home", "/root", "/run", "/tmp", "/var/tmp", "/mnt", "/media")  # noqa: S108 - to be hidden
 #: Settings of the kernel in /proc, which root may change without any capability; bubblewrap leaves them writable.
-_OF_KERNEL = tuple(f"/proc/{name}" for name in ("sys", "sysrq-trigger", "fs", "acpi", "scsi"))
+OF_KERNEL = tuple(f"/proc/{name}" for name in ("sys", "sysrq-trigger", "fs", "acpi", "scsi"))
+#: What a sandbox has of its own. Without the last words root would keep its capabilities, and could undo mounts.
+NAMESPACES = (
+    *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
+    *("--die-with-parent", "--cap-drop", "ALL"),
+)
 _TMP = "/tmp"  # noqa: S108 - inside it is a folder of the session
 #: Files that only root can read, which matters where cclocal runs as root.
 HIDDEN_FILES = ("/etc/shadow", "/etc/gshadow", "/etc/sudoers")
@@ -111,12 +116,8 @@ def bubblewrap(program: str, walls: Walls, seccomp_fd: int) -> tuple[str, ...]:
     for path in walls.missing:
         mounts += ["--tmpfs", str(path), "--remount-ro", str(path)]
     return (
-        program,
-        *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
-        # root keeps its capabilities in a namespace of its own, and could undo the mounts
-        *("--unshare-cgroup-try", "--die-with-parent", "--cap-drop", "ALL"),
-        *("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"),
-        *(word for name in _OF_KERNEL for word in ("--ro-bind-try", name, name)),
+        *(program, *NAMESPACES, "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"),
+        *(word for name in OF_KERNEL for word in ("--ro-bind-try", name, name)),
         *mounts,
         *("--chdir", str(walls.cwd), "--seccomp", str(seccomp_fd), "--"),
     )

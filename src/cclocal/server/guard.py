@@ -39,7 +39,8 @@ class Guarded:
     """A server's process, its group and its twin. `exit` is its exit status once it was reaped.
 
     shell: an absolute path. stop: signals with the seconds that each is given. pdeathsig: have the kernel end the
-    server if this process dies. held_open: a descriptor that the twin keeps open.
+    server if this process dies. held_open: a descriptor that the twin keeps open. in_sandbox: the program is
+    bubblewrap, whose exit status for a server that was killed by signal N is 128 + N.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class Guarded:
         stop: Sequence[tuple[str, float]],
         pdeathsig: bool,
         held_open: int | None,
+        in_sandbox: bool,
     ) -> None:
-        self.stop = stop
+        self.stop, self.in_sandbox = stop, in_sandbox
         self.exit: int | None = None
         self.group_is_gone = False
         gate, self._go = os.pipe()
@@ -87,13 +89,17 @@ class Guarded:
         """Collect the exit statuses of ended children; `wait`: until the server's is there."""
         with contextlib.suppress(ChildProcessError):
             if wait and self.exit is None:
-                self.exit = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+                self.exit = self._exit_of(os.waitpid(self.pid, 0)[1])
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
                 if pid == self.pid:
-                    self.exit = os.waitstatus_to_exitcode(status)
+                    self.exit = self._exit_of(status)
+
+    def _exit_of(self, status: int) -> int:
+        code = os.waitstatus_to_exitcode(status)
+        return 128 - code if self.in_sandbox and code > 128 else code
 
     def signal_group(self, number: int) -> bool:
         """Signal the server's group; 0 only asks whether it exists. Returns whether it does."""

@@ -153,6 +153,8 @@ class Keeper:
 
     def _start(self) -> None:
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        if self.session["socket"]:
+            os.makedirs(os.path.dirname(self.session["socket"]), mode=0o700, exist_ok=True)
         self.before = contents(self.session["looks_at"], self.session["obeyed"])
         for name, content in self.session["files"].items():
             self._write(name, content)
@@ -182,6 +184,7 @@ class Keeper:
             stop=self.session["stop"],
             pdeathsig=self.session["pdeathsig"],
             held_open=self.session["held_open"],
+            in_sandbox=self.session["in_sandbox"],
         )
         self.events.add_pid(server.pid)
         self.state |= {**_party("server", server.pid), **_party("twin", server.twin)}

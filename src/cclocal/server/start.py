@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cclocal.command import UNIX, Binding, Command, server_url
+from cclocal.command import ID_BYTES, Binding, Command, server_url
 from cclocal.errors import AgentMissingError, ServerDiedError
 from cclocal.paths import Env
 from cclocal.programs import last_lines
@@ -29,8 +29,6 @@ from cclocal.units import MIB, how_it_ended
 LOG_CAP_BYTES = 16 * MIB
 #: Seconds without a sign of life after which a server that should answer is taken for dead.
 STALL_S = 240.0
-#: The longest path of a unix socket: 104 bytes with its end on macOS, 108 on Linux.
-MOST_SOCKET_BYTES = 103
 
 
 @dataclass(slots=True)
@@ -126,13 +124,11 @@ class Server:
 def new_binding(env: Env, port: int, *, unix_socket: bool = False) -> Binding:
     """Fresh values for one session, whose relay listens on `port`: an id, and random keys that are never the user's.
 
-    unix_socket: the server can listen on one; a path that is too long for one means a free port instead.
+    unix_socket: the server listens on one, else on a free port.
     """
-    session_id = secrets.token_hex(4)
+    session_id = secrets.token_hex(ID_BYTES // 2)
     folder = str(env.folders.sessions / session_id)
-    url = server_url(folder, "", on_socket=True)
-    if not unix_socket or len(os.fsencode(url.removeprefix(UNIX))) > MOST_SOCKET_BYTES:
-        url = server_url(folder, free_port(), on_socket=False)
+    url = server_url(folder, "" if unix_socket else free_port(), on_socket=unix_socket)
     return Binding(
         port=str(port),
         key=f"cclocal-{secrets.token_urlsafe(24)}",
@@ -163,9 +159,10 @@ class ServerStart:
     about: goes into the state file. advice: printed after the exit status and the last lines of the log, if the server
     dies while the agent runs. terminal_reset: written to the terminal after an agent that took it over; empty for one
     that does not. held_open: a descriptor that must stay open as long as the session lasts. less_memory: the command
-    with which a server is started again if memory ran out. looks_at: the agent's folders, in which files that other
-    programs obey are compared at the end (server/changes.py). level: what holds the agent; empty without one. receipt:
-    say at the end what it connected to. relay: the options of the relay (server/relay.py).
+    with which a server is started again if memory ran out. in_sandbox: both are commands of bubblewrap. looks_at: the
+    agent's folders, in which files that other programs obey are compared at the end (server/changes.py). level: what
+    holds the agent; empty without one. receipt: say at the end what it connected to. relay: the options of the relay
+    (server/relay.py).
     """
 
     files: Mapping[str, str]
@@ -173,6 +170,7 @@ class ServerStart:
     relay: Mapping[str, Any]
     command: Command | None = None
     less_memory: Command | None = None
+    in_sandbox: bool = False
     stop: Sequence[tuple[str, float]] = ()
     advice: str = ""
     looks_at: Sequence[Path] = ()
@@ -196,6 +194,7 @@ def start_server(start: ServerStart, binding: Binding, listener: socket.socket, 
         "files": dict(start.files),
         "command": _as_table(start.command, environ),
         "less_memory": _as_table(start.less_memory, environ),
+        "in_sandbox": start.in_sandbox,
         "socket": binding.socket,
         "listener": listener.fileno(),
         "relay": dict(start.relay),

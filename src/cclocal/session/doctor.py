@@ -141,7 +141,8 @@ def _engines(facts: Facts) -> Iterator[Finding]:
         for engine in facts.engines.get(name, ()):
             found = True
             devices = ", ".join(engine.device_names) or ("the processor" if engine.uses == "listed" else "its GPUs")
-            yield Finding("engine", "ok", f"{name}: {engine.title or engine.form} {engine.version}, on {devices}")
+            text = f"{name}: {engine.title or engine.form} {engine.version}, on {devices}"
+            yield Finding("engine", "ok", text + (", in a sandbox" if engine.sandbox else ""))
     if not found:
         name = in_order(facts.machine)[0]
         yield Finding("engine", "problem", "No engine that serves models was found.", BACKENDS[name].install_hint(()))

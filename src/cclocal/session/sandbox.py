@@ -10,10 +10,14 @@ from cclocal.agents.session import AgentSession
 from cclocal.command import Binding, CommandAndFiles
 from cclocal.errors import UsageError
 from cclocal.facts import Facts
+from cclocal.models.headers import parts as parts_of
+from cclocal.paths import Env, make_folder
 from cclocal.planning.choose import choose_agent, level_of
+from cclocal.planning.plan import Plan
 from cclocal.programs import is_mac
 from cclocal.sandbox import nets
 from cclocal.sandbox.look import Needs, allowed, walls_for
+from cclocal.sandbox.server import enclosed
 from cclocal.sandbox.walls import Sandbox, no_typing
 from cclocal.server.changes import TMP
 from cclocal.server.receipt import NETWORK
@@ -85,6 +89,22 @@ def sandbox_of(
         f"{binding.folder}/{NETWORK}",
         is_mac(facts.env.environ),
     )
+
+
+def server_in_sandbox(plan: Plan, binding: Binding, env: Env) -> CommandAndFiles:
+    """The server's command in its sandbox, if it has one, and its files. It reads the files that its command names."""
+    command, files = plan.server_command(binding)
+    if not plan.engine.sandbox or not binding.socket:
+        return command, files
+    model = Path(plan.request.model_file)
+    named = [word for word in command.argv[len(plan.engine.command) :] if word.startswith("/") and Path(word).is_file()]
+    parts = [str(model.with_name(name)) for name in parts_of(model.name)]
+    reads = dict.fromkeys((*named, *parts, *(binding.file(name) for name in files)))
+    writes = [str(Path(binding.socket).parent)]
+    if plan.request.prompt_folder:
+        make_folder(Path(plan.request.prompt_folder))
+        writes.append(plan.request.prompt_folder)
+    return enclosed(command, plan.engine.sandbox, env, reads, writes), files
 
 
 def _protected(settings: Settings, session: AgentSession) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from cclocal.prompt_cache.cache import PromptCache
 from cclocal.server.readiness import holder_of, wait_until_ready
 from cclocal.server.registry import SessionRecord, new_log, running
 from cclocal.server.start import Server, ServerStart, exec_agent, listen, new_binding, start_server
-from cclocal.session.sandbox import sandbox_of, say_level
+from cclocal.session.sandbox import sandbox_of, say_level, server_in_sandbox
 from cclocal.settings import Settings
 from cclocal.ui.console import WaitLine, busy, can_ask, confirm, download_bar, say
 from cclocal.wires import WIRES
@@ -54,7 +54,7 @@ def start(plan: Plan, env: Env, limit: int | None, tries: int = PORT_TRIES) -> S
 
 def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limit: int | None) -> Server:
     agent, endpoint = AGENTS[plan.agent], plan.agent_endpoint(binding)
-    command, files = plan.server_command(binding)
+    command, files = server_in_sandbox(plan, binding, env)
     files = {**files, **plan.agent_command(binding)[1]}
     if plan.settings.server:
         files[ENDPOINT] = _endpoint_file(plan, endpoint)
@@ -81,7 +81,8 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
                     "log": str(log),
                     "files": [path for path in (plan.request.model_file, plan.request.mmproj_file) if path],
                 },
-                less_memory=plan.with_less_memory().server_command(binding)[0],
+                less_memory=server_in_sandbox(plan.with_less_memory(), binding, env)[0],
+                in_sandbox=bool(plan.engine.sandbox and binding.socket),
                 relay=plan.relay(binding),
                 looks_at=() if plan.settings.server else plan.session.folders,
                 level="" if plan.settings.server else plan.session.level,

@@ -20,6 +20,7 @@ from cclocal.ui.console import output, print_json
 from cclocal.units import file_size, window
 
 _DAY_S = 86400
+_OF_SERVER = "no network; it reads its engine and the model, and writes its log and the kept prompts"
 _STATES = {"ok": ("✓", "green"), "info": ("·", "dim"), "note": ("!", "yellow"), "problem": ("✗", "red")}
 
 
@@ -154,6 +155,7 @@ def plan_lines(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
         yield f"  the wired limit is raised to {plan.wired_limit_mib:,} MiB for the session"
     yield "Server"
     yield from _command_lines(server.argv)
+    yield f"  sandbox: {_OF_SERVER if plan.engine.sandbox else 'none'}"
     yield f"  reached by the agent at {plan.agent_endpoint(plan.shown).url}, through the session's relay"
     if not plan.settings.server:
         yield "Agent"
@@ -216,7 +218,7 @@ def plan_json(plan: Plan, environ: Mapping[str, str]) -> dict[str, Any]:
         "memory": plan.fit.as_json() if plan.fit else None,
         "wired_limit_mib": plan.wired_limit_mib,
         "remedies": [remedy.as_json() for remedy in plan.remedies if help_is_needed],
-        "server": {"argv": list(server.argv), "env": dict(server.env)},
+        "server": {"sandbox": bool(engine.sandbox), "argv": list(server.argv), "env": dict(server.env)},
         "port": plan.port,
         "agent": {
             "name": plan.agent,

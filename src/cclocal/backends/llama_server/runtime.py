@@ -52,6 +52,7 @@ def _binary(path: Path, env: Env, machine: Machine, answers: Answers) -> Engine:
         tuple(known["devices"]),
         title="a llama-server program",
         unix_socket=known["unix_socket"],
+        asks_devices=(str(path), "--list-devices") if "--list-devices" in known["flags"] else (),
     )
 
 
@@ -84,8 +85,16 @@ def _wheel(env: Env, machine: Machine, answers: Answers) -> Iterator[Engine]:
     # the question belongs to the key: another version of cclocal may ask another one
     known = answers.of(answers.key(libraries[0], _WHEEL_PROBE, _devices_depend_on(machine)), probe)
     command = (sys.executable, "-P", "-m", "cclocal.backends.llama_server.xllamacpp_server")
-    title = "inside the xllamacpp package"
-    yield Engine(WHEEL, command, known["version"], flags(), tuple(known["devices"]), title, unix_socket=True)
+    yield Engine(
+        WHEEL,
+        command,
+        known["version"],
+        flags(),
+        tuple(known["devices"]),
+        title="inside the xllamacpp package",
+        unix_socket=True,
+        asks_devices=(sys.executable, "-P", "-c", _WHEEL_PROBE),
+    )
 
 
 class LlamaServer(Runtime):

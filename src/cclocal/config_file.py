@@ -20,11 +20,14 @@ from cclocal.settings import flags as flags_of_setting
 #: A model's flag, without its dashes.
 FLAG = re.compile(r"[a-z][a-z0-9.-]*")
 #: The commands of the command line. (Here, because the first help page must not import the commands themselves.)
-COMMANDS = ("attach", "check", "doctor", "env", "fetch", "list", "logs", "plan", "prompt", "rm", "stats")
+COMMANDS = (
+    *("attach", "check", "config", "doctor", "env", "fetch", "help", "list", "logs", "plan", "prompt", "ps", "rm"),
+    *("stats", "stop", "version"),
+)
 #: Other words that a model's flag must not take.
 _WORDS = frozenset(
-    """clean dry-run help install-completion json key last list-models macos ram show-completion show-key version
-    vscode warm""".split()
+    """clean continue dry-run install-completion json key last list-models macos print ram resume show-completion
+    show-key vscode warm""".split()
 )
 
 
@@ -103,11 +106,11 @@ def mistake(path: Path, text: str, loc: tuple[str | int, ...], what: str, known:
     )
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is most like this one, or None if none is."""
+def nearest(word: str, known: Iterable[str], at_least: float = 0.5) -> str | None:
+    """The known word that is most like this one, or None if none is. at_least: how much (0 to 1)."""
     import difflib
 
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)), None)
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=at_least)), None)
 
 
 def line_of(text: str, loc: tuple[str | int, ...]) -> int:

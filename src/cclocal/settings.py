@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+#: More digits make no number of anything.
+_MOST_DIGITS = 15
 #: The levels of --sandbox.
 STRICT, BASH, OFF = "strict", "bash", "off"
 SANDBOXES = (STRICT, BASH, OFF)
@@ -203,7 +205,19 @@ def type_in_words(name: str) -> str:
     words = {int: "a whole number", str: "a text", bool: "true or false", tuple: "a list of texts"}[base_type(name)]
     if option.at_least is None:
         return words
+    words = f"{words} of tokens, such as 65536 or 64k" if option.metavar == "TOKENS" else words
     return f"{words}, {option.at_least} " + ("or more" if option.at_most is None else f"to {option.at_most}")
+
+
+def number_in(name: str, text: str) -> int | None:
+    """The number that a text means for a setting: of tokens also 64k, in units of 1,024. None if it is none."""
+    text = text.strip().lower()
+    units = {"k": 1024, "m": 1024**2} if options()[name][1].metavar == "TOKENS" else {}
+    unit = units.get(text[-1:], 1)
+    digits = text[: -1 if unit > 1 else None].replace("_", "")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= _MOST_DIGITS):
+        return None
+    return int(digits) * unit
 
 
 def accepts(name: str, value: object) -> bool:

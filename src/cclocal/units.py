@@ -30,6 +30,16 @@ def seconds(number_s: float | None) -> str:
     return "—" if number_s is None else f"{number_s:,.{1 if number_s >= 1 else 2}f} s"
 
 
+def duration(number_s: float) -> str:
+    """A duration in its two largest units: 12 s, 5 min, 3 h 20 min, 2 d 4 h."""
+    minutes, s = divmod(int(number_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{s} s"
+
+
 def window(tokens: int) -> str:
     """A context window in units of 1,024 tokens: 64k."""
     return f"{tokens // 1024}k"

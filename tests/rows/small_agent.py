@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Sends, Window
+from cclocal.agents.session import AgentSession, Asked, ByHand, Capture, CaptureRun, ConfigDir, Sends, Window
 from cclocal.command import BASE_NAMES, Binding, Command, CommandAndFiles, Endpoint
 from cclocal.facts import AgentFound
 from cclocal.paths import Env, find_program
@@ -21,7 +21,6 @@ SENDS = Sends(("Bash", "Write"))
 IGNORED_IN_HOME: tuple[str, ...] = ()
 IGNORED_IN_FOLDER: tuple[str, ...] = ()
 MANAGED: tuple[str, ...] = ()
-RESUME: tuple[str, ...] = ("again",)
 LOOK = __name__
 WIRE = "anthropic"
 CALLS = Calls(("Bash", "command"), ("Write", "file_path", "content"))
@@ -59,8 +58,8 @@ def ask_for_file(path: str, content: str) -> str:
     return f"Create the file {path} with content: {content}"
 
 
-def ask_once(prompt: str) -> tuple[str, ...]:
-    return ("once", prompt)
+def arguments(asked: Asked) -> tuple[str, ...]:
+    return ("again",) if asked.continues else ("once", asked.prompt)
 
 
 def config_dir(session: AgentSession) -> ConfigDir:

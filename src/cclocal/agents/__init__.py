@@ -15,7 +15,7 @@ from typing import Protocol, cast
 from cclocal.agents.claude import spec as claude
 from cclocal.agents.codex import spec as codex
 from cclocal.agents.pi import spec as pi
-from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Sends, Window
+from cclocal.agents.session import AgentSession, Asked, ByHand, Capture, CaptureRun, ConfigDir, Sends, Window
 from cclocal.command import Binding, CommandAndFiles, Endpoint
 from cclocal.facts import AgentFound
 from cclocal.paths import Env
@@ -43,8 +43,6 @@ class Agent(Protocol):
     IGNORED_IN_FOLDER: tuple[str, ...]
     #: files of an organisation that may change a session
     MANAGED: tuple[str, ...]
-    #: the arguments that have it continue the last conversation
-    RESUME: tuple[str, ...]
     #: the module that looks around for it
     LOOK: str
     #: the API that it speaks, by the names in cclocal.wires
@@ -74,8 +72,8 @@ class Agent(Protocol):
     def is_interactive(self, arguments: Sequence[str]) -> bool:
         """Whether the agent takes over the terminal, rather than printing an answer."""
 
-    def ask_once(self, prompt: str) -> tuple[str, ...]:
-        """The arguments that have it work on one prompt and end."""
+    def arguments(self, asked: Asked) -> tuple[str, ...]:
+        """The arguments that have it do what the user asks of any agent."""
 
     def ask_for_file(self, path: str, content: str) -> str:
         """The prompt that has it write this file, also with the tiny model."""

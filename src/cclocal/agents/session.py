@@ -112,6 +112,20 @@ class Sends:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user asks of whichever agent it is.
+
+    prompt: its first prompt. prints: print the answer and end. continues: go on with the folder's last conversation.
+    resumes: go on with the conversation of this id; empty: let the user choose one; None: begin a new one.
+    """
+
+    prompt: str = ""
+    prints: bool = False
+    continues: bool = False
+    resumes: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ByHand:
     """How an agent uses a server without cclocal: variables, further lines for a shell, and the command to type."""
 

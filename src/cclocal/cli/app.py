@@ -12,9 +12,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cclocal import __version__
-from cclocal.cli import commands, model_commands
+from cclocal.cli import commands, model_commands, session_commands
 from cclocal.cli.options import Call, if_typed, takes, typed
-from cclocal.config_file import COMMANDS
+from cclocal.config_file import COMMANDS, nearest
 from cclocal.errors import UsageError
 from cclocal.settings import Settings, flags, options
 
@@ -22,15 +22,18 @@ from cclocal.settings import Settings, flags, options
 _Look = partial(typer.Option, rich_help_panel="Look without starting")
 
 
+#: How alike a mistyped option and the one that was meant are (difflib's ratio).
+_ALIKE = 0.75
 #: (command, what it does), for `cclocal --help`
 EXAMPLES = (
-    ("cclocal --tiny -- -p 'Create the file a.txt with content: hi'", "no download"),
-    ("cclocal --gemma", "Claude Code on Gemma 4, on this machine"),
-    ("cclocal --gemma -- --continue", "continue this folder's last conversation"),
-    ("cclocal --coder --out-tokens 16384", "room for larger files in one reply"),
-    ("cclocal --model ./my.gguf", "a model file of your own"),
-    ("cclocal --gemma --dry-run", "what would run, where, and why"),
-    ("cclocal --server --gemma", "only the server"),
+    ("cclocal tiny -p 'Create the file a.txt with content: hi'", "no download; print and end"),
+    ("cclocal gemma", "Claude Code on Gemma 4, on this machine"),
+    ("cclocal gemma 'fix the failing test'", "with its first prompt"),
+    ("cclocal gemma --continue", "continue this folder's last conversation; --resume [ID]: another one"),
+    ("cclocal coder --out-tokens 16k", "room for larger files in one reply"),
+    ("cclocal ./my.gguf", "a model file of your own"),
+    ("cclocal gemma --dry-run", "what would run, where, and why"),
+    ("cclocal gemma --server", "only the server"),
     ("cclocal 8124", "on the server that listens there; --url for another machine"),
 )
 
@@ -70,6 +73,10 @@ _EXAMPLES = {
         ("cclocal check gemma", "real requests, real tool calls, a real file"),
         ("cclocal check gemma --kv q8_0 --json", "as it would be started with these options"),
     ),
+    commands.config: (
+        ("cclocal config", "what is set, and where"),
+        ("cclocal config set ctx 64k", "a lasting default"),
+    ),
     commands.doctor: (
         ("cclocal doctor", "what is there, what is in the way"),
         ("cclocal doctor --agent codex --json", "for another agent, for scripts"),
@@ -86,7 +93,7 @@ _EXAMPLES = {
         ("cclocal --list", "every model that cclocal can see"),
         ("cclocal list gemma --json", "one of them, for scripts"),
     ),
-    commands.logs: (("cclocal logs", "the newest server's log"), ("cclocal logs -f", "follow it")),
+    session_commands.logs: (("cclocal logs", "the newest server's log"), ("cclocal logs -f", "follow it")),
     commands.plan: (
         ("cclocal plan", "the whole catalog on this machine"),
         ("cclocal plan gemma --ram 24 --macos 26", "one model on another machine"),
@@ -99,7 +106,12 @@ _EXAMPLES = {
         ("cclocal --rm coder", "remove one, after a question"),
         ("cclocal rm all --dry-run", "what would be removed"),
     ),
-    commands.stats: (
+    session_commands.ps: (("cclocal ps", "sessions and servers"), ("cclocal ps --json", "for scripts")),
+    session_commands.stop: (
+        ("cclocal stop", "the only server that runs"),
+        ("cclocal stop 8132", "the one on this port"),
+    ),
+    session_commands.stats: (
         ("cclocal stats", "the newest session"),
         ("cclocal stats 5be0c1d2 --json", "another one, for scripts"),
     ),
@@ -113,7 +125,10 @@ for _command, _examples in _EXAMPLES.items():
 def run(words: list[str], call: Call, default_map: dict[str, Any]) -> int | None:
     """Run a command. Raises UsageError for words that it does not know, with the line that was probably meant."""
     rows = [f"  [cyan]{command}[/]\n      [dim]{does}[/]" for command, does in EXAMPLES]
-    rest = f"Everything after the first “--” goes to the agent.\nLasting defaults: {call.user_file.path}"
+    rest = (
+        "-p, --continue and --resume are for the agent, and so is everything after the first “--”.\n"
+        f"Lasting defaults: {call.user_file.path}"
+    )
     epilog = "\n".join(("[bold]Examples[/]", *rows, "", rest))
     with_options = takes(*options(), models=call.models.values())(launch)
     app.callback(invoke_without_command=True, cls=_Group, epilog=epilog)(with_options)
@@ -133,12 +148,15 @@ def _in_words(complaint: str, words: Sequence[str], call: Call) -> UsageError:
     at = next((i for i, word in enumerate(words) if word.split("=")[0] in complaint.split("(")[0]), len(words))
     word = "".join(words[at : at + 1]).split("=")[0]
     of_models = {name for _, names in call.models.values() for name in names}
-    if word in of_models:
-        return UsageError(complaint, hint=shlex.join(("cclocal", *words[:at], f"--{word}", *words[at + 1 :])))
     of_server = {flag for name, (_, option) in options().items() if option.scope == "server" for flag in flags(name)}
     if command == "attach" and word.removeprefix("--") in of_models | of_server:
         # the sentence that --url has for it
         return UsageError(f"cclocal {command} uses a server that runs already, so {word} does nothing.", hint=help_line)
+    what = f"cclocal {command} has" if command else "There is"
+    complaint = f"{what} no option {word}." if word else complaint
+    known = {f"--{flag}" for name in options() for flag in flags(name)} | {f"--{name}" for name in of_models}
+    if near := nearest(word, known, at_least=_ALIKE) if word and not command else None:
+        return UsageError(f"{complaint} Did you mean {near}?")
     if command not in ("", "attach"):
         return UsageError(complaint, hint=help_line)
     meant = shlex.join(("cclocal", *words[:at], "--", *words[at:]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Exit, Option
 
 from cclocal.cli.options import WITHOUT_A_SESSION, Call, Json, complete_model, if_typed, takes
+from cclocal.cli.session_commands import complete_port
 from cclocal.errors import UsageError
-from cclocal.paths import Env
-from cclocal.settings import options
+from cclocal.settings import lasting, options
 
 if TYPE_CHECKING:
     from cclocal.prompt_cache.breakdown import Breakdown
@@ -24,28 +23,15 @@ _MODEL_HELP = options()["model"][1].help
 _Model = partial(Argument, metavar="[MODEL]", show_default=False, autocompletion=complete_model)
 
 
-# -- completion: Typer keeps what begins as the word that is being typed
-
-
-def _ports() -> list[str]:
-    from cclocal.server.registry import running
-
-    return [session.port for session in running(Env.of(os.environ))]
-
-
-def _sessions() -> list[str]:
-    from cclocal.server.registry import newest_first, session_of
-
-    return [session_of(log) for log in newest_first(Env.of(os.environ))]
-
-
 # -- the agent, and what it needs
 
 
 @takes(*(name for name, (_, option) in options().items() if option.scope in ("agent", "window")))
 def attach(
     call: Call,
-    port: Annotated[int, Argument(help="A port of this machine.", show_default=False, autocompletion=_ports)],
+    port: Annotated[
+        int | None, Argument(help="A port of this machine.", show_default=False, autocompletion=complete_port)
+    ] = None,
     model: Annotated[
         str | None, Option("--model", metavar="NAME", help="Model to use, if the server has several.")
     ] = None,
@@ -54,6 +40,11 @@ def attach(
     from cclocal.session.attach import attach as story
     from cclocal.session.serve import os_errors_in_words
 
+    if port is None:
+        from cclocal.session.running import show
+
+        show(call.env, as_json=False)
+        raise UsageError("Which port?", hint="cclocal attach PORT")
     with os_errors_in_words(call.env):
         story(port, replace(if_typed(call.settings, "ctx"), model=model), call.env)
 
@@ -61,7 +52,7 @@ def attach(
 @takes("agent")
 def env(
     call: Call,
-    port: Annotated[int, Argument(help="The port of a --server.", show_default=False, autocompletion=_ports)],
+    port: Annotated[int, Argument(help="The port of a --server.", show_default=False, autocompletion=complete_port)],
     key: Annotated[bool, Option("--key", help="Print the key alone.")] = False,
     show_key: Annotated[bool, Option("--show-key", help="Print the key on a terminal too.")] = False,
     vscode: Annotated[bool, Option("--vscode", help="Settings for Claude Code's extension of VS Code.")] = False,
@@ -232,31 +223,44 @@ def _show_prompt(found: Breakdown) -> None:
     out.print(Text("\n".join(notes), style="dim"))
 
 
-# -- sessions
+# -- lasting defaults
 
 
-@takes()
-def stats(
+@takes(*lasting(), hidden=True)
+def config(
     call: Call,
-    session: Annotated[
-        str | None, Argument(help="Session id; default: the newest.", show_default=False, autocompletion=_sessions)
+    action: Annotated[
+        str,
+        Argument(metavar="[show|path|edit|set|unset]", show_default=False, autocompletion=lambda: [*_CONFIG]),
+    ] = "show",
+    key: Annotated[
+        str | None, Argument(help="With set and unset.", show_default=False, autocompletion=lambda: [*lasting()])
     ] = None,
+    value: Annotated[list[str] | None, Argument(help="With set: several for a list.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """What each turn of a session cost: tokens read, kept and written; seconds to the first word."""
-    from cclocal.session.stats import show
+    """Your lasting defaults: what differs and where it was set, where the file is, changing it."""
+    from cclocal.session import config as story
 
-    show(session, call.env, as_json=as_json)
+    if action not in _CONFIG:
+        raise UsageError(f"cclocal config has no “{action}”.", hint=f"cclocal config [{' | '.join(_CONFIG)}]")
+    if (action in ("set", "unset")) != bool(key) or (action == "set") != bool(value):
+        raise UsageError(f"cclocal config {_CONFIG[action]}.", hint="cclocal config -h")
+    if action == "path":
+        print(call.user_file.path)
+    elif action == "edit":
+        story.edit(call.env)
+    elif action == "show":
+        story.show(call.settings, call.env, as_json=as_json)
+    else:
+        story.change(key or "", value or [], call.env)
 
 
-@takes()
-def logs(call: Call, follow: Annotated[bool, Option("--follow", "-f", help="Follow the log.")] = False) -> None:
-    """What the newest model server says."""
-    from cclocal.server.registry import read_log
-    from cclocal.turns import without_keys
-    from cclocal.ui.console import plain
-
-    for piece in read_log(call.env, follow=follow):
-        # a file or a pipe gets control characters too, but no keys
-        sys.stdout.write(plain(piece) if sys.stdout.isatty() else without_keys(piece))
-        sys.stdout.flush()
+#: What `cclocal config` can do, and how that is typed.
+_CONFIG = {
+    "show": "show takes no more words",
+    "path": "path takes no more words",
+    "edit": "edit takes no more words",
+    "set": "set takes a KEY and a VALUE",
+    "unset": "unset takes a KEY",
+}

@@ -15,17 +15,19 @@ from cclocal.settings import options
 
 #: Commands that may also be given as a flag, because users of earlier scripts type them so.
 _BY_FLAG = {"--check": "check", "--list": "list", "-l": "list", "--rm": "rm", "--clean": "rm", "--fetch": "fetch"}
+#: Commands without Typer, to which they would be its own options of that name.
+_ANSWERED_HERE = ("help", "version")
 #: Commands that take models by name, where a model's flag means the same as its name.
 _WITH_MODELS = ("check", "fetch", "list", "plan", "rm")
 
 #: The examples on the first help page: (what to type, what it does).
 _EXAMPLES = (
     ("cclocal", "choose a model from a menu"),
-    ("cclocal --gemma", "Claude Code on Gemma 4"),
-    ("cclocal --gemma -- --continue", "continue the last conversation"),
-    ("cclocal --tiny -- -p 'Create the file a.txt'", "no download: see it work"),
+    ("cclocal gemma 'fix the failing test'", "Claude Code on Gemma 4"),
+    ("cclocal gemma --continue", "go on; --resume [ID]: another one"),
+    ("cclocal tiny -p 'Create the file a.txt'", "print and end; no download"),
     ("cclocal plan", "which models fit this machine"),
-    ("cclocal --list; cclocal --rm coder", "what is on this disk; remove it"),
+    ("cclocal list; cclocal rm coder", "what is on this disk; remove it"),
 )
 #: Seconds after which Ctrl-C is sent again if it was lost.
 _AGAIN_S = 0.05
@@ -72,7 +74,9 @@ def press_again(lost: sys.UnraisableHookArgs) -> None:
 
 
 def _run(words: list[str], agent_args: tuple[str, ...], environ: Mapping[str, str]) -> None:
-    if words[:1] in (["-h"], ["--version"]):
+    if words[:1] == ["help"]:
+        words = [words[1], "-h"] if len(words) > 1 else ["-h"]
+    if words[:1] in (["-h"], ["--version"], ["-V"], ["version"]):
         _short_answer(words[0], environ)
         return
     is_lenient = "_CCLOCAL_COMPLETE" in environ or bool({"-h", "--help"} & set(words))
@@ -86,24 +90,27 @@ def _run(words: list[str], agent_args: tuple[str, ...], environ: Mapping[str, st
         user_file = config_file.UserFile(env.folders.user_file)
     from cclocal.cli import app
     from cclocal.cli.options import Call
+    from cclocal.cli.words import understand
 
     models = config_file.flags(packaged("models.toml"), env.folders.user_file)
+    names = {name for _, names in models.values() for name in names}
     if words[:1] and words[0] in _WITH_MODELS:
-        flags = {f"--{name}" for _, names in models.values() for name in names}
-        words = [word.removeprefix("--") if word in flags else word for word in words]
+        words = [word.removeprefix("--") if word.removeprefix("--") in names else word for word in words]
+    typed = understand(words, names)
     _complete_commands_by_flag(environ)
     lasting = dict(user_file.defaults)
     # the server of `attach` runs already
     of_agent = {name: value for name, value in lasting.items() if options()[name][1].scope == "agent"}
-    defaults = {**lasting, **dict.fromkeys(COMMANDS, lasting), "attach": of_agent, "env": of_agent}
-    sys.exit(app.run(words, Call(env, user_file, agent_args, models), defaults) or 0)
+    of_commands = {name: lasting for name in COMMANDS if name not in _ANSWERED_HERE}
+    defaults = {**lasting, **of_commands, "attach": of_agent, "env": of_agent}
+    sys.exit(app.run(typed.words, Call(env, user_file, agent_args, typed.asked, models), defaults) or 0)
 
 
 def _short_answer(word: str, environ: Mapping[str, str]) -> None:
     """`-h` and `--version`, without Typer: they must be fast, and work even if the configuration is wrong."""
     from cclocal import __version__
 
-    if word == "--version":
+    if word != "-h":
         print(f"cclocal {__version__}")
         return
     try:
@@ -116,6 +123,7 @@ def _short_answer(word: str, environ: Mapping[str, str]) -> None:
 
 def _page(models: Mapping[str, tuple[str, tuple[str, ...]]], *, color: bool) -> str:
     """The page of `cclocal -h`: one screen. `models`: id → (a line about it, its flags)."""
+    from textwrap import wrap
 
     def bold(text: str) -> str:
         return f"\x1b[1m{text}\x1b[0m" if color else text
@@ -126,18 +134,18 @@ def _page(models: Mapping[str, tuple[str, tuple[str, ...]]], *, color: bool) -> 
         if option.short
     ]
     flags = [f"{flag.strip():<20} {words}" for flag, words in (*shown, ("--dry-run", "show the plan"))]
+    commands = [name for name in COMMANDS if name not in _ANSWERED_HERE]
     names = [f"--{id_:<12} {text.partition(':')[0]}" for id_, (text, _) in models.items()]
     return "\n".join(
         (
-            "Usage: cclocal [OPTIONS] [-- ARGUMENTS OF THE AGENT]",
+            "Usage: cclocal [MODEL] [PROMPT] [OPTIONS] [-- ARGUMENTS OF THE AGENT]",
             "A coding agent on a model on your own machine: tools execute, nothing is sent.",
-            *(f"  {command:<45} {words}" for command, words in _EXAMPLES),
+            *(f"  {command:<40} {words}" for command, words in _EXAMPLES),
             bold("Options"),
             *_in_columns(flags),
             bold("Models"),
             *_in_columns(names),
-            f"Commands: {' '.join(COMMANDS)} (each -h)",
-            f"{bold('cclocal --help')} for everything",
+            *wrap(f"Commands: {' '.join(commands)} (each -h); for everything cclocal --help", 2 * _COLUMN),
         )
     )
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cclocal import config_file
+from cclocal.agents.session import Asked
 from cclocal.config_file import UserFile
 from cclocal.errors import InterruptedByUser, UsageError
 from cclocal.paths import Env, packaged
-from cclocal.settings import MODELS, Settings, base_type, flags, options, variables
+from cclocal.settings import MODELS, Settings, accepts, base_type, flags, number_in, options, type_in_words, variables
 
 if TYPE_CHECKING:
     from cclocal.models.catalog import Catalog
@@ -34,6 +35,8 @@ class Call:
     env: Env
     user_file: UserFile
     agent_args: tuple[str, ...]
+    #: what the user asked of the agent in words of ours
+    asked: Asked
     #: model id → (a line about it, its flags)
     models: Mapping[str, tuple[str, tuple[str, ...]]]
     settings: Settings = field(default_factory=Settings)
@@ -62,11 +65,12 @@ WITHOUT_A_SESSION = tuple(
 
 
 def takes(
-    *names: str, models: Iterable[tuple[str, tuple[str, ...]]] = ()
+    *names: str, models: Iterable[tuple[str, tuple[str, ...]]] = (), hidden: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command these settings as options; it is called with `call` and its own parameters.
 
-    models: (a line about it, its flags) of each model that gets an option, so that a new model needs no code.
+    models: (a line about it, its flags) of each model that gets an option, so that a new model needs no code. hidden:
+    they are not in its help.
     """
 
     def wrap(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,7 +91,7 @@ def takes(
             option = typer.Option(*declared, rich_help_panel=MODELS, help=text, metavar="")
             if declared:
                 parameters.append(_keyword(f"model_{number}", Annotated[bool, option], default=False))
-        parameters += map(_option, names)
+        parameters += (_option(name, hidden=hidden) for name in names)
         _, *own = inspect.signature(command, eval_str=True).parameters.values()
         parameters += (parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in own)
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -101,7 +105,7 @@ def _keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _option(name: str) -> inspect.Parameter:
+def _option(name: str, *, hidden: bool) -> inspect.Parameter:
     """A setting as a parameter that Typer makes an option of."""
     kind, option = options()[name]
     assert base_type(name) is bool or option.metavar, f"{name} needs a metavar"
@@ -111,14 +115,23 @@ def _option(name: str) -> inspect.Parameter:
         help=option.help,
         rich_help_panel=option.panel,
         show_default=False,
+        hidden=hidden,
         envvar=list(variables(name)) or None,
-        min=option.at_least,
-        max=option.at_most,
+        parser=functools.partial(_number, name) if base_type(name) is int else None,
         autocompletion=_COMPLETIONS.get(name),
     )
     # Typer knows no tuple of any length
     kind = list[str] if base_type(name) is tuple else kind
     return _keyword(name, Annotated[kind, declared], getattr(Settings(), name))
+
+
+def _number(name: str, given: object) -> int:
+    """The value of a setting that is a number. Raises UsageError."""
+    number = number_in(name, str(given))
+    if number is None or not accepts(name, number):
+        flag = options()[name][1].declarations[0]
+        raise UsageError(f"{flag} takes {type_in_words(name)}; “{str(given)[:40]}” is not one.")
+    return number
 
 
 def _settings(context: typer.Context, call: Call, names: Sequence[str], given: dict[str, Any]) -> Settings:
@@ -134,6 +147,10 @@ def _settings(context: typer.Context, call: Call, names: Sequence[str], given: d
     if "pass_env" in values:
         values["pass_env"] = tuple(values["pass_env"])
     settings = Settings(**values, agent_args=call.agent_args, sources=sources)
+    if call.asked != Asked() and "agent" in names:
+        from cclocal.planning.choose import choose_agent
+
+        settings = replace(settings, agent_args=(*choose_agent(settings).arguments(call.asked), *call.agent_args))
     if settings.pass_env:
         from cclocal.command import refusal
         from cclocal.planning.choose import choose_agent

@@ -163,7 +163,13 @@ def _attach_other(
         refusals = [row for backend in BACKENDS.values() for row in backend.REFUSALS]
         start = ServerStart(
             files=files,
-            about={"model": model, "port": int(binding.port), "agent": agent.NAME, "url": address},
+            about={
+                "model": model,
+                "port": int(binding.port),
+                "agent": agent.NAME,
+                "url": address,
+                "cwd": str(session.cwd),
+            },
             looks_at=session.folders,
             level=session.level,
             receipt=settings.receipt,

@@ -13,6 +13,7 @@ from typing import Any
 from rich.text import Text
 
 from cclocal.agents import AGENTS
+from cclocal.agents.session import Asked
 from cclocal.checks import results, rows
 from cclocal.checks.rows import CheckRow, Status, can_work
 from cclocal.command import Command
@@ -39,7 +40,8 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> tupl
     """
     agent = choose_agent(settings)
     # empty cache, no questions: the check tests a first start
-    settings = replace(settings, agent_args=agent.ask_once(agent.ask_for_file(FILE, CONTENT)), cold=True, yes=True)
+    once = Asked(agent.ask_for_file(FILE, CONTENT), prints=True)
+    settings = replace(settings, agent_args=agent.arguments(once), cold=True, yes=True)
     try:
         Path.cwd()
     except FileNotFoundError:

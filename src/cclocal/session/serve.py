@@ -62,7 +62,6 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
     log = new_log(env, binding.session_id)
     # captures what the agent sends first while the model loads
     cache = PromptCache(plan, plan.capture, env) if plan.capture else None
-    resume = " ".join(agent.RESUME)
     with contextlib.ExitStack() as undo:
         if cache:
             undo.callback(cache.close)
@@ -78,6 +77,7 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
                     "server_url": binding.server_url,
                     "backend": plan.variant.backend,
                     "agent": plan.agent,
+                    "cwd": "" if plan.settings.server else str(plan.session.cwd),
                     "log": str(log),
                     "files": [path for path in (plan.request.model_file, plan.request.mmproj_file) if path],
                 },
@@ -87,7 +87,7 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
                 looks_at=() if plan.settings.server else plan.session.folders,
                 level="" if plan.settings.server else plan.session.level,
                 receipt=plan.settings.receipt,
-                advice=f"  Try:  {shlex.join(('cclocal', '--model', plan.word))} -- {resume}\n  Log:  {log}\n",
+                advice=f"  Try:  {shlex.join(('cclocal', plan.word))} --continue\n  Log:  {log}\n",
                 terminal_reset=agent.TERMINAL_RESET if plan.is_interactive else "",
                 held_open=limit,
             ),

@@ -20,7 +20,7 @@ from cclocal.agents.claude.command import Context, context_of, environment, inst
 from cclocal.agents.claude.command import command as command
 from cclocal.agents.claude.command import config_dir as config_dir
 from cclocal.agents.claude.command import window as window
-from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Sends
+from cclocal.agents.session import AgentSession, Asked, ByHand, Capture, CaptureRun, ConfigDir, Sends
 from cclocal.command import AGENT_NAMES, SHOWN, Binding, Command, Endpoint
 from cclocal.facts import AgentFound
 from cclocal.settings import BASH, OFF
@@ -29,7 +29,6 @@ from cclocal.wires.wire import Calls
 NAME = "claude"
 INSTALL = "npm install -g @anthropic-ai/claude-code@2.1.331"
 TITLE = "Claude Code"
-RESUME: tuple[str, ...] = ("--continue",)
 LOOK = "cclocal.agents.claude.look"
 WIRE = "anthropic"
 CALLS = Calls(("Bash", "command"), ("Write", "file_path", "content"))
@@ -90,8 +89,14 @@ def ask_for_file(path: str, content: str) -> str:
     return CALLS.ask_to_write(path, content)
 
 
-def ask_once(prompt: str) -> tuple[str, ...]:
-    return ("-p", prompt)
+def arguments(asked: Asked) -> tuple[str, ...]:
+    prints, prompt = ("-p",) if asked.prints else (), (asked.prompt,) if asked.prompt else ()
+    if asked.continues:
+        return (*prints, "--continue", *prompt)
+    if asked.resumes:
+        return (*prints, "--resume", asked.resumes, *prompt)
+    # a word after it would be taken for the id
+    return (*prints, *prompt, *(("--resume",) if asked.resumes is not None else ()))
 
 
 def notes(session: AgentSession) -> tuple[str, ...]:

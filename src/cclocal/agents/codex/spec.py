@@ -20,7 +20,7 @@ from cclocal.agents.codex.command import by_hand as by_hand
 from cclocal.agents.codex.command import command as command
 from cclocal.agents.codex.command import config_dir as config_dir
 from cclocal.agents.codex.command import window as window
-from cclocal.agents.session import AgentSession, Capture, CaptureRun, Sends
+from cclocal.agents.session import AgentSession, Asked, Capture, CaptureRun, Sends
 from cclocal.command import SHOWN, Binding, Command, Endpoint
 from cclocal.facts import AgentFound
 from cclocal.settings import BASH, OFF, STRICT
@@ -29,7 +29,6 @@ from cclocal.wires.wire import Calls
 NAME = "codex"
 TITLE = "Codex"
 INSTALL = "npm install -g @openai/codex@0.169.0"
-RESUME: tuple[str, ...] = ("resume", "--last")
 LOOK = "cclocal.agents.codex.look"
 WIRE = "responses"
 CALLS = Calls(("exec_command", "cmd"))
@@ -91,8 +90,13 @@ def ask_for_file(path: str, content: str) -> str:
     return f"Run the command: printf %s '{content}' > {path}"
 
 
-def ask_once(prompt: str) -> tuple[str, ...]:
-    return ("exec", prompt)
+def arguments(asked: Asked) -> tuple[str, ...]:
+    prints, prompt = ("exec",) if asked.prints else (), (asked.prompt,) if asked.prompt else ()
+    # it has no list to choose from when it prints
+    if asked.continues or (asked.prints and asked.resumes == ""):
+        return (*prints, "resume", "--last", *prompt)
+    resume = ("resume", *((asked.resumes,) if asked.resumes else ())) if asked.resumes is not None else ()
+    return (*prints, *resume, *prompt)
 
 
 def capture(session: AgentSession, model: str) -> Capture | None:

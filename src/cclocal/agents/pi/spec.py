@@ -15,7 +15,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from cclocal.agents.session import AgentSession, ByHand, Capture, CaptureRun, ConfigDir, Sends, Window
+from cclocal.agents.session import AgentSession, Asked, ByHand, Capture, CaptureRun, ConfigDir, Sends, Window
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, SHOWN, Binding, Command, CommandAndFiles, Endpoint
 from cclocal.facts import AgentFound
 from cclocal.settings import OFF
@@ -24,7 +24,6 @@ from cclocal.wires.wire import Calls
 NAME = PROGRAM = "pi"
 TITLE = "pi"
 INSTALL = "npm install -g @mariozechner/pi-coding-agent@0.73.1"
-RESUME: tuple[str, ...] = ("--continue",)
 LOOK = "cclocal.agents.pi.look"
 WIRE = "chat"
 CALLS = Calls(("bash", "command"), ("write", "path", "content"))
@@ -182,8 +181,11 @@ def ask_for_file(path: str, content: str) -> str:
     return CALLS.ask_to_write(path, content)
 
 
-def ask_once(prompt: str) -> tuple[str, ...]:
-    return ("-p", prompt)
+def arguments(asked: Asked) -> tuple[str, ...]:
+    words = [*(("-p",) if asked.prints else ()), *(("--continue",) if asked.continues else ())]
+    if asked.resumes is not None:
+        words += ("--session", asked.resumes) if asked.resumes else ("--resume",)
+    return (*words, *((asked.prompt,) if asked.prompt else ()))
 
 
 def config_dir(session: AgentSession) -> ConfigDir:

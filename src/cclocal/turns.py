@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 #: The keeper's lines in a server's log begin with this, and this is how it calls a server's end.
 OURS, STOPPED = "[keeper]", "The model server stopped"
 #: The session's file in which a sandboxed agent's program says what it did, and what it says.
+CONVERSATION = "Conversation"
 NOTES, SENT_ON = "notes", "The agent announced a step, made no call, and was sent on."
 #: Speeds are not computed from fewer tokens.
 LEAST_WRITTEN_TOKENS = 8
@@ -88,7 +89,13 @@ def without_keys(text: str) -> str:
 
 def news(text: str) -> list[str]:
     """What the keeper wrote into a log about its server, with the time of day."""
-    return re.findall(rf"^{re.escape(OURS)} (\d\d:\d\d:\d\d .*)$", text, re.MULTILINE)
+    return re.findall(rf"^{re.escape(OURS)} (\d\d:\d\d:\d\d (?!{CONVERSATION} ).*)$", text, re.MULTILINE)
+
+
+def conversation(text: str) -> str:
+    """The agent's id of the conversation of a session, from its log; empty if it is not there."""
+    found = re.findall(rf"^{re.escape(OURS)} \d\d:\d\d:\d\d {CONVERSATION} (\S+)$", text, re.MULTILINE)
+    return found[-1] if found else ""
 
 
 def turns(text: str, readers: tuple[str, ...]) -> tuple[list[Turn], Now | None]:

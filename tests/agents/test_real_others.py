@@ -50,10 +50,14 @@ def test_a_command_is_run_and_the_conversation_goes_on_warm(other: Other, engine
     done = other.ask("echo one > one.txt")
     assert done.returncode == 0, done.stderr
     assert (world.project / "one.txt").read_text() == "one\n"
-    done = other.ask("echo two > two.txt", again=True)
+    done = world.run("tiny", "--agent", other.name, "--continue", "-p", "Run the command: echo two > two.txt")
     assert done.returncode == 0, done.stderr
     assert (world.project / "two.txt").read_text() == "two\n"
     assert "tokens of the prompt were restored" in done.stderr
+    id_ = json.loads(world.run("stats", "--json").stdout)["conversation"]
+    third = world.run("tiny", "--agent", other.name, "--resume", id_, "-p", "Run the command: echo three > three.txt")
+    assert third.returncode == 0, third.stderr
+    assert (world.project / "three.txt").read_text() == "three\n"
     # all of it but the first question and what came after it
     turns = json.loads(world.run("stats", "--json").stdout)["turns"]
     assert turns[0]["kept_tokens"] > 900

@@ -21,6 +21,7 @@ SENDS = Sends(("Bash", "Write"))
 IGNORED_IN_HOME: tuple[str, ...] = ()
 IGNORED_IN_FOLDER: tuple[str, ...] = ()
 MANAGED: tuple[str, ...] = ()
+CONVERSATIONS = "*.jsonl"
 LOOK = __name__
 WIRE = "anthropic"
 CALLS = Calls(("Bash", "command"), ("Write", "file_path", "content"))

@@ -207,7 +207,7 @@ def test_a_server_that_dies_during_the_session_is_told_after_it(world: World) ->
     err = (world.record / "err").read_text()
     assert "The model server stopped during the session (SIGSEGV)." in err
     assert "listening" in err
-    assert "cclocal --model tiny -- --continue" in err
+    assert "cclocal tiny --continue" in err
     assert "Log:" in err
 
 

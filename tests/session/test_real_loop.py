@@ -38,9 +38,9 @@ def test_sessions_that_share_one_server(real: World) -> None:
     assert [path.name for path in real.project.iterdir()] == ["made.txt"]
     session = re.search(r'"session_id":"([0-9a-f-]+)"', first.stdout)
     assert session, first.stdout + first.stderr
-    again = real.run(port, "--", "-c", "-p", "Run the command: echo one > one.txt")
+    again = real.run(port, "-c", "-p", "Run the command: echo one > one.txt")
     assert (real.project / "one.txt").exists(), again.stderr
-    resumed = real.run(port, "--", "--resume", session[1], "-p", "Run the command: echo two > two.txt")
+    resumed = real.run(port, "--resume", session[1], "-p", "Run the command: echo two > two.txt")
     assert (real.project / "two.txt").exists(), resumed.stderr
     # what was said in the first session is part of the last one's record
     records = list((real.home / ".local/share/cclocal/claude/projects").rglob("*.jsonl"))

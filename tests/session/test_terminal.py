@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import pexpect
 import pytest
 
-from tests.conftest import SANDBOXED, ordinary_user
+from tests.conftest import SANDBOXED, Claude, ordinary_user
 from tests.world import FAKES, World, alive, wait_for
 
 USER = "strict, as an ordinary user"
@@ -137,7 +138,7 @@ def test_a_dead_server_is_told_on_the_terminal_after_the_session(world: World, s
     wait_for(lambda: "server_exit" in world.state(), "the keeper's note")
     shell.sendline("quit 0")
     shell.expect("The model server stopped during the session")
-    shell.expect("cclocal --model tiny")
+    shell.expect("cclocal tiny --continue")
 
 
 def test_a_terminal_without_a_menu_is_told_the_flag(world: World) -> None:
@@ -171,3 +172,31 @@ def test_safe_shows_the_plan_and_asks_first(world: World) -> None:
         child.expect(r"AGENT \d+")
         child.sendline("quit 0")
         child.expect(pexpect.EOF)
+
+
+def test_the_end_of_a_session_says_how_to_go_on(
+    world: World,
+    claude: Claude,
+    shell: pexpect.spawn,  # type: ignore[type-arg]
+) -> None:
+    world.real("claude", claude.path)
+    world.fake_server(replies=[{"text": "ANSWERED"}] * 9)
+    start(shell, world, "tiny", "hello")
+    shell.expect("ANSWERED", timeout=60)
+    words = "On this model again:  cclocal tiny --resume ([0-9a-f-]{36})"
+    for _ in range(5):
+        # the first one may still interrupt an answer
+        shell.send("\x03\x03")
+        if shell.expect([words, pexpect.TIMEOUT], timeout=5) == 0:
+            break
+    assert shell.match
+    id_ = str(shell.match[1])
+    shell.expect("Back to the cloud: type claude")
+    wait_for(lambda: not list(world.sessions.glob("*")), "the session's end")
+    assert json.loads(world.run("stats", "--json").stdout)["conversation"] == id_
+    assert f"id of the conversation: {id_}" in world.run("stats").stdout
+    again = world.run("tiny", "--resume", id_, "-p", "go on")
+    assert again.returncode == 0, again.stderr
+    # on the terminal of the user only, and once
+    assert "again:" not in again.stderr
+    assert "back to the cloud" not in again.stderr.lower()

@@ -43,6 +43,8 @@ class Agent(Protocol):
     IGNORED_IN_FOLDER: tuple[str, ...]
     #: files of an organisation that may change a session
     MANAGED: tuple[str, ...]
+    #: where its configuration folder has its conversations, one file each, as a pattern; a file's name ends in the id
+    CONVERSATIONS: str
     #: the module that looks around for it
     LOOK: str
     #: the API that it speaks, by the names in cclocal.wires

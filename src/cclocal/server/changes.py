@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +18,8 @@ MOST_FILES, MOST_BYTES = 300, 256 * 1024
 TMP = "tmp"
 #: What agents themselves leave in it.
 _OF_AGENTS = ("claude-*", "codex-*", "node-compile-cache", "pi-*", "bun-*", ".*")
+#: The id that ends the name of a conversation's file.
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=\.jsonl$)")
 #: Begins the content of a link, which is the path that it points at.
 _LINK = b"\0"
 
@@ -142,3 +146,16 @@ def remove_mount_points(paths: Sequence[str], folder: str) -> None:
         with contextlib.suppress(OSError):
             if path not in theirs:
                 os.rmdir(path)
+
+
+def newest_conversation(pattern: str, since: float) -> str:
+    """The id of the conversation whose file was changed last, if that was after a moment (epoch seconds); else "".
+
+    Only the shape of an id is taken from a name: the agent's commands can make files there too.
+    """
+    found = []
+    for path in glob.glob(pattern) if pattern else ():
+        with contextlib.suppress(OSError):
+            if (id_ := _ID.search(path)) and (changed := os.stat(path).st_mtime) >= since - 1:
+                found.append((changed, id_[0]))
+    return max(found, default=(0.0, ""))[1]

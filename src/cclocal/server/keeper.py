@@ -31,7 +31,14 @@ if __name__ == "__main__":
     # -I -S: our own package is not on the path; of it only modules without other packages are imported
     sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
 
-from cclocal.server.changes import contents, differences, left_in_tmp, remove_mount_points, report
+from cclocal.server.changes import (
+    contents,
+    differences,
+    left_in_tmp,
+    newest_conversation,
+    remove_mount_points,
+    report,
+)
 from cclocal.server.descriptors import receive, tell
 from cclocal.server.guard import SHIELDED, Guarded, spawn
 from cclocal.server.process import (
@@ -51,7 +58,7 @@ from cclocal.server.process import (
     strays,
 )
 from cclocal.server.receipt import NETWORK, read, receipt, refusals
-from cclocal.turns import NOTES, OURS, SENT_ON, STOPPED, end_of, plain_lines
+from cclocal.turns import CONVERSATION, NOTES, OURS, SENT_ON, STOPPED, end_of, plain_lines
 from cclocal.units import how_it_ended
 
 LOG_WAS_CUT = f"{OURS} the log was too long; what follows is its end"
@@ -106,6 +113,7 @@ class Keeper:
         self.door = -1
         self.inner: list[int] = []
         self.wake, self._wake_end = os.pipe()
+        self.started = time.time()
 
     def run(self) -> None:
         """Guard the session from its first moment to its last."""
@@ -125,6 +133,7 @@ class Keeper:
         try:
             self._start_or_say_why()
             self._watch()
+            self._say_how_to_go_on()
             self._compare()
             self._reset_terminal()
             last_words = self._report()
@@ -435,6 +444,18 @@ class Keeper:
         """The last lines of the log that are not ours."""
         lines = plain_lines(end_of(self.session["log"], 16384))
         return [line for line in lines if not line.startswith(OURS)][-most:]
+
+    def _say_how_to_go_on(self) -> None:
+        """Note the agent's conversation in the log, and say on its terminal how to go on with it."""
+        found = newest_conversation(self.session["conversations"], self.started) if self.agent_runs else ""
+        if not found:
+            return
+        with contextlib.suppress(OSError):
+            os.write(1, f"{OURS} {time.strftime('%H:%M:%S')} {CONVERSATION} {found}\n".encode())
+        if self.session["tty"] and self.watched_ended:
+            self._reset_terminal()
+            words = self.session["farewell"].replace("{id}", found)
+            _write_to_terminal(self.session["tty"], words.replace("\n", "\r\n").encode())
 
     def _compare(self) -> None:
         """What to say at the end: of the agent's folders, without the sandbox's mount points, its /tmp, its network."""

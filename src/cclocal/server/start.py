@@ -161,8 +161,9 @@ class ServerStart:
     that does not. held_open: a descriptor that must stay open as long as the session lasts. less_memory: the command
     with which a server is started again if memory ran out. in_sandbox: both are commands of bubblewrap. looks_at: the
     agent's folders, in which files that other programs obey are compared at the end (server/changes.py). level: what
-    holds the agent; empty without one. receipt: say at the end what it connected to. relay: the options of the relay
-    (server/relay.py).
+    holds the agent; empty without one. conversations: the agent's files of them, as a pattern. farewell: what is said
+    at the end, with `{id}` for the conversation. receipt: say at the end what it connected to. relay: the options of
+    the relay (server/relay.py).
     """
 
     files: Mapping[str, str]
@@ -175,6 +176,8 @@ class ServerStart:
     advice: str = ""
     looks_at: Sequence[Path] = ()
     level: str = ""
+    conversations: str = ""
+    farewell: str = ""
     receipt: bool = False
     terminal_reset: str = ""
     held_open: int | None = None
@@ -211,6 +214,8 @@ def start_server(start: ServerStart, binding: Binding, listener: socket.socket, 
         "looks_at": [str(folder) for folder in start.looks_at],
         "obeyed": list(OBEYED),
         "level": start.level,
+        "conversations": start.conversations,
+        "farewell": start.farewell,
         "receipt": start.receipt,
         "shelf": str(env.folders.changed / binding.session_id),
         "held_open": held_open,

@@ -28,7 +28,7 @@ from cclocal.server.remote import check_url, look
 from cclocal.server.start import ServerStart, exec_agent, listen, new_binding, start_server
 from cclocal.session.by_hand import check_wire
 from cclocal.session.sandbox import say_level, settle
-from cclocal.session.serve import ENDPOINT, become, lay_out_config, serving
+from cclocal.session.serve import ENDPOINT, again, become, conversations, farewell, lay_out_config, serving
 from cclocal.settings import STRICT, Settings
 from cclocal.ui.console import busy, say
 from cclocal.wires import WIRES
@@ -161,6 +161,8 @@ def _attach_other(
         command, files = agent.command(session, Endpoint.of_relay(binding, model), shown)
         trust = {"authorities": http.authorities()} if address.startswith("https:") else {}
         refusals = [row for backend in BACKENDS.values() for row in backend.REFUSALS]
+        is_interactive = agent.is_interactive(settings.agent_args)
+        to_go_on = again(address.rpartition(":")[2] if served else address, settings)
         start = ServerStart(
             files=files,
             about={
@@ -174,7 +176,9 @@ def _attach_other(
             level=session.level,
             receipt=settings.receipt,
             relay={**relay_options(binding, Endpoint(address, key, model), refusals), **trust},
-            terminal_reset=agent.TERMINAL_RESET if agent.is_interactive(settings.agent_args) else "",
+            terminal_reset=agent.TERMINAL_RESET if is_interactive else "",
+            conversations=conversations(agent, session),
+            farewell=farewell(to_go_on, agent, env) if is_interactive else "",
         )
         become(session, (command, files), start_server(start, binding, listener, env), settings, facts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import shlex
 import socket
@@ -87,8 +88,10 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
                 looks_at=() if plan.settings.server else plan.session.folders,
                 level="" if plan.settings.server else plan.session.level,
                 receipt=plan.settings.receipt,
-                advice=f"  Try:  {shlex.join(('cclocal', plan.word))} --continue\n  Log:  {log}\n",
+                advice=f"  Try:  {again(plan.word, plan.settings)} --continue\n  Log:  {log}\n",
                 terminal_reset=agent.TERMINAL_RESET if plan.is_interactive else "",
+                conversations=conversations(agent, plan.session),
+                farewell=farewell(again(plan.word, plan.settings), agent, env) if plan.is_interactive else "",
                 held_open=limit,
             ),
             binding,
@@ -108,6 +111,27 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
         server.order(ready=True, restore=cache.restore if cache else [])
         undo.pop_all()
     return server
+
+
+def again(word: str, settings: Settings) -> str:
+    """The command that starts the same again. `word`: the model, or the port or the address of a server."""
+    words = ["--url", word] if word == settings.url else [word]
+    words += ["--key-env", settings.key_env] if settings.key_env else []
+    words += ["--agent", str(settings.agent)] if settings.sources.get("agent") in ("command line", "menu") else []
+    return shlex.join(("cclocal", *words))
+
+
+def conversations(agent: Agent, session: AgentSession) -> str:
+    """The pattern of the files of an agent's conversations."""
+    return f"{glob.escape(str(agent.config_dir(session).path))}/{agent.CONVERSATIONS}"
+
+
+def farewell(command: str, agent: Agent, env: Env) -> str:
+    """What is said at the end of a session on a terminal, with `{id}` for the conversation."""
+    words = f"• On this model again:  {command} --resume {{id}}\n"
+    if _is_first("farewell", env):
+        words += f"• Back to the cloud: type {agent.PROGRAM}. cclocal changed nothing of its configuration.\n"
+    return words
 
 
 def _refuse_damaged(plan: Plan, env: Env, died: ServerDiedError) -> None:
@@ -179,14 +203,20 @@ def say_if_unverified(agent: Agent, found: AgentFound | None, env: Env) -> None:
     """Say once per version that its profile was not verified with it."""
     if found is None or found.version in agent.VERIFIED:
         return
-    path, about = env.folders.state / "agents.json", f"{agent.NAME} {found.version}"
+    if _is_first(f"{agent.NAME} {found.version}", env):
+        words = f"{agent.TITLE} {found.version} was not verified with cclocal ({agent.VERIFIED[-1]} was)"
+        say(f"{words}: cclocal check shows whether it works.", "yellow")
+
+
+def _is_first(about: str, env: Env) -> bool:
+    """Whether something was not said on this machine before. From now on it was."""
+    path = env.folders.state / "said.json"
     said = read_table(path)
     if about in said:
-        return
-    words = f"{agent.TITLE} {found.version} was not verified with cclocal ({agent.VERIFIED[-1]} was)"
-    say(f"{words}: cclocal check shows whether it works.", "yellow")
+        return False
     with contextlib.suppress(FolderError):
         write_private(path, json.dumps({**said, about: True}))
+    return True
 
 
 def confirm_after_failed_check(plan: Plan) -> None:

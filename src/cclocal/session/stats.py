@@ -10,7 +10,7 @@ from cclocal.errors import UsageError
 from cclocal.paths import Env
 from cclocal.server.keeper import LOG_WAS_CUT
 from cclocal.server.registry import newest_first, running, session_of
-from cclocal.turns import Turn, news, turns
+from cclocal.turns import Turn, conversation, news, turns
 from cclocal.ui.console import output, print_json
 from cclocal.ui.tables import plain_table
 from cclocal.units import count, seconds
@@ -43,6 +43,7 @@ def show(session: str | None, env: Env, *, as_json: bool) -> None:
     if as_json:
         report = {
             "session": name,
+            "conversation": conversation(text) or None,
             "ahead": ahead and _as_json(ahead),
             "turns": [_as_json(turn) for turn in rows],
             "news": news(text),
@@ -67,6 +68,8 @@ def show(session: str | None, env: Env, *, as_json: bool) -> None:
         notes.append("This engine reports only how long a reply took.")
     what = f"Tokens of session {name}; kept: in the KV cache already; first word: measured by the server."
     notes.append(what if has_counts else f"Session {name}.")
+    if id_ := conversation(text):
+        notes.append(f"The agent's id of the conversation: {id_}")
     if others := [other for other in known if other != name]:
         notes.append(f"Others: cclocal stats {' | '.join(others)}")
     out.print(Text("\n" * bool(rows) + "\n".join(notes), style="dim"))

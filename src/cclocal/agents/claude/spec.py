@@ -29,6 +29,7 @@ from cclocal.wires.wire import Calls
 NAME = "claude"
 INSTALL = "npm install -g @anthropic-ai/claude-code@2.1.331"
 TITLE = "Claude Code"
+CONVERSATIONS = "projects/*/*.jsonl"
 LOOK = "cclocal.agents.claude.look"
 WIRE = "anthropic"
 CALLS = Calls(("Bash", "command"), ("Write", "file_path", "content"))

@@ -29,6 +29,7 @@ from cclocal.wires.wire import Calls
 NAME = "codex"
 TITLE = "Codex"
 INSTALL = "npm install -g @openai/codex@0.169.0"
+CONVERSATIONS = "sessions/*/*/*/*.jsonl"
 LOOK = "cclocal.agents.codex.look"
 WIRE = "responses"
 CALLS = Calls(("exec_command", "cmd"))

@@ -24,6 +24,7 @@ from cclocal.wires.wire import Calls
 NAME = PROGRAM = "pi"
 TITLE = "pi"
 INSTALL = "npm install -g @mariozechner/pi-coding-agent@0.73.1"
+CONVERSATIONS = "sessions/*/*.jsonl"
 LOOK = "cclocal.agents.pi.look"
 WIRE = "chat"
 CALLS = Calls(("bash", "command"), ("write", "path", "content"))

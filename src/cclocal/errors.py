@@ -13,6 +13,7 @@ Exit codes are stable; a script may rely on them:
    35  the agent is missing or cannot run
    36  the sandbox that was asked for, or the default one, does not work here
    40  the model's files could run code, or are not the ones that the catalog pins
+   70  a fault in cclocal itself
   130  interrupted before the agent had the terminal
 
 After the agent has started, the exit status is the agent's own.
@@ -100,6 +101,10 @@ class SandboxError(CclocalError):
 
 class UnsafeModelError(CclocalError):
     exit_code = 40
+
+
+class FaultError(CclocalError):
+    exit_code = 70
 
 
 class InterruptedByUser(CclocalError):  # noqa: N818 - no error, a wish

@@ -189,7 +189,7 @@ def test_the_end_of_a_session_says_how_to_go_on(
         shell.send("\x03\x03")
         if shell.expect([words, pexpect.TIMEOUT], timeout=5) == 0:
             break
-    assert shell.match
+    assert isinstance(shell.match, re.Match)
     id_ = str(shell.match[1])
     shell.expect("Back to the cloud: type claude")
     wait_for(lambda: not list(world.sessions.glob("*")), "the session's end")

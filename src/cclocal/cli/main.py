@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NoReturn
 
 from cclocal import config_file
 from cclocal.config_file import COMMANDS
-from cclocal.errors import CclocalError, UsageError
-from cclocal.paths import Env, folders, packaged
+from cclocal.errors import CclocalError, DiskFullError, FaultError, UsageError
+from cclocal.paths import DISK_FULL, Env, folders, packaged, write_private
 from cclocal.settings import options
 
 #: Commands that may also be given as a flag, because users of earlier scripts type them so.
@@ -38,23 +42,59 @@ _COLUMN = 39
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, the agent's own status, or one of cclocal.errors."""
     sys.unraisablehook = press_again
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        # the modules are loaded, until which Ctrl-C ended the process (__main__.py)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         _open_standard_streams()
         words = list(sys.argv[1:] if argv is None else argv)
         cut = words.index("--") if "--" in words else len(words)
-        _run(_command_first(words[:cut]), tuple(words[cut + 1 :]), dict(os.environ))
+        try:
+            _run(_command_first(words[:cut]), tuple(words[cut + 1 :]), dict(os.environ))
+        finally:
+            sys.stdout.flush()
     except CclocalError as error:
-        from cclocal.ui.console import show_error
-
-        show_error(error)
-        sys.exit(error.exit_code)
+        _exit_with(error)
     except KeyboardInterrupt:
         # interrupted before a command could report it
         sys.exit(130)
     except BrokenPipeError:
         # the reader of our output has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         sys.exit(141)
+    except OSError as error:
+        if error.filename or error.errno not in (*DISK_FULL, errno.EIO):
+            _exit_with(_fault(error))
+        _discard_output()
+        _exit_with(DiskFullError(f"The output cannot be written: {error.strerror}."))
+    except Exception as error:
+        _exit_with(_fault(error))
+
+
+def _exit_with(error: CclocalError) -> NoReturn:
+    from cclocal.ui.console import show_error
+
+    with contextlib.suppress(OSError):
+        show_error(error)
+    sys.exit(error.exit_code)
+
+
+def _discard_output() -> None:
+    """What is still to be written goes nowhere: the end of the program would try again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fault(error: Exception) -> CclocalError:
+    """The error for what nobody foresaw; its traceback goes into a file."""
+    import traceback
+
+    log = None
+    with contextlib.suppress(CclocalError, OSError):
+        path = folders(dict(os.environ)).state / "fault.log"
+        write_private(path, f"{' '.join(sys.argv)}\n{traceback.format_exc()}")
+        log = str(path)
+    words = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+    return FaultError("This is a fault in cclocal.", cause=[words[:300]], hint="cclocal doctor, for a report", log=log)
 
 
 def press_again(lost: sys.UnraisableHookArgs) -> None:
@@ -66,7 +106,6 @@ def press_again(lost: sys.UnraisableHookArgs) -> None:
     if not isinstance(lost.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(lost)
         return
-    import signal
     import threading
 
     # from another thread and a little later, so that it does not arrive in the same callback

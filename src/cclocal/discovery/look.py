@@ -142,7 +142,7 @@ def _mcp_servers(settings: Settings, cwd: Path) -> dict[str, Mapping[str, Any]]:
             servers = json.loads(path.read_text("utf-8"))["mcpServers"]
         except OSError as error:
             raise UsageError(f"--mcp {word}: {error.strerror}.{settings.origin('mcp')}") from None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             servers = None
         if not isinstance(servers, dict) or not all(isinstance(one, dict) for one in servers.values()):
             raise UsageError(f"--mcp {word} has no servers under “mcpServers”.{settings.origin('mcp')}")

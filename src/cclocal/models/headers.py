@@ -72,6 +72,8 @@ def of_gguf(path: Path, *, complete: bool = False) -> ModelHeader | None:
     """
     try:
         files = [path.with_name(name) for name in parts(path.name)]
+        if empty := [file.name for file in files if file.stat().st_size == 0]:
+            raise BadHeaderError(f"{empty[0]} is empty")
         header = joined([_header_of(file) for file in files])
         if not header.tensors:
             raise BadHeaderError("it holds no weights")

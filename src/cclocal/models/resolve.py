@@ -44,7 +44,7 @@ def canonical(catalog: Catalog, word: str) -> str:
     if model := _in_catalog(catalog, word):
         return model.id
     path, form = _local(word)
-    return str(path) if form else word
+    return str(path) if form or _is_path(word) else word
 
 
 def sources(catalog: Catalog, word: str, env: Env) -> set[str]:
@@ -81,7 +81,7 @@ def _named(catalog: Catalog, word: str, backend: str | None, env: Env) -> Model:
         return _of_files(catalog, word, Variant(by_tag, "tag", tag=word, form="tag"), tags.in_store(word, env.environ))
     if repo := _REPO_AND_QUANT.fullmatch(word):
         return _of_repo(catalog, word, repo[1], repo[2] or "", backend, env)
-    if word.startswith((os.sep, ".", "~")):
+    if _is_path(word):
         raise UsageError(f"There is no file {path}.", hint="--model owner/name:QUANT is a model of the hub")
     if "/" in word:
         raise UsageError(f"There is no file {word}.", hint="--backend ollama, if that is a tag of Ollama's")
@@ -89,6 +89,11 @@ def _named(catalog: Catalog, word: str, backend: str | None, env: Env) -> Model:
         raise UsageError("Which model?", hint="cclocal --list-models")
     # unknown: raises UsageError with the nearest names of the catalog
     return catalog.find(word)
+
+
+def _is_path(word: str) -> bool:
+    """Whether a word can only be the path of a file."""
+    return word.startswith((os.sep, ".", "~")) or word.lower().endswith(".gguf")
 
 
 def _local(word: str) -> tuple[Path, FileForm | None]:

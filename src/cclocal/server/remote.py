@@ -26,7 +26,9 @@ def check_url(url: str, *, insecure: bool) -> str:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         raise UsageError(f"“{url}” is not an address.", hint="--url http://127.0.0.1:8080") from None
-    if parts.scheme not in ("http", "https") or not host or parts.username or parts.query or parts.fragment:
+    # without a scheme only a port tells an address from any other word
+    is_word = "//" not in url and not port
+    if parts.scheme not in ("http", "https") or not host or is_word or parts.username or parts.query or parts.fragment:
         raise UsageError(f"“{url}” is not the address of a server.", hint="--url http://127.0.0.1:8080")
     if parts.path.rstrip("/") not in ("", "/v1"):
         raise UsageError(f"“{url}” has a path; give only the address of the server.")

@@ -14,4 +14,10 @@ if ! [ -e "$prefix/whole" ]; then
     "$prefix/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "vllm-mlx==$version" >&2
     touch "$prefix/whole"
 fi
+# MLX's wheel for processors brings the reference BLAS, which is ten times as slow as OpenBLAS, if that is here
+for fast in /usr/lib/*/openblas*/libblas.so.3; do
+    for slow in "$prefix"/lib/python*/site-packages/mlx_cpu.libs/libblas-*.so.*; do
+        if [ -e "$fast" ] && [ -f "$slow" ]; then ln -sf "$fast" "$slow"; fi
+    done
+done
 echo "$program"

@@ -138,7 +138,6 @@ def _attach_other(
 
     `served`: what a server of ours recorded of itself, and its log.
     """
-    check_proc()
     agent, env = choose_agent(settings), facts.env
     with busy(f"Asking {address} for its models"):
         model, kind, served_tokens = look(address, key, WIRES[agent.WIRE], settings.model)
@@ -208,6 +207,8 @@ def _agent(settings: Settings, env: Env) -> tuple[Agent, Settings, Facts]:
 
     Raises AgentMissingError (35) if the agent is not there, SandboxError (36).
     """
+    # before the sandbox is tried, which may hang there
+    check_proc()
     agent, facts = choose_agent(settings), look_around(env, settings)
     settings = settle(settings, facts)
     check_agent(agent, facts, settings)

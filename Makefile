@@ -29,7 +29,7 @@ try: $(VENV)/.engine ## the main job, for real: a file written by Claude Code on
 	@rm -f hello.txt
 	@claude=$$(command -v claude || tools/claude.sh $(CLAUDE_VERSION)) && \
 	 PATH="$$(dirname "$$claude"):$$PATH" \
-	 $(BIN)/cclocal --tiny -- -p "Create the file hello.txt with content: hello from my own machine"
+	 $(BIN)/cclocal tiny -p "Create the file hello.txt with content: hello from my own machine"
 	@printf 'hello.txt now says: '; cat hello.txt; echo
 
 test: $(VENV)/.test ## every real loop once; with CI=true every engine, agent version and matrix

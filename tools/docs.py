@@ -43,6 +43,25 @@ def models_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+#: Memory of a machine in GB → the model to begin with.
+BY_MEMORY = {16: "gemma-light", 24: "gpt-oss", 32: "gemma", 64: "coder-next"}
+
+
+def models_by_memory() -> str:
+    """The four models to begin with, by the memory of the machine."""
+    from cclocal.discovery.look import load_catalog
+    from cclocal.units import file_size
+
+    models = load_catalog().models
+    rows = ["| a Mac with | type | model | download |", "|---:|---|---|---:|"]
+    for size_gib, id_ in BY_MEMORY.items():
+        model = models[id_]
+        size_bytes = model.variants[0].size_bytes
+        download = file_size(size_bytes) if size_bytes else "said before it begins"
+        rows.append(f"| {size_gib} GB | `cclocal {id_}` | {model.name} | {download} |")
+    return "\n".join(rows) + "\n"
+
+
 def catalog_keys() -> str:
     """Every key of models.toml with its type."""
     from dataclasses import fields

@@ -67,7 +67,7 @@ app = typer.Typer(
 _EXAMPLES = {
     commands.attach: (
         ("cclocal attach 8132", "on the server that listens there (also: cclocal 8132)"),
-        ("cclocal attach 8132 -- --continue", "continue this folder's last conversation"),
+        ("cclocal attach 8132 --continue", "continue this folder's last conversation"),
     ),
     commands.check: (
         ("cclocal check gemma", "real requests, real tool calls, a real file"),

@@ -49,6 +49,11 @@ class Folders:
         return self.state / "server.log"
 
     @property
+    def last_model(self) -> Path:
+        """The model that was started last."""
+        return self.state / "last.json"
+
+    @property
     def changed(self) -> Path:
         """What an agent changed of the files that other programs obey, as it was before; a folder per session."""
         return self.state / "changed"

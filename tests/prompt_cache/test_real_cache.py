@@ -102,8 +102,8 @@ def test_another_cache_another_state_and_none_if_it_is_not_wanted(newest: World)
     done = newest.run("--tiny", "--", "-p", "How are you?", "--system-prompt", "You are a poet.")
     assert "were restored" not in done.stderr
     listed = json.loads(newest.run("--list", "--json").stdout)["models"]
-    assert [row["name"] for row in listed] == ["warm"]
-    assert newest.run("--rm", "warm", "--yes").returncode == 0
+    assert [row["name"] for row in listed] == ["prompts"]
+    assert newest.run("--rm", "prompts", "--yes").returncode == 0
     assert not states(newest)
 
 

@@ -97,7 +97,7 @@ def test_a_small_terminal_shows_what_tells_models_apart(ready: World) -> None:
     ready.terminal = (20, 40)
     with ready.on_terminal() as child:
         child.expect("cclocal: which model")
-        child.expect("Enter / a d l m q")
+        child.expect(r"Enter / a d l m \? q")
         screen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", str(child.before))
         assert "Gemma 4 E4B" in screen
         assert "fits" in screen
@@ -127,12 +127,17 @@ def test_the_other_keys_show_and_come_back(ready: World) -> None:
         child.send("d")
         child.expect("largest context")
         child.expect("goes back")
-        child.send("\r")
+        child.send("x")
         child.expect("Enter start")
         child.send("l")
         child.expect("are free")
         child.expect("goes back")
-        child.send("\r")
+        child.send(ESCAPE)
+        child.expect("Enter start")
+        child.send("?")
+        child.expect("proven here")
+        child.expect("goes back")
+        child.send(" ")
         child.expect("Enter start")
         child.send("m")
         child.expect("No model is on this disk")
@@ -166,6 +171,19 @@ def test_a_changes_the_agent_and_stays_on_the_row(ready: World) -> None:
         child.send("\r")
         child.expect(r"AGENT \d+")
         child.sendline("quit 0")
+        child.expect(pexpect.EOF)
+
+
+def test_the_cursor_is_on_the_model_that_was_used_last(ready: World) -> None:
+    ready.fake_claude(exits=0)
+    assert ready.run("tiny", "-p", "hi").returncode == 0
+    ready.terminal = (24, 100)
+    with ready.on_terminal() as child:
+        child.expect("❯  2 ● Tiny")
+        # what to type, and the context
+        child.expect(r"tiny +32k")
+        child.expect("Enter start")
+        child.send("q")
         child.expect(pexpect.EOF)
 
 

@@ -24,7 +24,7 @@ from cclocal.models.catalog import Catalog
 from cclocal.paths import Env, read_rows, write_private
 
 #: The name of the row for saved prompts.
-SAVED_PROMPTS = "warm"
+SAVED_PROMPTS = "prompts"
 #: Files outside the caches that are remembered; the oldest go first.
 _KEPT_FILES = 100
 
@@ -33,11 +33,11 @@ _KEPT_FILES = 100
 class Stored:
     """One thing on disk.
 
-    kind: "hub", "file" (the user's own), "warm" (saved prompts), or "backend": in the store of `backend`. flag: the
+    kind: "hub", "file" (the user's own), "prompts" (kept prompts), or "backend": in the store of `backend`. flag: the
     options that start it. last_used_s: seconds since the epoch, 0 = unknown. is_ours: cclocal started it.
     """
 
-    kind: Literal["hub", "file", "warm", "backend"]
+    kind: Literal["hub", "file", "prompts", "backend"]
     name: str
     size_bytes: int
     flag: str | None = None
@@ -50,7 +50,7 @@ class Stored:
     @property
     def where(self) -> str:
         """The store it is in, as people know it."""
-        return self.backend if self.kind == "backend" else self.kind
+        return {"backend": self.backend, "prompts": "kept prompts"}.get(self.kind, self.kind)
 
     def as_json(self) -> dict[str, Any]:
         """The row for scripts; a time that is unknown is null."""
@@ -145,7 +145,7 @@ def _saved_prompts(env: Env) -> Iterator[Stored]:
     files = _files_in(folder, "*.bin").values()
     if files:
         size, last = sum(file.st_size for file in files), max(file.st_mtime for file in files)
-        yield Stored("warm", SAVED_PROMPTS, size, "", last, path=str(folder))
+        yield Stored("prompts", SAVED_PROMPTS, size, "", last, path=str(folder))
 
 
 def free_bytes(folder: Path) -> tuple[int, int]:

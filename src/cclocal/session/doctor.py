@@ -19,7 +19,7 @@ from cclocal.errors import AgentMissingError
 from cclocal.facts import AgentFound, Facts
 from cclocal.models import hub
 from cclocal.models.catalog import Catalog
-from cclocal.models.storage import Stored, free_bytes
+from cclocal.models.storage import SAVED_PROMPTS, Stored, free_bytes
 from cclocal.paths import Env
 from cclocal.planning.choose import agent_session, check_agent, choose_agent, level_of
 from cclocal.planning.memory import budget_of
@@ -168,8 +168,8 @@ def _disk(env: Env, rows: list[Stored]) -> Iterator[Finding]:
             words = f"{row.name}: {file_size(row.incomplete_bytes)} of an unfinished download"
             hint = f"cclocal --fetch {row.name}    goes on; cclocal --rm {row.name}    removes it"
             yield Finding("disk", "note", words, hint)
-        if row.kind == "warm":
-            yield Finding("disk", "info", f"saved prompts: {file_size(row.size_bytes)}", f"cclocal --rm {row.name}")
+        if row.kind == SAVED_PROMPTS:
+            yield Finding("disk", "info", f"kept prompts: {file_size(row.size_bytes)}", f"cclocal --rm {row.name}")
 
 
 def _redirections(settings: Settings, facts: Facts) -> Iterator[Finding]:

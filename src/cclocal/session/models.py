@@ -21,14 +21,14 @@ from cclocal.models.catalog import Catalog, Variant
 from cclocal.models.resolve import sources
 from cclocal.models.storage import SAVED_PROMPTS, Stored, free_bytes, users_of
 from cclocal.models.storage import stored as stored_outside_backends
-from cclocal.paths import Env
+from cclocal.paths import Env, read_table
 from cclocal.planning.choose import choose_agent
 from cclocal.server.registry import running
 from cclocal.session.plan import plan_catalog, plan_one
 from cclocal.settings import Settings
 from cclocal.ui import memory_view, menu, tables
-from cclocal.ui.console import busy, can_ask, confirm, console, plain, say
-from cclocal.units import file_size
+from cclocal.ui.console import busy, can_ask, confirm, plain, say
+from cclocal.units import file_size, window
 
 TITLE = "cclocal: which model?    ● on disk  ○ not yet    "
 
@@ -47,7 +47,7 @@ def choose(catalog: Catalog, settings: Settings, facts: Facts) -> tuple[Settings
             f"Which model? There is {'no terminal to ask on' if not can_ask() else 'no menu on this terminal'}.",
             hint=f"cclocal --{catalog.default}    or --model NAME; cclocal --list-models shows them",
         )
-    id_ = ""
+    id_ = str(read_table(env.folders.last_model).get("model", ""))
     while True:
         plans = {row.id: row for row in plan_catalog(catalog, settings, facts)}
         on_disk = {id_ for id_, row in plans.items() if row.variant and _is_here(row.variant, env)}
@@ -62,12 +62,14 @@ def choose(catalog: Catalog, settings: Settings, facts: Facts) -> tuple[Settings
             facts = look(env, settings, catalog)
         elif action == "manage":
             manage(catalog, env)
-        elif action == "list" or id_:
+        elif action in ("list", "help") or id_:
             if action == "list":
                 show_stored(catalog, env, as_json=False)
+            elif action == "help":
+                say(f"\n{menu.EXPLAINED}")
             else:
                 memory_view.show_one(plan_one(catalog, id_, settings, facts), as_json=False)
-            console().input("\n[dim]Enter goes back to the menu[/] ")
+            menu.any_key("any key goes back to the menu")
 
 
 def _agent_words(settings: Settings, facts: Facts) -> str:
@@ -93,7 +95,8 @@ def menu_rows(
         size = "built here" if variant.builtin else file_size(variant.size_bytes)
         verdict = fit.verdict if fit else "unknown"
         mark = "●" if model.id in here else "○"
-        rows.append(menu.MenuRow(model.id, model.name, mark, size, variant.backend, verdict, note))
+        context = window(fit.config.context_tokens if fit else model.served_context_tokens)
+        rows.append(menu.MenuRow(model.id, model.name, mark, size, variant.backend, verdict, note, context))
     return sorted(rows, key=lambda row: row.id != best)
 
 

@@ -108,6 +108,7 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
         learn(plan, log, env)
         with contextlib.suppress(FolderError):
             remember(plan.variant.source or plan.model.id, plan.variant.path, env)
+            write_private(env.folders.last_model, json.dumps({"model": plan.word}))
         server.order(ready=True, restore=cache.restore if cache else [])
         undo.pop_all()
     return server

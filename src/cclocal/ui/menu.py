@@ -25,17 +25,26 @@ _STYLE = Style.from_dict(
     {"cursor": "bold reverse", "dim": "ansibrightblack", "good": "ansigreen", "warn": "ansiyellow", "bad": "ansired"}
 )
 _FITS = {"roomy": ("fits", "good"), "tight": ("tight", "warn"), "too_big": ("too big", "bad"), "unknown": ("?", "dim")}
-HELP = "Enter start · / filter · a agent · d plan · l list · m manage · q quit"
+HELP = "Enter start · / filter · a agent · d plan · l list · m manage · ? help · q quit"
+#: What `?` shows.
+EXPLAINED = """● on this disk   ○ not yet   fits, tight, too big: in this machine's memory with this context
+✓ proven here: it passed cclocal check on this machine.   ?: not known before its header is read
+
+Enter   start it; what it lacks is downloaded first     cclocal NAME starts it without this menu
+/       show only what matches                          a       the next agent: Claude Code, Codex, pi
+d       its plan: memory, context, what would help      l       what is on this disk
+m       remove from this disk                           q, Esc  leave
+1 to 99, arrows, j and k, Page Up and Down, Home and End move"""
 #: What moves in the list, and by how many rows; letters only while no filter is typed.
 _STEPS = {"up": -1, "k": -1, "down": 1, "j": 1, "pageup": -10, "pagedown": 10}
 _STEPS |= {"home": -(10**6), "g": -(10**6), "end": 10**6, "G": 10**6}
-#: Below this width only name and verdict are shown.
-_NARROW = 60
+#: Below this width only name and verdict are shown, from the other on what to type and the context too.
+_NARROW, _WIDE = 60, 96
 
 
 @dataclass(frozen=True, slots=True)
 class MenuRow:
-    """One line of the menu. mark: ● on disk, ○ not; verdict: does it fit this machine?"""
+    """One line of the menu. mark: ● on disk, ○ not; context: in words; verdict: does it fit this machine?"""
 
     id: str
     name: str
@@ -44,6 +53,7 @@ class MenuRow:
     backend: str = ""
     verdict: str = ""
     note: str = ""
+    context: str = ""
 
 
 @dataclass(slots=True)
@@ -127,16 +137,30 @@ class Menu:
             name = f"{pointer}{tick}{row.name}"[:room]
             return [("class:cursor" if here else "", f"{name:<{room}}"), (f"class:{style}", f"{words:>8}\n")]
         text = f"{pointer} {number + 1:>2} {tick}{row.name[:longest]:<{longest}} {row.size:>9}  {row.backend:<13}"
+        text += f"{row.id[:14]:<15}{row.context:>5}  " if width >= _WIDE and row.context else ""
         return [("class:cursor" if here else "", text[: width - 9]), (f"class:{style}", f"{words:>8}\n")]
 
 
 def pick(rows: Sequence[MenuRow], title: str, at: str = "") -> tuple[str, str]:
-    """(what to do, with which row): "start", "agent", "manage", "list" or "plan". `at`: the row to begin on.
+    """(what to do, with which row): "start", "agent", "manage", "list", "plan" or "help". `at`: the row to begin on.
 
     Raises KeyboardInterrupt on q, Esc, Ctrl-C.
     """
     first = next((number for number, row in enumerate(rows) if row.id == at), 0)
-    return _run(Menu(rows, title, HELP, at=first), {"a": "agent", "m": "manage", "l": "list", "d": "plan"})
+    actions = {"a": "agent", "m": "manage", "l": "list", "d": "plan", "?": "help", "h": "help"}
+    return _run(Menu(rows, title, HELP, at=first), actions)
+
+
+def any_key(words: str) -> None:
+    """Wait for any key. Raises KeyboardInterrupt on Ctrl-C."""
+    keys = KeyBindings()
+
+    @keys.add(Keys.Any)
+    def press(event: KeyPressEvent) -> None:
+        is_interrupt = event.key_sequence[0].key == Keys.ControlC
+        event.app.exit(**({"exception": KeyboardInterrupt} if is_interrupt else {"result": ("", "")}))
+
+    _application(FormattedTextControl([("class:dim", words)], show_cursor=False), keys).run()
 
 
 def tick(rows: Sequence[MenuRow], title: str) -> list[str]:
@@ -164,11 +188,15 @@ def _run(shown: Menu, actions: dict[str, str]) -> tuple[str, str]:
         else:
             shown.press(key, event.data)
 
+    return _application(FormattedTextControl(shown.fragments, show_cursor=False), keys).run()
+
+
+def _application(control: FormattedTextControl, keys: KeyBindings) -> Application[tuple[str, str]]:
     output = Vt100_Output.from_pty(sys.stderr)
     # the cursor's position is not needed, and not every terminal answers
     output.enable_cpr = False
     app: Application[tuple[str, str]] = Application(
-        layout=Layout(Window(FormattedTextControl(shown.fragments, show_cursor=False), wrap_lines=False)),
+        layout=Layout(Window(control, wrap_lines=False)),
         key_bindings=keys,
         style=_STYLE,
         erase_when_done=True,
@@ -178,4 +206,4 @@ def _run(shown: Menu, actions: dict[str, str]) -> tuple[str, str]:
     )
     # Esc alone is a key; a sequence that begins with it arrives at once on a local terminal
     app.ttimeoutlen = 0.05
-    return app.run()
+    return app

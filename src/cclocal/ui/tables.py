@@ -105,7 +105,8 @@ def show_stored(rows: Sequence[Stored], free_bytes: int, disk_bytes: int, *, as_
     table = plain_table("model", "in", "size", "start it with", "last used", right=("size",))
     for row in rows:
         unfinished = f" ({file_size(row.incomplete_bytes)} of it unfinished)" if row.incomplete_bytes else ""
-        start = row.flag or (f"--model {row.name}" if row.kind == "hub" else "")
+        start = row.flag or (f"cclocal {row.name}" if row.kind == "hub" else "")
+        start = "made again when needed" if row.kind == SAVED_PROMPTS else start
         where = row.where if row.backend in ("", row.where) else f"{row.where}, {row.backend}"
         cells = (row.name, where, file_size(row.size_bytes) + unfinished, start, _when(row.last_used_s))
         # as Text, because a path may look like markup
@@ -143,6 +144,9 @@ def plan_lines(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
     where = f", {', '.join(engine.device_names) or 'CPU only'}" if engine.uses == "listed" else ""
     server, _ = plan.server_command(plan.shown)
     agent, _ = plan.agent_command(plan.shown)
+    if plan.notes:
+        yield "Notes"
+        yield from (f"  {note}" for note in plan.notes)
     yield "Model"
     yield f"  {plan.model.name} ({plan.model.id}), {plan.variant.quant}"
     yield f"  fetch: {plan.fetch.in_words}"
@@ -168,9 +172,6 @@ def plan_lines(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
     if plan.sources:
         yield "Where each setting came from"
         yield from (f"  {name}: {source}" for name, source in sorted(plan.sources.items()))
-    if plan.notes:
-        yield "Notes"
-        yield from (f"  {note}" for note in plan.notes)
 
 
 def _command_lines(argv: tuple[str, ...]) -> Iterator[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import pexpect
 import pytest
 from rich.text import Text
 
@@ -9,6 +12,7 @@ from cclocal.errors import UsageError
 from cclocal.turns import plain_lines, without_keys
 from cclocal.ui import console as ui
 from cclocal.ui.tables import plain_table
+from tests.world import World
 
 EVIL = "a\x1b]0;title\x07\x1b[2J\x9b31mb\r\x08c"
 
@@ -48,3 +52,22 @@ def test_no_key_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None
     assert not [key for key in keys if key[-8:] in text]
     # words that only look like one
     assert without_keys("task-123456789012345 disk-0123456789012") == "task-123456789012345 disk-0123456789012"
+
+
+def test_the_line_while_a_server_loads_is_one_and_without_the_logs_own_time(world: World) -> None:
+    world.terminal = (24, 60)
+    world.fake_server(load_s=2, buffers=["0.00.522.199 I llama_kv_cache: " + "buffer " * 30])
+    world.fake_claude(exits=0)
+    with world.on_terminal("tiny", "--cold") as child:
+        child.expect("llama_kv_cache: buffer")
+        child.expect(pexpect.EOF)
+        lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", str(child.before)).replace("\r", "\n").splitlines()
+    assert not any("522.199" in line for line in lines)
+    assert all(len(line) <= 60 for line in lines if "Tiny copy circuit: " in line and "…" in line)
+
+
+def test_off_a_terminal_a_phase_is_one_line(world: World) -> None:
+    world.fake_server(load_s=14)
+    world.fake_claude(exits=0)
+    said = world.run("tiny", "--cold").stderr
+    assert said.count("Tiny copy circuit: ") == 1

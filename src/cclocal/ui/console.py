@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 #: Off a terminal, seconds between two lines of progress.
 _QUIET_STEP_S = 10.0
+#: Seconds until a phase that goes on is said again there.
+_AGAIN_S = 60.0
+#: What engines begin a line of their logs with: the time and the level.
+_LOG_HEAD = re.compile(r"^[\d.:,/ -]+ (?:[IWEDT]|INFO|WARNING|ERROR)[: -]+")
 
 
 def plain(text: str) -> str:
@@ -119,16 +124,20 @@ class WaitLine:
         self.name = name
         self.screen = console()
         self.status = self.screen.status(f"{name}: starting")
-        self.said = time.monotonic()
+        self.said, self.phase = time.monotonic(), ""
 
     def __call__(self, now: Waiting) -> None:
+        from rich.text import Text
+
         said = f"{self.name}: {now.phase}… {now.seconds:.0f} s"
         if self.screen.is_terminal and not self.screen.is_dumb_terminal:
-            room = max(10, self.screen.width - len(self.name) - len(now.phase) - 16)
-            self.status.update(f"{said}  [dim]{escape(now.log_line[:room])}[/]")
-        elif time.monotonic() - self.said > _QUIET_STEP_S:
-            self.said = time.monotonic()
-            self.screen.print(said)
+            line = Text.assemble(said, "  ", (_LOG_HEAD.sub("", now.log_line), "dim"))
+            # one line, without what the spinner takes
+            line.truncate(max(1, self.screen.width - 3), overflow="ellipsis")
+            self.status.update(line)
+        elif time.monotonic() - self.said > (_AGAIN_S if now.phase == self.phase else _QUIET_STEP_S):
+            self.said, self.phase = time.monotonic(), now.phase
+            self.screen.print(said, soft_wrap=True)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ CLAUDE_VERSION := 2.1.331
 # most tests wait for real programs; each takes a core at most
 WORKERS ?= 2
 
-.PHONY: help try test quick check docs clean
+.PHONY: help try test quick check dist docs clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/'
@@ -49,8 +49,11 @@ check: $(VENV)/.test ## style, types, layers, docs in step with the code
 	$(BIN)/python tools/docs.py --check
 	$(BIN)/python -m towncrier build --draft --version next >/dev/null
 
+dist: $(VENV)/.test ## sdist and wheel, and the main job from the wheel in a bare environment
+	tools/dist.sh $(CURDIR)/$(BIN)/python dist
+
 docs: $(VENV)/.test ## write the generated parts of the docs anew
 	$(BIN)/python tools/docs.py
 
 clean: ## remove what make made here
-	rm -rf $(VENV) hello.txt .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) dist hello.txt .mypy_cache .ruff_cache .pytest_cache

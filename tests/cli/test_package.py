@@ -8,6 +8,9 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
+from tests.conftest import CLAUDES
 from tests.world import World
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,3 +46,13 @@ def test_the_wheel_is_whole(world: World, tmp_path: Path) -> None:
         check=True,
     ).stdout
     assert found.count(str(target)) == 2
+
+
+@pytest.mark.wide
+def test_a_release_can_be_cut(tmp_path: Path) -> None:
+    """`make dist`, with the main job from the wheel in a bare environment."""
+    done = subprocess.run(
+        [ROOT / "tools/dist.sh", sys.executable, tmp_path, CLAUDES[0].path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the wheel writes a file in a bare environment" in done.stdout

@@ -84,6 +84,7 @@ _WEB = "Claude Code's WebFetch, and at strict every public https server. [dim]de
 _MCP = "Give the agent the MCP servers of this file (mcpServers in JSON); repeatable."
 _RECEIPT = "Say at the end what the agent connected to, as the sandbox knows it. [dim]cclocal stats has it too[/]"
 _PROTECT = "At strict: this name in the folder and its repository is read-only too, as CLAUDE.md is; repeatable."
+_YES = "Start without asking: a model that failed its check, or in your home."
 _LEAN = "A short system prompt and four tools, or the agent's own. [dim]default: full[/]"
 
 
@@ -148,7 +149,7 @@ class Settings:
     nudge: Annotated[bool, ForAgent("--nudge/--no-nudge", _NUDGE)] = True
     receipt: Annotated[bool, ForAgent("--receipt/--no-receipt", _RECEIPT)] = False
     keep_children: Annotated[bool, ForAgent("--keep-children/--end-children", _CHILDREN)] = False
-    yes: Annotated[bool, Option("--yes", "Start a model that failed its check without asking.", lasting=False)] = False
+    yes: Annotated[bool, ForAgent("--yes", _YES, lasting=False)] = False
     #: not an option: host memory for the prompts of idle slots, which a remedy of the memory plan may set to 0
     cache_ram_mib: int | None = None
     agent_args: tuple[str, ...] = ()

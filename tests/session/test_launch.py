@@ -10,6 +10,7 @@ import socket
 import stat
 import time
 
+import pexpect
 import pytest
 
 from tests.world import HAS_SANDBOX, World, alive, wait_for
@@ -25,6 +26,22 @@ def test_the_agent_replaces_the_launcher_and_its_status_is_the_commands(world: W
         # a shell shows these as 139 and 143, as which bubblewrap passes them on
         assert world.run("--tiny").returncode == (128 + number if HAS_SANDBOX else -number)
         assert world.run("--tiny", "--sandbox", "off").returncode == -number
+
+
+def test_in_the_home_without_a_sandbox_it_is_asked_first(world: World) -> None:
+    world.fake_server()
+    world.fake_claude(exits=0)
+    world.project = world.home
+    done = world.run("--tiny", "--sandbox", "off")
+    assert done.returncode == 2
+    assert f"The agent would work in {world.home}, and may change every file in it." in done.stderr
+    assert world.run("--tiny", "--sandbox", "off", "--yes").returncode == 0
+    with world.on_terminal("--tiny", "--sandbox", "off") as child:
+        child.expect("Start it here")
+        child.sendline("n")
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 130
 
 
 def test_everything_after_the_dashes_goes_to_the_agent(world: World) -> None:

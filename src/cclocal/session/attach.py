@@ -27,7 +27,7 @@ from cclocal.server.registry import SessionRecord, check_proc
 from cclocal.server.remote import check_url, look
 from cclocal.server.start import ServerStart, exec_agent, listen, new_binding, start_server
 from cclocal.session.by_hand import check_wire
-from cclocal.session.sandbox import say_level, settle
+from cclocal.session.sandbox import confirm_folder, say_level, settle
 from cclocal.session.serve import ENDPOINT, again, become, conversations, farewell, lay_out_config, serving
 from cclocal.settings import STRICT, Settings
 from cclocal.ui.console import busy, say
@@ -211,6 +211,7 @@ def _agent(settings: Settings, env: Env) -> tuple[Agent, Settings, Facts]:
     check_proc()
     agent, facts = choose_agent(settings), look_around(env, settings)
     settings = settle(settings, facts)
+    confirm_folder(settings, facts)
     check_agent(agent, facts, settings)
     return agent, settings, facts
 

@@ -86,6 +86,7 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
     env, now = facts.env, prepare(settings, catalog, facts)
     if not settings.server:
         settings = sandbox.settle(settings, facts, is_harmless=any(variant.builtin for variant in now.model.variants))
+        sandbox.confirm_folder(settings, facts)
         now = replace(now, settings=settings)
     plan = now.plan()
     if settings.safe:

@@ -60,6 +60,22 @@ def settle(settings: Settings, facts: Facts, *, is_harmless: bool = False) -> Se
     return settings.changed({"sandbox": OFF}, "launch, because strict does not work here")
 
 
+def confirm_folder(settings: Settings, facts: Facts) -> None:
+    """Ask before an agent starts in the user's home or in /, where it may change any file without a strict sandbox.
+
+    Raises UsageError where there is no terminal to ask on, KeyboardInterrupt if the user does not want it.
+    """
+    home = Path(facts.env.environ["HOME"]).resolve()
+    if facts.cwd not in (home, Path("/")) or settings.yes or level_of(settings, facts.machine) == STRICT:
+        return
+    words = f"The agent would work in {facts.cwd}, and may change every file in it."
+    if not can_ask():
+        raise UsageError(words, hint="cd to a project's folder, or --yes")
+    say(words, "yellow")
+    if not confirm("Start it here?", default=False):
+        raise KeyboardInterrupt
+
+
 def sandbox_of(
     session: AgentSession, made: CommandAndFiles, binding: Binding, settings: Settings, facts: Facts
 ) -> Sandbox | None:

@@ -9,8 +9,8 @@ MIB = 2**20
 
 
 def memory_size(size_bytes: int) -> str:
-    """A size in memory: 1 GB = 2^30 bytes, as memory is sold and as engines print it."""
-    return f"{size_bytes / GIB:.1f} GB" if abs(size_bytes) >= GIB else f"{size_bytes / MIB:.0f} MB"
+    """A size in memory, in GiB or MiB: as memory is sold, and as engines print it."""
+    return f"{size_bytes / GIB:.1f} GiB" if abs(size_bytes) >= GIB else f"{size_bytes / MIB:.0f} MiB"
 
 
 def file_size(size_bytes: int | None) -> str:

@@ -274,7 +274,7 @@ def test_a_plan_for_another_machine(world: World) -> None:
     assert small["max_context_tokens"] < newer["max_context_tokens"] < large["max_context_tokens"] == 262144
     assert {"raise", "both"} & {remedy["name"] for remedy in newer["remedies"]}
     shown = world.run("plan", "gemma", "--ram", "24", "--macos", "26").stdout
-    for words in ("weights", "KV cache", "left over", "│ budget 16.8 GB", "What would help", "wired limit"):
+    for words in ("weights", "KV cache", "left over", "│ budget 16.8 GiB", "What would help", "wired limit"):
         assert words in shown
     table = world.run("plan", "--ram", "16", "--macos", "26").stdout
     assert "--gemma " in table

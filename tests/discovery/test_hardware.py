@@ -131,7 +131,7 @@ def test_the_order_in_which_a_macs_budget_is_read() -> None:
     crowded = budget_of(silent, replace(m4, available_bytes=9 * GIB), SHAPE)
     assert crowded
     assert crowded.size_bytes == 9 * GIB
-    assert "9.0 GB are free now" in crowded.source
+    assert "9.0 GiB are free now" in crowded.source
     # MLX allocates as it goes, and keeps a larger margin
     mlx = budget_of(None, m4, replace(SHAPE, form="mlx"))
     assert mlx

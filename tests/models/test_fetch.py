@@ -261,7 +261,7 @@ def test_a_projector_counts_before_it_is_here(world: World, hub: Hub) -> None:
     told = json.loads(world.run("--mine", "--dry-run", "--json").stdout)["memory"]
     assert told["other_bytes"] == (world.root / "hub/other.gguf").stat().st_size
     # the line before the download counted it too
-    assert f"needs {round(told['need_bytes'] / 2**20)} MB" in done.stderr
+    assert f"needs {round(told['need_bytes'] / 2**20)} MiB" in done.stderr
 
 
 def found(world: World) -> set[str]:

@@ -194,7 +194,7 @@ def card_budget(cards: Sequence[Gpu], available_bytes: int) -> Budget | None:
     source = names + (
         f", of which {memory_size(sum(card.free_bytes for card in cards))} are free now"
         if free
-        else ", less 1.0 GB each"
+        else ", less 1.0 GiB each"
     )
     host = max(0, available_bytes - MARGIN_BYTES)
     return Budget(size, source, "discrete", host_bytes=host)

@@ -103,7 +103,7 @@ def chart(found: Fit) -> Iterator[str]:
         if found.budget:
             bar = f"{bar[:line]}│{bar[line + 1 :]}"
         words = {"too_big": "too big", "tight": "tight"}.get(one.verdict, "")
-        yield f"{tokens:>9,}  {bar}  {memory_size(one.footprint.need_bytes):>8} {words}".rstrip()
+        yield f"{tokens:>9,}  {bar}  {memory_size(one.footprint.need_bytes):>9} {words}".rstrip()
     if found.budget:
         yield f"{'tokens':>9}  {' ' * line}│ budget {memory_size(budget)}"
 

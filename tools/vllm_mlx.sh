@@ -15,9 +15,9 @@ if ! [ -e "$prefix/whole" ]; then
     touch "$prefix/whole"
 fi
 # MLX's wheel for processors brings the reference BLAS, which is ten times as slow as OpenBLAS, if that is here
-for fast in /usr/lib/*/openblas*/libblas.so.3; do
-    for slow in "$prefix"/lib/python*/site-packages/mlx_cpu.libs/libblas-*.so.*; do
-        if [ -e "$fast" ] && [ -f "$slow" ]; then ln -sf "$fast" "$slow"; fi
-    done
+fast=$(ls /usr/lib/*/openblas*/libblas.so.3 2>/dev/null | head -1)
+for blas in "$prefix"/lib/python*/site-packages/mlx_cpu.libs/libblas-*.so.*; do
+    [ -L "$blas" ] || cp "$blas" "$prefix/$(basename "$blas")"
+    if [ -n "$fast" ]; then ln -sf "$fast" "$blas"; else ln -sf "$prefix/$(basename "$blas")" "$blas"; fi
 done
 echo "$program"

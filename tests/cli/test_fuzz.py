@@ -78,9 +78,18 @@ def case() -> Iterator[Case]:
 
 
 def cases(most: int) -> Callable[[Any], Any]:
-    """So many cases with CI=true, a tenth elsewhere. One that fails is shown as it is: each takes a while."""
-    few = list(HealthCheck)
-    return settings(max_examples=most if CI else most // 10, deadline=None, suppress_health_check=few, phases=PHASES)
+    """So many cases with CI=true, a tenth elsewhere: always the same, so that a finding can be looked at again.
+
+    One that fails is shown as it is: each takes a while.
+    """
+    return settings(
+        max_examples=most if CI else most // 10,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=PHASES,
+    )
 
 
 def check(argv: list[str], did: dict[str, Any]) -> None:

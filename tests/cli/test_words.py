@@ -10,6 +10,8 @@ from cclocal.agents import AGENTS
 from cclocal.agents.session import Asked
 from cclocal.cli.words import understand
 from cclocal.errors import UsageError
+from cclocal.session.serve import again
+from cclocal.settings import Settings
 from tests.conftest import Claude
 from tests.world import World
 
@@ -96,3 +98,15 @@ def test_one_natural_line_writes_a_file(scripted: World, claude: Claude) -> None
     assert (scripted.project / "hello.txt").read_text() == "hi"
     again = scripted.run("tiny", "-c", "-p", "Create the file two.txt with content: ho", "--cold")
     assert (scripted.project / "two.txt").read_text() == "ho", again.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "command"),
+    [
+        ("gemma", "cclocal gemma"),
+        ("8132", "cclocal 8132"),
+        ("http://127.0.0.1:8080", "cclocal --url http://127.0.0.1:8080"),
+    ],
+)
+def test_the_line_that_starts_the_same_again_is_understood(word: str, command: str) -> None:
+    assert again(word, Settings()) == command

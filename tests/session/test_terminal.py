@@ -183,6 +183,7 @@ def test_the_end_of_a_session_says_how_to_go_on(
     world.fake_server(replies=[{"text": "ANSWERED"}] * 9)
     start(shell, world, "tiny", "hello")
     shell.expect("ANSWERED", timeout=60)
+    (world.project / ".envrc").write_text("export A=1\n")
     words = "On this model again:  cclocal tiny --resume ([0-9a-f-]{36})"
     for _ in range(5):
         # the first one may still interrupt an answer
@@ -192,6 +193,8 @@ def test_the_end_of_a_session_says_how_to_go_on(
     assert isinstance(shell.match, re.Match)
     id_ = str(shell.match[1])
     shell.expect("Back to the cloud: type claude")
+    # what changed is said after it, on the terminal too
+    shell.expect(r"\.envrc")
     wait_for(lambda: not list(world.sessions.glob("*")), "the session's end")
     assert json.loads(world.run("stats", "--json").stdout)["conversation"] == id_
     assert f"id of the conversation: {id_}" in world.run("stats").stdout

@@ -133,10 +133,12 @@ class Keeper:
         try:
             self._start_or_say_why()
             self._watch()
-            self._say_how_to_go_on()
+            self._leave_terminal()
             self._compare()
-            self._reset_terminal()
             last_words = self._report()
+            if not last_words:
+                # A reader of the agent's stderr must not have to wait for the end of the server.
+                os.dup2(1, 2)
         finally:
             self._end()
             # last, because writing may block
@@ -445,17 +447,19 @@ class Keeper:
         lines = plain_lines(end_of(self.session["log"], 16384))
         return [line for line in lines if not line.startswith(OURS)][-most:]
 
-    def _say_how_to_go_on(self) -> None:
-        """Note the agent's conversation in the log, and say on its terminal how to go on with it."""
+    def _leave_terminal(self) -> None:
+        """Reset what the agent, or a launcher killed under its live line, left switched on in the terminal.
+
+        Say there how to go on with the conversation, whose id goes into the log.
+        """
         found = newest_conversation(self.session["conversations"], self.started) if self.agent_runs else ""
-        if not found:
-            return
-        with contextlib.suppress(OSError):
-            os.write(1, f"{OURS} {time.strftime('%H:%M:%S')} {CONVERSATION} {found}\n".encode())
+        if found:
+            with contextlib.suppress(OSError):
+                os.write(1, f"{OURS} {time.strftime('%H:%M:%S')} {CONVERSATION} {found}\n".encode())
         if self.session["tty"] and self.watched_ended:
-            self._reset_terminal()
-            words = self.session["farewell"].replace("{id}", found)
-            _write_to_terminal(self.session["tty"], words.replace("\n", "\r\n").encode())
+            reset = self.session["terminal_reset"].encode() if self.agent_runs else SHOW_CURSOR
+            words = self.session["farewell"].replace("{id}", found).replace("\n", "\r\n") if found else ""
+            _write_to_terminal(self.session["tty"], reset + words.encode())
 
     def _compare(self) -> None:
         """What to say at the end: of the agent's folders, without the sandbox's mount points, its /tmp, its network."""
@@ -483,15 +487,6 @@ class Keeper:
             if re.fullmatch(rf"{re.escape(OURS)} \d\d:\d\d:\d\d {re.escape(SENT_ON)}", line):
                 with contextlib.suppress(OSError):
                     os.write(1, f"{line}\n".encode())
-
-    def _reset_terminal(self) -> None:
-        """Reset what the agent, or a launcher killed under its live line, left switched on in the terminal."""
-        if self.session["tty"] and self.watched_ended:
-            reset = self.session["terminal_reset"].encode() if self.agent_runs else SHOW_CURSOR
-            _write_to_terminal(self.session["tty"], reset)
-        if not (self.agent_runs and (self.news or self.changes)):
-            # A reader of the agent's stderr must not have to wait for the end of the server.
-            os.dup2(1, 2)
 
     def _report(self) -> bytes:
         """What to print after the agent: what it changed of what other programs obey, and how its server died."""

@@ -110,7 +110,7 @@ def sandbox_of(
 def server_in_sandbox(plan: Plan, binding: Binding, env: Env) -> CommandAndFiles:
     """The server's command in its sandbox, if it has one, and its files. It reads the files that its command names."""
     command, files = plan.server_command(binding)
-    if not plan.engine.sandbox or not binding.socket:
+    if not plan.engine.sandbox:
         return command, files
     model = Path(plan.request.model_file)
     named = [word for word in command.argv[len(plan.engine.command) :] if word.startswith("/") and Path(word).is_file()]

@@ -83,7 +83,7 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
                     "files": [path for path in (plan.request.model_file, plan.request.mmproj_file) if path],
                 },
                 less_memory=server_in_sandbox(plan.with_less_memory(), binding, env)[0],
-                in_sandbox=bool(plan.engine.sandbox and binding.socket),
+                in_sandbox=plan.engine.sandbox is not None,
                 relay=plan.relay(binding),
                 looks_at=() if plan.settings.server else plan.session.folders,
                 level="" if plan.settings.server else plan.session.level,
@@ -116,7 +116,7 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
 
 def again(word: str, settings: Settings) -> str:
     """The command that starts the same again. `word`: the model, or the port or the address of a server."""
-    words = ["--url", word] if word == settings.url else [word]
+    words = ["--url", word] if "://" in word else [word]
     words += ["--key-env", settings.key_env] if settings.key_env else []
     words += ["--agent", str(settings.agent)] if settings.sources.get("agent") in ("command line", "menu") else []
     return shlex.join(("cclocal", *words))

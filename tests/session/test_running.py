@@ -24,7 +24,7 @@ def test_what_runs_is_listed_and_a_server_is_ended(world: World) -> None:
     listed = world.run("attach")
     assert listed.returncode == 2
     assert "8177" in listed.stdout
-    # a port of nobody's, then the only server there is
+    # a port without a server, then no port: the only server is meant
     assert "No server of cclocal's listens on port 8178" in world.run("stop", "8178").stderr
     done = world.run("stop")
     assert done.returncode == 0, done.stderr

@@ -85,7 +85,7 @@ def _discard_output() -> None:
 
 
 def _fault(error: Exception) -> CclocalError:
-    """The error for what nobody foresaw; its traceback goes into a file."""
+    """The error for an exception that no code expects. Its traceback goes into a file."""
     import traceback
 
     log = None

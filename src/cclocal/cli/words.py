@@ -36,6 +36,7 @@ def understand(words: Sequence[str], models: Collection[str]) -> Typed:
     if words and words[0] in COMMANDS and words[0] not in _WITH_AGENT:
         return Typed([*words], Asked())
     with_value = {f"--{flag}" for name, (_, option) in options().items() if option.metavar for flag in flags(name)}
+    known = {f"--{name}" for name in (*reserved(), *models)}
     left, kept, prompt = [*words], list[str](), ""
     prints = continues = False
     resumes: str | None = None
@@ -54,7 +55,7 @@ def understand(words: Sequence[str], models: Collection[str]) -> Typed:
             resumes = word.partition("=")[2]
             if "=" not in word and left and not left[0].startswith("-") and left[0] not in models:
                 resumes = left.pop(0)
-        elif word.startswith("--") and word.partition("=")[0].removeprefix("--") not in reserved() | {*models}:
+        elif word.startswith("--") and word.partition("=")[0] not in known:
             # unknown, and so is whether it takes a value: Typer says so
             return Typed([*kept, word, *left], Asked())
         elif word.startswith("-"):

@@ -104,8 +104,9 @@ def _folders(engine: Engine, env: Env) -> Iterator[Path]:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         libraries = re.findall(r"(?:=> |^\s+)(/\S+)", ask(["ldd", program], env.environ).stdout, re.MULTILINE)
         found += [Path(library).parent for library in libraries]
+    homes = homes_of(env)
     for folder in dict.fromkeys(path for name in found for path in (name, Path(os.path.realpath(name)))):
-        holds_home = any(home.is_relative_to(folder) for home in homes_of(env))
+        holds_home = any(home.is_relative_to(folder) for home in homes)
         is_shown = any(folder.is_relative_to(top) for top in _SYSTEM)
         if folder.is_absolute() and folder.is_dir() and not holds_home and not is_shown:
             yield folder

@@ -171,14 +171,14 @@ class SignsOfLife:
         size_bytes, busy_s = self.log.stat().st_size if self.log.exists() else 0, 0.0
         if self.computes:
             with contextlib.suppress(psutil.Error):
-                times = [one.cpu_times() for one in _family(self.pid)]
+                times = [one.cpu_times() for one in family(self.pid)]
                 busy_s = sum(one.user + one.system for one in times)
         if size_bytes != self.size_bytes or busy_s - self.busy_s > self.NOISE_S:
             self.size_bytes, self.busy_s, self.since = size_bytes, busy_s, self.clock()
         return self.clock() - self.since
 
 
-def _family(pid: int) -> list[psutil.Process]:
+def family(pid: int) -> list[psutil.Process]:
     """A process and its children, so that a runner under a server counts too. Raises psutil.Error if it is gone."""
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
@@ -210,7 +210,7 @@ def _listening(pid: int, port: int) -> list[str]:
     """The addresses on which a process or one of its children listens on a port."""
     return [
         c.laddr.ip
-        for one in _family(pid)
+        for one in family(pid)
         if one.status() != psutil.STATUS_ZOMBIE
         for c in one.net_connections("tcp")
         if c.status == psutil.CONN_LISTEN and c.laddr.port == port

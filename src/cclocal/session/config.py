@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cclocal import config_file
-from cclocal.errors import FolderError, UsageError
-from cclocal.paths import Env, make_folder
+from cclocal.errors import UsageError
+from cclocal.paths import Env, write_private
 from cclocal.settings import Settings, accepts, base_type, lasting, number_in, type_in_words
 from cclocal.ui.console import can_ask, output, print_json, say
 from cclocal.ui.tables import plain_table
@@ -103,15 +103,10 @@ def _write(document: TOMLDocument, env: Env) -> None:
 
     # a link into the user's own repository of settings stays one
     path = env.folders.user_file.resolve()
-    part = path.with_suffix(".part")
-    try:
-        make_folder(path.parent)
-        part.write_text(tomlkit.dumps(document), "utf-8")
-        if path.exists():
-            part.chmod(path.stat().st_mode & 0o777)
-        part.replace(path)
-    except OSError as error:
-        raise FolderError(f"{path} cannot be written: {error.strerror}.") from None
+    mode = path.stat().st_mode & 0o777 if path.exists() else None
+    write_private(path, tomlkit.dumps(document))
+    if mode is not None:
+        path.chmod(mode)
 
 
 def edit(env: Env) -> None:

@@ -14,8 +14,9 @@ import psutil
 from cclocal.agents import AGENTS
 from cclocal.errors import UsageError
 from cclocal.paths import Env
+from cclocal.server.readiness import family
 from cclocal.server.registry import SessionRecord, running
-from cclocal.session.serve import ENDPOINT
+from cclocal.session.serve import is_server, serving
 from cclocal.ui.console import busy, output, print_json, say
 from cclocal.ui.tables import plain_table
 from cclocal.units import duration, memory_size
@@ -45,23 +46,18 @@ def every(env: Env) -> Iterator[Running]:
         with contextlib.suppress(psutil.Error):
             keeper = psutil.Process(int(record.facts["keeper"]))
             age_s = time.time() - keeper.create_time()
-            what = "server" if _is_server(record) else str(record.facts.get("agent", "?"))
+            what = "server" if is_server(record) else str(record.facts.get("agent", "?"))
             pid, folder = int(record.facts["watched"]), str(record.facts.get("cwd", ""))
             row = Running(record.folder.name, record.port, record.model, what, pid, age_s, _memory_of(record), folder)
             found.append(row)
     yield from sorted(found, key=lambda row: -row.age_s)
 
 
-def _is_server(record: SessionRecord) -> bool:
-    return (record.folder / ENDPOINT).exists()
-
-
 def _memory_of(record: SessionRecord) -> int:
     """The memory of a session's server and its children in bytes; 0 if it has none of its own or is gone."""
     total = 0
     with contextlib.suppress(psutil.Error, KeyError):
-        server = psutil.Process(int(record.facts["server"]))
-        for process in (server, *server.children(recursive=True)):
+        for process in family(int(record.facts["server"])):
             with contextlib.suppress(psutil.Error):
                 total += process.memory_info().rss
     return total
@@ -94,8 +90,7 @@ def _from_home(folder: str, env: Env) -> str:
 
 def stop(port: int | None, env: Env) -> None:
     """End the server of `--server` on a port, or the only one. Raises UsageError if it is not clear which, or none."""
-    servers = [record for record in running(env) if _is_server(record)]
-    named = [record for record in servers if port is None or record.port == str(port)]
+    named = [record for record in serving(env) if port is None or record.port == str(port)]
     if port is not None and not named:
         if any(record.port == str(port) for record in running(env)):
             raise UsageError(f"Port {port} belongs to a session with an agent: it ends with the agent.")

@@ -233,7 +233,12 @@ def confirm_after_failed_check(plan: Plan) -> None:
 
 def serving(env: Env) -> list[SessionRecord]:
     """The servers that `--server` holds in other terminals."""
-    return [session for session in running(env) if (session.folder / ENDPOINT).exists()]
+    return [session for session in running(env) if is_server(session)]
+
+
+def is_server(session: SessionRecord) -> bool:
+    """Whether a session is a server that `--server` holds, without an agent of its own."""
+    return (session.folder / ENDPOINT).exists()
 
 
 def check_port(port: int | None, env: Env) -> None:
@@ -244,7 +249,7 @@ def check_port(port: int | None, env: Env) -> None:
         if session.port == str(port):
             raise PortError(
                 f"Port {port} is in use by your own session of {session.model}.",
-                hint=f"cclocal attach {port}" if (session.folder / ENDPOINT).exists() else "another --port",
+                hint=f"cclocal attach {port}" if is_server(session) else "another --port",
             )
     raise PortError(f"Port {port} is in use by {holder_of(port)}.", hint="another --port")
 

@@ -38,6 +38,11 @@ def plan_one(catalog: Catalog, word: str, settings: Settings, facts: Facts) -> F
     name, seen = model.name, look_at_model(facts, model, variant)
     source = _source(variant, seen)
     if model_path(variant, seen) not in seen.shapes:
+        if variant.path:
+            raise UsageError(
+                f"The header of {model.name} is of a kind that is not known here: nothing can be computed.",
+                hint=f"cclocal --model {word}, where the engine itself reads it",
+            )
         if not model.untested:
             raise UsageError(
                 f"{model.name} is not on disk, and its dimensions are not published: nothing can be computed.",

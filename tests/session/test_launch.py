@@ -103,6 +103,21 @@ def test_a_taken_port_is_refused_and_its_holder_named_and_left_alone(world: Worl
             pass
 
 
+def test_a_server_whose_usual_port_is_taken_takes_another_one(world: World) -> None:
+    world.fake_server()
+    usual = json.loads(world.run("--tiny", "--server", "--dry-run", "--json").stdout)["port"]
+    # where another program has the port already, the test is the same
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            held.enter_context(socket.create_server(("127.0.0.1", usual)))
+        with world.on_terminal("--tiny", "--server") as child:
+            child.expect(rf"Port {usual} is in use by ")
+            child.expect(r"This server takes port\s+(\d+)")
+            child.expect(f"cclocal attach {child.match[1]}")
+            child.sendintr()
+            child.expect(pexpect.EOF)
+
+
 def test_a_server_port_that_is_taken_at_the_last_moment_is_replaced(world: World) -> None:
     """Another program binds it between the choice and the server's start; it gets neither a key nor a prompt."""
     world.fake_server(load_s=3)

@@ -28,7 +28,8 @@ from cclocal.server.remote import check_url, look
 from cclocal.server.start import ServerStart, exec_agent, listen, new_binding, start_server
 from cclocal.session.by_hand import check_wire
 from cclocal.session.sandbox import confirm_folder, say_level, settle
-from cclocal.session.serve import ENDPOINT, again, become, conversations, farewell, lay_out_config, serving
+from cclocal.session.serve import again, become, conversations, farewell, lay_out_config
+from cclocal.session.servers import ENDPOINT, serving
 from cclocal.settings import STRICT, Settings
 from cclocal.ui.console import busy, say
 from cclocal.wires import WIRES

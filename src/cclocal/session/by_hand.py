@@ -17,7 +17,7 @@ from cclocal.errors import UsageError
 from cclocal.paths import Env, read_table
 from cclocal.planning.choose import choose_agent
 from cclocal.server.registry import SessionRecord
-from cclocal.session.serve import ENDPOINT, serving
+from cclocal.session.servers import ENDPOINT, serving
 from cclocal.settings import Settings
 
 #: The arguments of `cclocal env` that print the key alone.

@@ -18,12 +18,12 @@ from cclocal.server.start import Server
 from cclocal.session import sandbox
 from cclocal.session.serve import (
     become,
-    check_port,
     confirm_after_failed_check,
     lay_out_config,
     say_if_unverified,
     start,
 )
+from cclocal.session.servers import settle_port
 from cclocal.session.steps import (
     fetch,
     hold_raised_limit,
@@ -96,7 +96,7 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
         say_if_unverified(AGENTS[plan.agent], now.facts.agent, env)
         # what cannot be sandboxed is refused before the model is loaded
         sandbox.sandbox_of(plan.session, plan.agent_command(plan.shown), plan.shown, settings, now.facts)
-    check_port(plan.port, env)
+    now = replace(now, settings=settle_port(now.settings, plan.port, env))
     confirm_after_failed_check(plan)
     now = look_at_hub(now)
     now = settle_memory(now, safe=settings.safe)

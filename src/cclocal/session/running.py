@@ -16,7 +16,7 @@ from cclocal.errors import UsageError
 from cclocal.paths import Env
 from cclocal.server.readiness import family
 from cclocal.server.registry import SessionRecord, running
-from cclocal.session.serve import is_server, serving
+from cclocal.session.servers import is_server, serving
 from cclocal.ui.console import busy, output, print_json, say
 from cclocal.ui.tables import plain_table
 from cclocal.units import duration, memory_size

@@ -24,18 +24,17 @@ from cclocal.models.storage import remember
 from cclocal.paths import DISK_FULL, Env, make_folder, read_table, write_private
 from cclocal.planning.plan import Plan
 from cclocal.prompt_cache.cache import PromptCache
-from cclocal.server.readiness import holder_of, wait_until_ready
-from cclocal.server.registry import SessionRecord, new_log, running
+from cclocal.server.readiness import wait_until_ready
+from cclocal.server.registry import new_log
 from cclocal.server.start import Server, ServerStart, exec_agent, listen, new_binding, start_server
 from cclocal.session.sandbox import sandbox_of, say_level, server_in_sandbox
+from cclocal.session.servers import ENDPOINT, check_port, is_taken
 from cclocal.settings import Settings
 from cclocal.ui.console import WaitLine, busy, can_ask, confirm, download_bar, say
 from cclocal.wires import WIRES
 
 #: A free port may be taken between looking and listening; then another one is tried, this many times.
 PORT_TRIES = 3
-#: The session's file from which `cclocal attach` reads the server's address.
-ENDPOINT = "endpoint.json"
 
 
 def start(plan: Plan, env: Env, limit: int | None, tries: int = PORT_TRIES) -> Server:
@@ -48,7 +47,7 @@ def start(plan: Plan, env: Env, limit: int | None, tries: int = PORT_TRIES) -> S
             return _start(plan, binding, listener, env, limit)
         except (ServerDiedError, PortError):
             owns_port = plan.readiness(binding).owns_socket and not binding.socket
-            if not owns_port or tries == 1 or not _is_taken(int(binding.server_port)):
+            if not owns_port or tries == 1 or not is_taken(int(binding.server_port)):
                 raise
     return start(plan, env, limit, tries - 1)
 
@@ -229,42 +228,6 @@ def confirm_after_failed_check(plan: Plan) -> None:
         raise UsageError("A model that failed its check needs a confirmation to start.", hint="--yes, or another model")
     if not confirm("Start it anyway?", default=False):
         raise KeyboardInterrupt
-
-
-def serving(env: Env) -> list[SessionRecord]:
-    """The servers that `--server` holds in other terminals."""
-    return [session for session in running(env) if is_server(session)]
-
-
-def is_server(session: SessionRecord) -> bool:
-    """Whether a session is a server that `--server` holds, without an agent of its own."""
-    return (session.folder / ENDPOINT).exists()
-
-
-def check_port(port: int | None, env: Env) -> None:
-    """Raises PortError if the port is taken, with its holder."""
-    if port is None or not _is_taken(port):
-        return
-    for session in running(env):
-        if session.port == str(port):
-            raise PortError(
-                f"Port {port} is in use by your own session of {session.model}.",
-                hint=f"cclocal attach {port}" if is_server(session) else "another --port",
-            )
-    raise PortError(f"Port {port} is in use by {holder_of(port)}.", hint="another --port")
-
-
-def _is_taken(port: int) -> bool:
-    with socket.socket() as probe:
-        # as servers do, so that a port in TIME_WAIT counts as free
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except PermissionError:
-            raise PortError(f"Only the administrator can use port {port}.", hint="a --port above 1023") from None
-        except OSError:
-            return True
-    return False
 
 
 #: What can be wrong with a path.

@@ -21,7 +21,7 @@ from cclocal.planning.make import make_plan
 from cclocal.planning.plan import Plan
 from cclocal.programs import Answers, is_mac
 from cclocal.server import wired_limit
-from cclocal.session.serve import check_port
+from cclocal.session.servers import settle_port
 from cclocal.settings import Settings
 from cclocal.ui import memory_view
 from cclocal.ui.console import busy, can_ask, confirm, download_bar, say
@@ -179,7 +179,7 @@ def settle_memory(now: Launch, *, safe: bool) -> Launch:
     quant = changes.get("quant")
     kept = replace(now.settings, quant=str(quant) if quant else None, parser=None)
     now = replace(now, settings=kept).with_model_files()
-    check_port(now.plan().port, now.env)
+    now = replace(now, settings=settle_port(now.settings, now.plan().port, now.env))
     return look_at_hub(now)
 
 

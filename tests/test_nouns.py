@@ -46,15 +46,15 @@ def test_nothing_but_what_is_allowed_reaches_a_program(base: dict[str, str]) -> 
 
 def test_a_real_key_is_removed_not_shadowed() -> None:
     command = Command(("x",), {"ANTHROPIC_AUTH_TOKEN": SHOWN.key}, AGENT_NAMES)
-    base = {"ANTHROPIC_API_SHOWN.key": "sk-ant-real", "ANTHROPIC_AUTH_TOKEN": "real", "PATH": "/bin"}
+    base = {"ANTHROPIC_API_KEY": "sk-ant-real", "ANTHROPIC_AUTH_TOKEN": "real", "PATH": "/bin"}
     assert command.environ(base) == {"PATH": "/bin", "ANTHROPIC_AUTH_TOKEN": SHOWN.key}
-    assert command.removed(base) == ("ANTHROPIC_API_SHOWN.key",)
+    assert command.removed(base) == ("ANTHROPIC_API_KEY",)
 
 
 @pytest.mark.parametrize(
     "name",
-    "ANTHROPIC_API_SHOWN.key CLAUDE_CODE_USE_VERTEX CLAUDECODE AWS_PROFILE GOOGLE_APPLICATION_CREDENTIALS HTTPS_PROXY "
-    "http_proxy ALL_PROXY NODE_OPTIONS BUN_OPTIONS OTEL_SERVICE_NAME OPENAI_API_SHOWN.key LD_PRELOAD "
+    "ANTHROPIC_API_KEY CLAUDE_CODE_USE_VERTEX CLAUDECODE AWS_PROFILE GOOGLE_APPLICATION_CREDENTIALS HTTPS_PROXY "
+    "http_proxy ALL_PROXY NODE_OPTIONS BUN_OPTIONS OTEL_SERVICE_NAME OPENAI_API_KEY LD_PRELOAD "
     "DYLD_INSERT_LIBRARIES API_TIMEOUT_MS DISABLE_TELEMETRY".split(),
 )
 def test_what_can_divert_a_session_is_refused(name: str) -> None:

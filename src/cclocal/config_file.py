@@ -26,7 +26,7 @@ COMMANDS = (
 )
 #: Other words that a model's flag must not take.
 _WORDS = frozenset(
-    """clean continue dry-run install-completion json key last list-models macos print ram resume show-completion
+    """clean continue dry-run html install-completion json key last list-models macos print ram resume show-completion
     show-key vscode warm""".split()
 )
 

@@ -22,7 +22,8 @@ class Turn(NamedTuple):
     """One reply, in tokens and seconds; None where the engine does not report it.
 
     prompt: the whole request; read: the part of it that was evaluated; kept: the part that was in the KV cache already;
-    written: the reply. first_s: until the first token; writing_s: from there to the last; whole_s: both.
+    written: the reply. first_s: until the first token; writing_s: from there to the last; whole_s: both. began_s: when
+    the server began with it, since the server's start. window: the context window of one conversation.
     """
 
     prompt_tokens: int | None = None
@@ -32,6 +33,8 @@ class Turn(NamedTuple):
     first_s: float | None = None
     writing_s: float | None = None
     whole_s: float | None = None
+    began_s: float | None = None
+    window_tokens: int | None = None
 
     @property
     def read_per_s(self) -> float | None:

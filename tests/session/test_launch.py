@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -113,6 +114,7 @@ def test_a_server_whose_usual_port_is_taken_takes_another_one(world: World) -> N
         with world.on_terminal("--tiny", "--server") as child:
             child.expect(rf"Port {usual} is in use by ")
             child.expect(r"This server takes port\s+(\d+)")
+            assert isinstance(child.match, re.Match)
             child.expect(f"cclocal attach {child.match[1]}")
             child.sendintr()
             child.expect(pexpect.EOF)

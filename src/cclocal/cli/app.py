@@ -114,6 +114,7 @@ _EXAMPLES = {
     session_commands.stats: (
         ("cclocal stats", "the newest session"),
         ("cclocal stats 5be0c1d2 --json", "another one, for scripts"),
+        ("cclocal stats --html", "as charts, in a file for a browser"),
     ),
 }
 for _command, _examples in _EXAMPLES.items():

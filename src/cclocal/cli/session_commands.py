@@ -55,11 +55,12 @@ def stats(
         str | None, Argument(help="Session id; default: the newest.", show_default=False, autocompletion=_sessions)
     ] = None,
     as_json: Json = False,
+    as_html: Annotated[bool, Option("--html", help="Write a page with charts: one file, no network.")] = False,
 ) -> None:
     """What each turn of a session cost: tokens read, kept and written; seconds to the first word."""
     from cclocal.session.stats import show
 
-    show(session, call.env, as_json=as_json)
+    show(session, call.env, as_json=as_json, as_html=as_html)
 
 
 @takes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.table import Table
 from rich.text import Text
 
@@ -10,8 +12,10 @@ from cclocal.errors import UsageError
 from cclocal.paths import Env
 from cclocal.server.keeper import LOG_WAS_CUT
 from cclocal.server.registry import newest_first, running, session_of
+from cclocal.session.serve import os_errors_in_words
 from cclocal.turns import Turn, conversation, news, turns
-from cclocal.ui.console import output, print_json
+from cclocal.ui.console import output, print_json, say
+from cclocal.ui.page import session_page
 from cclocal.ui.tables import plain_table
 from cclocal.units import count, seconds
 
@@ -19,10 +23,11 @@ from cclocal.units import count, seconds
 _LEAST_AHEAD_TOKENS = 256
 
 
-def show(session: str | None, env: Env, *, as_json: bool) -> None:
-    """The turns of the session named, or of the newest: a table for people, or JSON with plain numbers.
+def show(session: str | None, env: Env, *, as_json: bool, as_html: bool) -> None:
+    """The turns of the session named, or of the newest: a table for people, JSON with plain numbers, or a page.
 
-    A number that the engine does not report is null. Raises UsageError if there is no such session.
+    A number that the engine does not report is null. Raises UsageError if there is no such session, FolderError if the
+    page cannot be written into the working directory.
     """
     folders = env.folders
     if not folders.newest_log.exists():
@@ -40,7 +45,7 @@ def show(session: str | None, env: Env, *, as_json: bool) -> None:
     # the prompt that was read before them
     ours = [turn for turn in every if turn.is_ours and (turn.read_tokens or 0) >= _LEAST_AHEAD_TOKENS]
     ahead = ours[-1] if ours else None
-    if as_json:
+    if as_json or as_html:
         report = {
             "session": name,
             "conversation": conversation(text) or None,
@@ -49,7 +54,10 @@ def show(session: str | None, env: Env, *, as_json: bool) -> None:
             "news": news(text),
             "now": now and {"prompt_tokens": now.prompt_tokens, "place_tokens": now.place_tokens},
         }
-        print_json(report)
+        if as_html:
+            _write_page(f"cclocal-{name}.html", session_page(report), env)
+        else:
+            print_json(report)
         return
     out = output()
     if rows:
@@ -73,6 +81,13 @@ def show(session: str | None, env: Env, *, as_json: bool) -> None:
     if others := [other for other in known if other != name]:
         notes.append(f"Others: cclocal stats {' | '.join(others)}")
     out.print(Text("\n" * bool(rows) + "\n".join(notes), style="dim"))
+
+
+def _write_page(file: str, page: str, env: Env) -> None:
+    with os_errors_in_words(env):
+        Path(file).write_text(page, "utf-8")
+    print(file)
+    say("To look at it, open it in a browser: it needs no network.", "dim")
 
 
 def _table(rows: list[Turn]) -> Table:

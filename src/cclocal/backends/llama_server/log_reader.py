@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-#: With or without the time and level in front.
-_TASK = re.compile(r"(?:[\d.]+ [A-Z] )?slot .*?\| task (\d+) \| +(.*)")
-_PROMPT = re.compile(r"new prompt, .*task\.n_tokens = +(\d+)")
+#: With or without the time since the server's start (minutes, seconds, milliseconds, microseconds) and level in front.
+_TASK = re.compile(r"(?:([\d.]+) [A-Z] )?slot .*?\| task (\d+) \| +(.*)")
+_PROMPT = re.compile(r"new prompt, (?:n_ctx_slot = +(\d+))?.*task\.n_tokens = +(\d+)")
 _PLACE = re.compile(r"cached n_tokens = +(\d+)")
 _PROGRESS = re.compile(r"prompt processing.* (\d+(?:\.\d+)?) tokens per second")
 _WRITING = re.compile(r"n_gen = .* tg_3s = +(\d+(?:\.\d+)?) t/s")
@@ -29,10 +29,11 @@ def turns(text: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         match = _TASK.match(line)
         if not match:
             continue
-        task, said = match.groups()
+        time, task, said = match.groups()
         now = tasks.get(task)
         if new := _PROMPT.match(said):
-            tasks[task] = {"prompt_tokens": int(new[1]), "place_tokens": 0}
+            began = {"began_s": _seconds(time), "window_tokens": int(new[1]) if new[1] else None}
+            tasks[task] = {"prompt_tokens": int(new[2]), "place_tokens": 0, "began": began}
         elif now is None:
             continue
         elif at := _PLACE.match(said):
@@ -51,7 +52,8 @@ def turns(text: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         elif said.startswith("stop processing"):
             # cancelled by the client
             del tasks[task]
-    return found, next(reversed(tasks.values()), None)
+    now = next(reversed(tasks.values()), None)
+    return found, now and {name: value for name, value in now.items() if name != "began"}
 
 
 def _turn(now: dict[str, Any], writing_s: float, written_tokens: int) -> dict[str, Any]:
@@ -63,4 +65,14 @@ def _turn(now: dict[str, Any], writing_s: float, written_tokens: int) -> dict[st
         "first_s": now["first_s"],
         "writing_s": writing_s,
         "whole_s": now["first_s"] + writing_s,
+        **now["began"],
     }
+
+
+def _seconds(time: str | None) -> float | None:
+    """A time as llama.cpp writes it: 1.20.740.046."""
+    parts = (time or "").split(".")
+    if len(parts) != 4 or not all(parts):
+        return None
+    minutes, seconds, milliseconds, microseconds = map(int, parts)
+    return minutes * 60 + seconds + milliseconds / 1e3 + microseconds / 1e6

@@ -20,7 +20,8 @@ from typing import Any
 
 #: What starts the line in the log for each stream that came to its end, and the numbers in it.
 TURN = "[cclocal] turn "
-_FIELDS = ("prompt_tokens", "written_tokens", "first_s", "writing_s")
+_FIELDS = ("prompt_tokens", "written_tokens", "first_s", "writing_s", "began_s")
+_START_S = time.monotonic()
 
 
 def turns(text: str) -> tuple[list[dict[str, Any]], None]:
@@ -34,7 +35,7 @@ def turns(text: str) -> tuple[list[dict[str, Any]], None]:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             if line.startswith(TURN):
                 row = json.loads(line.removeprefix(TURN))
-                turn = {name: row[name] for name in _FIELDS}
+                turn = {name: row[name] for name in _FIELDS[:-1]} | {"began_s": row.get("began_s")}
                 found.append({**turn, "whole_s": round(turn["first_s"] + turn["writing_s"], 3)})
     return found, None
 
@@ -65,7 +66,8 @@ class Watched:
         """Write the reply in numbers to the log."""
         now = time.monotonic()
         first = self.first_s or now
-        numbers = (self.prompt_tokens, self.written_tokens, round(first - self.began_s, 3), round(now - first, 3))
+        times = (round(first - self.began_s, 3), round(now - first, 3), round(self.began_s - _START_S, 3))
+        numbers = (self.prompt_tokens, self.written_tokens, *times)
         print(TURN + json.dumps(dict(zip(_FIELDS, numbers, strict=True))), flush=True)
 
 

@@ -219,13 +219,17 @@ def _glm_flash() -> Header:
     return _header("deepseek2", metadata, tensors())
 
 
-def _gemma4(*, small: bool) -> Header:
-    if small:
+def _gemma4(size_name: str) -> Header:
+    experts, expert_inner, context = 0, 0, 262144
+    if size_name == "e4b":
         width, layers, heads, kv_swa, kv, window, shared, per_layer, inner = 2560, 42, 8, 2, 2, 512, 18, 256, 10240
-        experts, expert_inner, context = 0, 0, 131072
+        context = 131072
+    elif size_name == "12b":
+        # width and inner are Gemma 3 12B's: they decide only how the weights, whose sum is known, are spread
+        width, layers, heads, kv_swa, kv, window, shared, per_layer, inner = 3840, 48, 16, 8, 1, 1024, 0, 0, 15360
     else:
         width, layers, heads, kv_swa, kv, window, shared, per_layer, inner = 2816, 30, 16, 8, 2, 1024, 0, 0, 2112
-        experts, expert_inner, context = 128, 704, 262144
+        experts, expert_inner = 128, 704
     vocabulary, size, size_swa = 262144, 512, 256
     slides = [i % 6 != 5 for i in range(layers)]
     metadata: dict[str, Any] = {
@@ -236,7 +240,7 @@ def _gemma4(*, small: bool) -> Header:
         "embedding_length_per_layer_input": per_layer,
         "feed_forward_length": inner,
         "attention.head_count": heads,
-        "attention.head_count_kv": kv if small else [kv_swa if slide else kv for slide in slides],
+        "attention.head_count_kv": kv if per_layer else [kv_swa if slide else kv for slide in slides],
         "attention.key_length": size,
         "attention.value_length": size,
         "attention.key_length_swa": size_swa,
@@ -272,8 +276,8 @@ def _gemma4(*, small: bool) -> Header:
             yield from _norms(at, one, "attn_q_norm", "attn_k_norm")
             yield f"{at}layer_output_scale.weight", [1], F32
             for name, dims, kind in _qkv(at, width, heads * one, rows):
-                # the large one's full layers use K as V
-                if not (experts and not slides[i] and "attn_v" in name):
+                # the full layers of all but the smallest use K as V
+                if not (not per_layer and not slides[i] and "attn_v" in name):
                     yield name, dims, kind
             yield f"{at}attn_output.weight", [heads * one, width], Q4_K
             yield from _dense(at, width, inner)
@@ -292,13 +296,21 @@ def _gemma4(*, small: bool) -> Header:
     return _header("gemma4", metadata, tensors())
 
 
-def _gated_delta(*, dense: bool) -> Header:
-    """Qwen3.5 9B, or Qwen3-Next 80B: three recurrent layers, one of attention."""
-    if dense:
-        width, layers, heads, kv, inner, vocabulary, architecture = 4096, 32, 16, 4, 12288, 248320, "qwen35"
+def _gated_delta(name: str) -> Header:
+    """Qwen3.5, Qwen3.6 and Qwen3-Next: three recurrent layers, one of attention."""
+    size, state, groups, steps, experts, used, expert_inner, vocabulary = 256, 128, 16, 32, 0, 0, 512, 248320
+    if name == "9b":
+        width, layers, heads, kv, inner, architecture = 4096, 32, 16, 4, 12288, "qwen35"
+    elif name == "27b":
+        # inner was not seen published; it decides only how the weights, whose sum is known, are spread
+        width, layers, heads, kv, inner, architecture, steps = 5120, 64, 24, 4, 17408, "qwen35", 48
+    elif name == "35b-a3b":
+        width, layers, heads, kv, inner, architecture = 2048, 40, 16, 2, 512, "qwen35moe"
+        experts, used = 256, 8
     else:
-        width, layers, heads, kv, inner, vocabulary, architecture = 2048, 48, 16, 2, 5120, 151936, "qwen3next"
-    size, state, groups, steps, experts, expert_inner = 256, 128, 16, 32, 512, 512
+        width, layers, heads, kv, inner, architecture = 2048, 48, 16, 2, 5120, "qwen3next"
+        experts, used, vocabulary = 512, 10, 151936
+    is_next = architecture == "qwen3next"
     key, value = state * groups, state * steps
     metadata: dict[str, Any] = {
         "vocab_size": vocabulary,
@@ -319,12 +331,12 @@ def _gated_delta(*, dense: bool) -> Header:
         "ssm.time_step_rank": steps,
         "ssm.inner_size": value,
     }
-    if dense:
+    if not is_next:
         metadata |= {"full_attention_interval": 4, "rope.dimension_sections": [11, 11, 10, 0]}
-    else:
+    if experts:
         metadata |= {
             "expert_count": experts,
-            "expert_used_count": 10,
+            "expert_used_count": used,
             "expert_feed_forward_length": expert_inner,
             "expert_shared_feed_forward_length": expert_inner,
         }
@@ -344,21 +356,21 @@ def _gated_delta(*, dense: bool) -> Header:
                 yield f"{at}ssm_conv1d.weight", [4, 2 * key + value], F32
                 yield f"{at}ssm_dt.bias", [steps], F32
                 yield f"{at}ssm_a", [steps], F32
-                for name in ("ssm_beta", "ssm_alpha") if dense else ("ssm_ba",):
-                    yield f"{at}{name}.weight", [width, steps if dense else 2 * steps], Q4_K
+                for part in ("ssm_ba",) if is_next else ("ssm_beta", "ssm_alpha"):
+                    yield f"{at}{part}.weight", [width, 2 * steps if is_next else steps], Q4_K
                 yield f"{at}ssm_norm.weight", [state], F32
                 yield f"{at}ssm_out.weight", [value, width], Q4_K
-            if dense:
+            if not experts:
                 yield from _dense(at, width, inner)
                 continue
             yield from _experts(at, width, expert_inner, experts)
             yield f"{at}ffn_gate_inp_shexp.weight", [width], F32
-            for name, dims in (
+            for part, dims in (
                 ("gate", [width, expert_inner]),
                 ("up", [width, expert_inner]),
                 ("down", [expert_inner, width]),
             ):
-                yield f"{at}ffn_{name}_shexp.weight", dims, Q4_K
+                yield f"{at}ffn_{part}_shexp.weight", dims, Q4_K
 
     return _header(architecture, metadata, tensors())
 
@@ -423,16 +435,19 @@ def _nemotron() -> Header:
 
 #: Name → the header it would have.
 HEADERS: Mapping[str, Callable[[], Header]] = {
-    "gemma-4-e4b": lambda: _gemma4(small=True),
-    "gemma-4-26b-a4b": lambda: _gemma4(small=False),
+    "gemma-4-e4b": lambda: _gemma4("e4b"),
+    "gemma-4-12b": lambda: _gemma4("12b"),
+    "gemma-4-26b-a4b": lambda: _gemma4("26b-a4b"),
     "glm-4.7-flash": _glm_flash,
     "gpt-oss-20b": _gpt_oss,
     "nemotron-3-nano-30b-a3b": _nemotron,
     "qwen2.5-coder-7b": _qwen2,
     "qwen3-coder-30b-a3b": _qwen3moe,
     "qwen3-vl-30b-a3b": lambda: _qwen3moe("qwen3vlmoe"),
-    "qwen3-next-80b-a3b": lambda: _gated_delta(dense=False),
-    "qwen3.5-9b": lambda: _gated_delta(dense=True),
+    "qwen3-next-80b-a3b": lambda: _gated_delta("next-80b-a3b"),
+    "qwen3.5-9b": lambda: _gated_delta("9b"),
+    "qwen3.6-27b": lambda: _gated_delta("27b"),
+    "qwen3.6-35b-a3b": lambda: _gated_delta("35b-a3b"),
 }
 
 

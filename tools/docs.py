@@ -33,18 +33,18 @@ def models_table() -> str:
     from cclocal.discovery.look import load_catalog
     from cclocal.units import file_size, window
 
-    rows = ["| flag | model | download | context | note |", "|---|---|---:|---:|---|"]
+    rows = ["| flag | model | download | context | note | reported by others |", "|---|---|---:|---:|---|---|"]
     for model in load_catalog().models.values():
         variant = model.variants[0]
         size = "none" if variant.builtin else file_size(variant.size_bytes)
         context = f"{window(model.served_context_tokens)} of {window(model.native_context_tokens)}"
         names = ", ".join(f"`--{flag}`" for flag in (model.id, *model.flags))
-        rows.append(f"| {names} | {model.name} | {size} | {context} | {model.note} |")
+        rows.append(f"| {names} | {model.name} | {size} | {context} | {model.note} | {model.reported or ''} |")
     return "\n".join(rows) + "\n"
 
 
 #: Memory of a machine in GB → the model to begin with.
-BY_MEMORY = {16: "gemma-light", 24: "gpt-oss", 32: "gemma", 64: "coder-next"}
+BY_MEMORY = {16: "gemma-light", 24: "gpt-oss", 32: "qwen38", 64: "coder-next"}
 
 
 def models_by_memory() -> str:

@@ -18,7 +18,7 @@ import pytest
 from bench.published_shapes import HEADERS
 from bench.sparse import write
 from cclocal import tiny
-from tests.conftest import in_a_namespace
+from tests.conftest import ROOT, in_a_namespace
 from tests.world import FAKES, World, wait_for
 
 MODEL = """
@@ -453,3 +453,31 @@ def test_a_disk_that_fills_up_during_the_download_loses_nothing(world: World, hu
     done = world.run("--mine", "--no-mem-check", **at)
     assert done.returncode == 0, done.stderr
     assert f"SENT GET {30_000_000 - there_bytes}" in asked(world)
+
+
+def test_the_hub_is_asked_whether_it_has_what_the_catalog_names(world: World, hub: Hub) -> None:
+    at = hub()
+    row = '[[models.{}.variants]]\nbackend = "llama-server"\nquant = "Q4"\nrepo = "owner/name"\nfiles = ["{}"]\n'
+    head = '[models.{}]\nname = "x"\nnote = "x"\nnative_context_tokens = 32768\nport = {}\n'
+    size, source = "size_bytes = {}\n", 'size_source = "the listing"\n'
+    rows = (("right", "mine.gguf", 30_000_000), ("moved", "gone.gguf", 1), ("other", "mine.gguf", 29_999_999))
+    catalog = world.root / "models.toml"
+    catalog.write_text(
+        'default = "right"\n'
+        + "".join(
+            head.format(name, 9000 + i) + row.format(name, file) + size.format(wanted) + source
+            for i, (name, file, wanted) in enumerate(rows)
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools/check_catalog.py"), str(catalog)],
+        env={**world.env, **at},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == [
+        "moved, Q4: owner/name has no gone.gguf",
+        "other, Q4: 30,000,000 bytes, not 29,999,999",
+    ], done.stderr
+    assert done.returncode == 1

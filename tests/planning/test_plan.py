@@ -135,6 +135,33 @@ def test_a_vllm_mlx_that_is_too_old_is_refused() -> None:
     assert "newer than" in " ".join(make_plan(model, Settings(), newer).notes)
 
 
+@pytest.mark.parametrize(
+    ("version", "is_refused"),
+    [
+        ("7342 (4f6e2a1)", True),
+        ("7788 (aaaaaaa)", False),
+        ("0.3.0-dev (build 7342, commit aaaaaaa)", True),
+        ("0.3.0-dev (build 10621, commit aaaaaaa)", False),
+        # built from source, where the number of the build is not known
+        ("0.5.0-dev (build 1, commit 0c1e570)", False),
+        ("0 (unknown)", False),
+        ("unknown", False),
+    ],
+)
+def test_a_llama_server_that_is_too_old_for_a_model_is_refused_before_the_download(
+    version: str, *, is_refused: bool
+) -> None:
+    model = CATALOG.models["review"]
+    here = facts("mac-64", model)
+    engine = replace(here.engines["llama-server"][0], form="binary", version=version)
+    here = replace(here, engines={"llama-server": (engine,)})
+    if not is_refused:
+        assert make_plan(model, Settings(), here).variant.quant == "Q4_K_M"
+        return
+    with pytest.raises(BackendTooOldError, match="it needs llama-server 7788 or newer"):
+        make_plan(model, Settings(), here)
+
+
 def test_one_context_number_drives_server_and_agent() -> None:
     for context, out in ((32768, 8192), (65536, 4096), (131072, 8192), (131072, 32000)):
         plan = make_plan(CATALOG.models["gemma"], Settings(ctx=context, out_tokens=out), facts("mac-24"))
@@ -217,7 +244,8 @@ def test_a_variant_the_wheel_cannot_serve_is_served_by_a_binary_that_can() -> No
     with pytest.raises(BackendTooOldError, match="wheel lacks --override-kv"):
         make_plan(model, Settings(), here)
     wheel = here.engines["llama-server"][0]
-    binary = replace(wheel, form="binary", command=("/usr/bin/llama-server",), flags=wheel.flags | {"--override-kv"})
+    binary = replace(wheel, form="binary", version="9000 (aaaaaaa)", command=("/usr/bin/llama-server",))
+    binary = replace(binary, flags=wheel.flags | {"--override-kv"})
     plan = make_plan(model, Settings(), replace(here, engines={"llama-server": (wheel, binary)}))
     assert plan.engine.form == "binary"
     assert flag(plan, "--override-kv") == "deepseek2.expert_gating_func=int:2"

@@ -40,6 +40,8 @@ def started(world: World, *keys: str, **env: str) -> str:
 
 
 def test_the_recommended_one_comes_first_and_every_row_says_what_it_is(ready: World) -> None:
+    # every row at once
+    ready.terminal = (MODELS + 10, 80)
     with ready.on_terminal() as child:
         child.expect(TITLE)
         child.expect("Enter start")
@@ -201,7 +203,7 @@ def test_one_model_that_cannot_be_read_is_one_row(ready: World) -> None:
         '[models.gone]\nname = "On a stick"\nnote = "not plugged in"\nnative_context_tokens = 32768\n'
         '[[models.gone.variants]]\nbackend = "llama-server"\nquant = "Q4"\npath = "/mnt/none.gguf"\n'
     )
-    ready.terminal = (30, 80)
+    ready.terminal = (MODELS + 11, 80)
     with ready.on_terminal() as child:
         child.expect("On a stick")
         child.expect("Enter start")

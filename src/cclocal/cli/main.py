@@ -174,7 +174,7 @@ def _page(models: Mapping[str, tuple[str, tuple[str, ...]]], *, color: bool) -> 
     ]
     flags = [f"{flag.strip():<20} {words}" for flag, words in (*shown, ("--dry-run", "show the plan"))]
     commands = [name for name in COMMANDS if name not in _ANSWERED_HERE]
-    names = [f"--{id_:<12} {text.partition(':')[0]}" for id_, (text, _) in models.items()]
+    names = wrap(" ".join(models), 2 * _COLUMN, break_on_hyphens=False)
     return "\n".join(
         (
             "Usage: cclocal [MODEL] [PROMPT] [OPTIONS] [-- ARGUMENTS OF THE AGENT]",
@@ -182,9 +182,10 @@ def _page(models: Mapping[str, tuple[str, tuple[str, ...]]], *, color: bool) -> 
             *(f"  {command:<40} {words}" for command, words in _EXAMPLES),
             bold("Options"),
             *_in_columns(flags),
-            bold("Models"),
-            *_in_columns(names),
-            *wrap(f"Commands: {' '.join(commands)} (each -h); for everything cclocal --help", 2 * _COLUMN),
+            f"{bold('Models')}; more of each: cclocal --list-models",
+            *(f"  {line}" for line in names),
+            f"{bold('Commands')}, each with -h; for everything cclocal --help",
+            *(f"  {line}" for line in wrap(" ".join(commands), 2 * _COLUMN)),
         )
     )
 

@@ -19,12 +19,13 @@ Form = Literal["gguf", "mlx"]
 #: Architectures whose layers were compared with llama.cpp's own allocation; any other gets the upper bound, which is
 #: every layer with full attention.
 KNOWN = frozenset(
-    """llama qwen2 qwen3 qwen3moe qwen3vlmoe gemma4 gpt-oss deepseek2 qwen35 qwen3next nemotron_h_moe""".split()
+    """llama qwen2 qwen3 qwen3moe qwen3vlmoe gemma4 gpt-oss deepseek2 qwen35 qwen35moe qwen3next
+    nemotron_h_moe""".split()
 )
 #: Layers slide unless (i mod period) is the last of the period, where the file has no pattern of its own.
 #: Source: llama.cpp's src/llama-model.cpp (set_swa_pattern).
 _DEFAULT_PERIOD = {"gpt-oss": 2}
-_GATED_DELTA = ("qwen3next", "qwen35")
+_GATED_DELTA = ("qwen3next", "qwen35", "qwen35moe")
 #: No real model has more layers or weights; a damaged or hostile header may claim to.
 MOST_LAYERS = 1000
 _MOST_WEIGHTS_BYTES = 2**50

@@ -121,6 +121,8 @@ class Model:
     port: Annotated[int, Ge(1), Le(65535)] = 8000
     #: the name of its published dimensions (cclocal.memory.shape), by which it is planned before it is here
     shape: str | None = None
+    #: what others measured of it, and who
+    reported: str | None = None
     #: printed at each launch of the model
     warning: str | None = None
     #: its tool use is untested: each launch says so until `cclocal check` has passed

@@ -7,7 +7,10 @@ forms in the tests.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+
+from packaging.version import Version
 
 from cclocal.backends.request import SERVER_TIMEOUT_S, Backend, PromptCaching, ServeRequest
 from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Binding, Command, CommandAndFiles
@@ -145,9 +148,12 @@ def _too_old(engine: Engine, variant: Variant) -> str | None:
     """Compare with `requires`: the oldest "xllamacpp" and the oldest build of "llama-server" that run the variant."""
     name = "xllamacpp" if engine.form == WHEEL else "llama-server"
     oldest = variant.requires.get(name)
-    version, needed = version_in(engine.version), version_in(oldest or "")
-    # a build from source may not know its number; then only its flags count
-    if not needed or not version or engine.version.startswith("unknown") or version >= needed:
+    # since August 2026 a version stands before the build: 0.3.0-dev (build 10621, commit …); before, 7342 (4f6e2a1)
+    build = re.search(r"\bbuild (\d+)", engine.version)
+    version, needed = version_in(build[1] if build else engine.version), version_in(oldest or "")
+    # a build from source may not know its number, or says 0 or 1; then only its flags count
+    is_known = version is not None and version > Version("1") and not engine.version.startswith("unknown")
+    if not needed or not version or not is_known or version >= needed:
         return None
     return f"it needs {name} {oldest} or newer, and this is {engine.version}"
 

@@ -85,7 +85,8 @@ def read_user_file(path: Path) -> UserFile:
         raise UsageError(f"{path}: its values are nested too deeply.") from None
     for key, value in raw.items():
         if key not in ("defaults", "models"):
-            raise mistake(path, text, (key,), "is unknown", ("defaults", "models"))
+            what = "belongs under [defaults]" if key in lasting() else "is unknown"
+            raise mistake(path, text, (key,), what, () if key in lasting() else ("defaults", "models"))
         if not isinstance(value, dict):
             raise mistake(path, text, (key,), "must be a table")
     defaults = raw.get("defaults", {})

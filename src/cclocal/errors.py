@@ -107,5 +107,13 @@ class FaultError(CclocalError):
     exit_code = 70
 
 
+class UserQuit(Exception):  # noqa: N818 - no error, a wish
+    """The user left a menu or declined to start: nothing is said."""
+
+    def __init__(self, exit_code: int = 0) -> None:
+        super().__init__()
+        self.exit_code = exit_code
+
+
 class InterruptedByUser(CclocalError):  # noqa: N818 - no error, a wish
     exit_code = 130

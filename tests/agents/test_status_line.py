@@ -91,10 +91,10 @@ def test_a_line_that_only_looks_like_one_is_passed_over(odd: str) -> None:
 @pytest.mark.parametrize(
     ("words", "silent_s", "said"),
     [
-        ("task.n_tokens = 6993", 0, "reading 0 of 6,993"),
-        ("n_tokens =   2048, progress", 0, "reading 5 of 6,993, 86 s left"),
-        ("cached n_tokens = 4101", 0, "reading 4,101 of 6,993, 31 s left"),
-        ("cached n_tokens = 6149", 0, "reading 6,149 of 6,993, 9 s left"),
+        ("task.n_tokens = 6993", 0, "reading prompt: 0 of 6,993"),
+        ("n_tokens =   2048, progress", 0, "reading prompt: 5 of 6,993, 86 s left"),
+        ("cached n_tokens = 4101", 0, "reading prompt: 4,101 of 6,993, 31 s left"),
+        ("cached n_tokens = 6149", 0, "reading prompt: 6,149 of 6,993, 9 s left"),
     ],
 )
 def test_a_prompt_that_is_read_shows_how_far(words: str, silent_s: float, said: str) -> None:
@@ -103,7 +103,7 @@ def test_a_prompt_that_is_read_shows_how_far(words: str, silent_s: float, said: 
 
 def test_nothing_tells_the_end_of_the_last_batch_but_the_time() -> None:
     log = up_to("cached n_tokens = 6149") + "1.08 I slot init_sampler: id  0 | task 2 | init sampler, took 0.83 ms\n"
-    assert line({}, log, 5, 32768, "m").endswith("reading 6,149 of 6,993, 9 s left · m")
+    assert line({}, log, 5, 32768, "m").endswith("reading prompt: 6,149 of 6,993, 9 s left · m")
     assert line({}, log, 10, 32768, "m").endswith("writing · m")
     log += "1.30 I slot print_timing: id  0 | task 2 | n_gen =    100, tg =  31.00 t/s, tg_3s =  32.10 t/s\n"
     assert line({}, log, 0, 32768, "m").endswith("writing, 32 tokens/s · m")

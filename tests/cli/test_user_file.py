@@ -84,7 +84,7 @@ files = ["mine.gguf"]
 context_tokens = 32768
 """,
     )
-    assert "--mine" in ready.run("-h").stdout
+    assert " mine" in ready.run("-h").stdout
     assert plan(ready, "--mine")["fetch"]["repo"] == "me/mine"
     changed = plan(ready, "--gemma")
     assert (changed["context_tokens"], changed["model"]["name"]) == (32768, "Gemma 4 26B-A4B")

@@ -110,3 +110,43 @@ def test_one_natural_line_writes_a_file(scripted: World, claude: Claude) -> None
 )
 def test_the_line_that_starts_the_same_again_is_understood(word: str, command: str) -> None:
     assert again(word, Settings()) == command
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("models",), "Did you mean list?"),
+        (("tiny", "gemma"), "“gemma” is a model, and another one was named before it."),
+        (("tiny", "--server", "-p", "hi"), "--server starts no agent"),
+        (("env",), "Which port?"),
+        (("plan", "--ram", "lots"), "--ram takes a whole number of GB, such as 32; “lots” is not one."),
+        (("config", "set", "agent", "foo"), "agent is one of claude, codex, pi; “foo” is not."),
+        ((".",), "is not a complete MLX model"),
+    ],
+)
+def test_a_mistake_is_named_by_what_was_typed(world: World, words: tuple[str, ...], said: str) -> None:
+    done = world.run(*words)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("word", ["g", "st", "plan g"])
+def test_models_and_commands_are_completed(world: World, word: str) -> None:
+    typed = f"cclocal {word}"
+    done = world.run(COMP_WORDS=typed, COMP_CWORD=str(len(typed.split()) - 1), _CCLOCAL_COMPLETE="complete_bash")
+    found = set(done.stdout.split())
+    assert found >= ({"stats", "stop"} if word == "st" else {"gemma", "gpt-oss"})
+
+
+def test_a_mistake_in_the_file_keeps_nobody_from_mending_it(world: World) -> None:
+    file = world.home / ".config/cclocal/config.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text("ctx = 3\n")
+    launch = world.run("tiny", "--dry-run")
+    assert launch.returncode == 2
+    assert f"{file}:1: ctx belongs under [defaults]." in launch.stderr
+    assert world.run("config", "path").stdout.strip() == str(file)
+    assert world.run("ps").returncode == 0
+    assert "ctx belongs under [defaults]" in world.run("config").stderr
+    rows = json.loads(world.run("doctor", "--json").stdout)
+    assert any("ctx belongs under [defaults]" in row["text"] for row in rows if row["state"] == "problem")

@@ -144,8 +144,8 @@ def test_a_model_that_cannot_fit_is_told_before_its_gigabytes_come(world: World,
     assert world.run("--mine", CCLOCAL_NO_MEMCHECK="1", **at).returncode == 0
     with world.on_terminal("--mine", **at) as child:
         child.expect("Too big")
-        child.expect(r"4\) .* instead \(--")
-        child.expect(r"Choose \[4/c/q\] \(Enter = q\): ")
+        child.expect(r"1\) .* instead \(--")
+        child.expect(r"Choose \[1/c/q\] \(Enter = q\): ")
         child.sendline("")
         child.expect(pexpect.EOF)
         child.close()

@@ -44,8 +44,8 @@ def test_what_redirects_a_plain_launch_is_named(world: World) -> None:
     (world.project / ".mcp.json").write_text("{}")
     rows = findings(world, ANTHROPIC_BASE_URL="http://elsewhere", HTTPS_PROXY="http://proxy:1")
     said = texts(rows, "settings", "info")
-    assert "ANTHROPIC_BASE_URL: set, and not handed to Claude Code" in said
-    assert "HTTPS_PROXY: used for downloads, and not handed to Claude Code" in said
+    assert "ANTHROPIC_BASE_URL: set here; Claude Code does not get it" in said
+    assert "HTTPS_PROXY: used for downloads; Claude Code does not get it" in said
     assert "~/.claude/settings.json, .mcp.json: there, and not read in a session" in said
     assert "elsewhere" not in said
 
@@ -75,7 +75,7 @@ def test_a_version_is_compared_by_what_it_sends(world: World, claude: Claude) ->
     rows = findings(world)
     notes = texts(rows, "agent", "note")
     if claude.version == NEWEST:
-        assert "in kind as" in texts(rows, "agent", "ok")
+        assert "the same as" in texts(rows, "agent", "ok")
         assert not notes
     if claude.version == OLDEST:
         assert "Other than Claude Code 2.1.331: the folder in the fixed part" in notes
@@ -87,7 +87,7 @@ def test_the_other_agents_send_what_is_recorded(world: World, name: str) -> None
     world.fake_server()
     world.real(name, OTHERS[name][0])
     rows = findings(world, "--agent", name)
-    assert "in kind as" in texts(rows, "agent", "ok")
+    assert "the same as" in texts(rows, "agent", "ok")
 
 
 def test_a_self_test_runs_what_the_suite_cannot_run_on_the_users_machine(world: World) -> None:

@@ -13,7 +13,12 @@ def test_what_runs_is_listed_and_a_server_is_ended(world: World) -> None:
     world.fake_server()
     world.fake_claude()
     assert "Nothing runs." in world.run("ps").stderr
-    server = world.start("--tiny", "--server", "--port", "8177")
+    # as a script's & starts it: Ctrl-C is ignored there
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        server = world.start("--tiny", "--server", "--port", "8177")
+    finally:
+        signal.signal(signal.SIGINT, before)
     wait_for(lambda: [row for row in json.loads(world.run("ps", "--json").stdout) if row["what"] == "server"], "a row")
     [row] = json.loads(world.run("ps", "--json").stdout)
     assert (row["model"], row["port"], row["pid"]) == ("tiny", "8177", server.pid)

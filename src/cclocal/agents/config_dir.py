@@ -59,7 +59,8 @@ def _set_aside(config: ConfigDir) -> tuple[str, ...]:
             path.replace(shelf / path.name)
         else:
             _remove(path)
-    return tuple(sorted(path.name for path in planted))
+    # a lock that a killed agent left there is no news
+    return tuple(sorted(path.name for path in planted if path.suffix != ".lock"))
 
 
 def _stays(name: str, kept: Set[str], config: ConfigDir) -> bool:

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cclocal import __version__
+from cclocal.agents.session import Asked
 from cclocal.cli import commands, model_commands, session_commands
 from cclocal.cli.options import Call, if_typed, takes, typed
 from cclocal.config_file import COMMANDS, nearest
@@ -50,7 +51,13 @@ class _WithoutBool:
 
 
 class _Group(_WithoutBool, TyperGroup):
-    pass
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Models too: the first word is a command or a model."""
+        found = super().shell_complete(ctx, incomplete)
+        # the class of an item is private to Typer
+        item = type(next(iter(super().shell_complete(ctx, ""))))
+        models = [name for _, names in ctx.obj.models.values() for name in names[:1]] if ctx.obj else []
+        return [*found, *(item(name) for name in models if name.startswith(incomplete))]
 
 
 class _Command(_WithoutBool, TyperCommand):
@@ -255,6 +262,9 @@ def _launch(settings: Settings, call: Call, *, dry_run: bool, as_json: bool) -> 
         now = prepare(settings, catalog, look(env, settings, catalog))
         show_plan(now.plan(), env.environ, as_json=as_json)
         return
+    if settings.server and call.asked != Asked():
+        words = "--server starts no agent, so there is nobody to give a prompt to."
+        raise UsageError(words, hint="cclocal attach PORT 'PROMPT', in another terminal")
     if settings.safe and not can_ask():
         raise UsageError("--safe asks first, and there is no terminal to ask on.", hint="--no-safe")
     from cclocal.session import attach

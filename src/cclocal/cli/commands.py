@@ -30,7 +30,8 @@ _Model = partial(Argument, metavar="[MODEL]", show_default=False, autocompletion
 def attach(
     call: Call,
     port: Annotated[
-        int | None, Argument(help="A port of this machine.", show_default=False, autocompletion=complete_port)
+        int | None,
+        Argument(metavar="PORT", help="A port of this machine.", show_default=False, autocompletion=complete_port),
     ] = None,
     model: Annotated[
         str | None, Option("--model", metavar="NAME", help="Model to use, if the server has several.")
@@ -40,19 +41,28 @@ def attach(
     from cclocal.session.attach import attach as story
     from cclocal.session.serve import os_errors_in_words
 
+    port = _which(port, "attach", call)
+    with os_errors_in_words(call.env):
+        story(port, replace(if_typed(call.settings, "ctx"), model=model), call.env)
+
+
+def _which(port: int | None, command: str, call: Call) -> int:
+    """The port that was typed. Raises UsageError if there is none, with what runs."""
     if port is None:
         from cclocal.session.running import show
 
         show(call.env, as_json=False)
-        raise UsageError("Which port?", hint="cclocal attach PORT")
-    with os_errors_in_words(call.env):
-        story(port, replace(if_typed(call.settings, "ctx"), model=model), call.env)
+        raise UsageError("Which port?", hint=f"cclocal {command} PORT")
+    return port
 
 
 @takes("agent")
 def env(
     call: Call,
-    port: Annotated[int, Argument(help="The port of a --server.", show_default=False, autocompletion=complete_port)],
+    port: Annotated[
+        int | None,
+        Argument(metavar="PORT", help="The port of a --server.", show_default=False, autocompletion=complete_port),
+    ] = None,
     key: Annotated[bool, Option("--key", help="Print the key alone.")] = False,
     show_key: Annotated[bool, Option("--show-key", help="Print the key on a terminal too.")] = False,
     vscode: Annotated[bool, Option("--vscode", help="Settings for Claude Code's extension of VS Code.")] = False,
@@ -62,6 +72,7 @@ def env(
     from cclocal.session import by_hand
     from cclocal.ui.console import print_json
 
+    port = _which(port, "env", call)
     handed = by_hand.hand(port, call.settings, call.env)
     # what is written on a terminal is seen by others, and stays
     shown = show_key or not sys.stdout.isatty()
@@ -138,13 +149,20 @@ def doctor(
         raise Exit(1)
 
 
+def _gib(text: str) -> int:
+    """A machine's memory. Raises UsageError."""
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 10**6):
+        raise UsageError(f"--ram takes a whole number of GB, such as 32; “{text[:40]}” is not one.")
+    return int(text)
+
+
 @takes(*WITHOUT_A_SESSION)
 def plan(
     call: Call,
     # not “model”: a lasting default of that name must not hide the catalog
     word: Annotated[str | None, _Model(help=f"{_MODEL_HELP} Without one: the whole catalog.")] = None,
     ram: Annotated[
-        int | None, Option("--ram", metavar="GB", min=1, help="Plan for a machine with this much memory.")
+        int | None, Option("--ram", metavar="GB", parser=_gib, help="Plan for a machine with this much memory.")
     ] = None,
     macos: Annotated[
         str | None, Option("--macos", metavar="VERSION", help="Plan for a Mac with this version, such as 26.")
@@ -208,7 +226,7 @@ def _show_prompt(found: Breakdown) -> None:
     if left_out:
         table.add_row(f"{len(left_out)} other tools", *sizes(0, 0, sum(left_out)), style="dim")
     total = [sum(getattr(block, name) for block in found.blocks) for name in ("bytes", "tokens", "plain_bytes")]
-    table.add_row("together", *sizes(*total), style="bold")
+    table.add_row("total", *sizes(*total), style="bold")
     notes = [
         f"\nThe first request of {found.agent} without your prompt, compared with a launch without cclocal.",
         f"Tokens: {found.counted_by}'s."

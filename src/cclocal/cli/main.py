@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from cclocal import config_file
 from cclocal.config_file import COMMANDS
-from cclocal.errors import CclocalError, DiskFullError, FaultError, UsageError
+from cclocal.errors import CclocalError, DiskFullError, FaultError, UsageError, UserQuit
 from cclocal.paths import DISK_FULL, Env, folders, packaged, write_private
 from cclocal.settings import options
 
@@ -21,6 +21,8 @@ from cclocal.settings import options
 _BY_FLAG = {"--check": "check", "--list": "list", "-l": "list", "--rm": "rm", "--clean": "rm", "--fetch": "fetch"}
 #: Commands without Typer, to which they would be its own options of that name.
 _ANSWERED_HERE = ("help", "version")
+#: Commands that need no lasting default, so a mistake in the file does not keep the user from them.
+_WITHOUT_DEFAULTS = ("config", "doctor", "logs", "ps", "stats", "stop")
 #: Commands that take models by name, where a model's flag means the same as its name.
 _WITH_MODELS = ("check", "fetch", "list", "plan", "rm")
 
@@ -55,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
     except CclocalError as error:
         _exit_with(error)
+    except UserQuit as wish:
+        sys.exit(wish.exit_code)
     except KeyboardInterrupt:
         # interrupted before a command could report it
         sys.exit(130)
@@ -119,6 +123,7 @@ def _run(words: list[str], agent_args: tuple[str, ...], environ: Mapping[str, st
         _short_answer(words[0], environ)
         return
     is_lenient = "_CCLOCAL_COMPLETE" in environ or bool({"-h", "--help"} & set(words))
+    is_lenient |= words[:1] != [] and words[0] in _WITHOUT_DEFAULTS
     env = Env.of(environ)
     try:
         user_file = config_file.read_user_file(env.folders.user_file)

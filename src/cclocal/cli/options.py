@@ -18,7 +18,18 @@ from cclocal.agents.session import Asked
 from cclocal.config_file import UserFile
 from cclocal.errors import InterruptedByUser, UsageError
 from cclocal.paths import Env, packaged
-from cclocal.settings import MODELS, Settings, accepts, base_type, flags, number_in, options, type_in_words, variables
+from cclocal.settings import (
+    MODELS,
+    SANDBOXES,
+    Settings,
+    accepts,
+    base_type,
+    flags,
+    number_in,
+    options,
+    type_in_words,
+    variables,
+)
 
 if TYPE_CHECKING:
     from cclocal.models.catalog import Catalog
@@ -213,6 +224,7 @@ _COMPLETIONS: Mapping[str, Callable[..., list[str]]] = {
     "backend": _rows("cclocal.backends:BACKENDS"),
     "agent": _rows("cclocal.agents:AGENTS"),
     "kv": _rows("cclocal.memory.footprint:KV_TYPES"),
+    "sandbox": lambda: [*SANDBOXES],
     "pass_env": lambda: sorted(os.environ),
     "key_env": lambda: sorted(os.environ),
 }

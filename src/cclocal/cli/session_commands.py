@@ -39,7 +39,8 @@ def ps(call: Call, as_json: Json = False) -> None:
 def stop(
     call: Call,
     port: Annotated[
-        int | None, Argument(help="Default: the only one.", show_default=False, autocompletion=complete_port)
+        int | None,
+        Argument(metavar="PORT", help="Default: the only one.", show_default=False, autocompletion=complete_port),
     ] = None,
 ) -> None:
     """End a server that --server started, as Ctrl-C in its terminal does."""
@@ -52,7 +53,8 @@ def stop(
 def stats(
     call: Call,
     session: Annotated[
-        str | None, Argument(help="Session id; default: the newest.", show_default=False, autocompletion=_sessions)
+        str | None,
+        Argument(metavar="ID", help="Default: the newest session.", show_default=False, autocompletion=_sessions),
     ] = None,
     as_json: Json = False,
     as_html: Annotated[bool, Option("--html", help="Write a page with charts: one file, no network.")] = False,

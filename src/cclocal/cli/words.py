@@ -16,6 +16,8 @@ from cclocal.errors import UsageError
 from cclocal.settings import flags, options
 
 _PRINT, _CONTINUE, _RESUME = ("-p", "--print"), ("-c", "--continue"), ("-r", "--resume")
+#: Words of other launchers, and ours for the same.
+_MEANT = {"models": "list", "ls": "list", "pull": "fetch", "download": "fetch", "delete": "rm", "remove": "rm"}
 #: The commands that start an agent, beside a launch.
 _WITH_AGENT = ("attach",)
 
@@ -69,6 +71,8 @@ def understand(words: Sequence[str], models: Collection[str]) -> Typed:
         elif not is_attach and word in COMMANDS:
             # it says itself which of the options before it are not its own
             return Typed([*kept, word, *left], Asked())
+        elif has_model and word in models and not (prompt or prints or is_attach):
+            raise UsageError(f"“{word}” is a model, and another one was named before it.", hint=f"cclocal {word}")
         elif not has_model and is_model(word, models):
             kept += ["--model", word]
             has_model = True
@@ -84,14 +88,14 @@ def understand(words: Sequence[str], models: Collection[str]) -> Typed:
 
 def is_model(word: str, models: Collection[str]) -> bool:
     """Whether a word names a model: one of the catalog, a file, a folder, one of the hub or of Ollama."""
-    if word in models:
+    if word in models or word in (".", ".."):
         return True
     has_blank = any(character.isspace() for character in word)
     return not has_blank and ("/" in word or ":" in word or Path(word).suffix == ".gguf")
 
 
 def _unknown(word: str, models: Collection[str]) -> UsageError:
-    near = None if " " in word else nearest(word, [*COMMANDS, *models], at_least=0.7)
+    near = None if " " in word else _MEANT.get(word) or nearest(word, [*COMMANDS, *models], at_least=0.7)
     if near:
         return UsageError(f"“{_short(word)}” is neither a command nor a model. Did you mean {near}?")
     hint = "cclocal MODEL 'PROMPT', such as: cclocal tiny 'Create the file a.txt with content: hi'"

@@ -164,7 +164,8 @@ def apple_budget(machine: Machine, engine: Engine | None = None, margin_bytes: i
         shares = _SHARES_FROM_26 if int(version.split(".")[0] or 0) >= 26 else _SHARES_TO_15
         share = max(share for size_gib, share in shares if size_gib <= ram_gib + 0.5)
         limit = int(machine.ram_bytes * share)
-        source = f"macOS {version} wires {share:.0%} of {ram_gib:.0f} GB for the GPU"
+        source = f"macOS {version} wires {share:.0%} of {ram_gib:.0f} GiB for the GPU"
+        source += f", less {memory_size(margin_bytes)} to spare" if margin_bytes else ""
     unlimited = Budget(0, "", "unified", margin_bytes=margin_bytes, available_bytes=machine.available_bytes)
     # a limit beyond all memory means nothing
     return unlimited.limited(min(limit, machine.ram_bytes), source)

@@ -159,7 +159,7 @@ class PromptCache:
             body = {"prompt": tokens, "n_predict": 0, "cache_prompt": True, "id_slot": 0}
             self._ask_in_background(server, "/completion", body)
             return None
-        phase = f"prefilling the {len(tokens):,} fixed tokens of the prompt, once"
+        phase = f"preparing the prompt, {len(tokens):,} tokens (first time only)"
         wait_for(lambda: runtime.read_prompt(client, tokens), phase)
         part = self.state.with_suffix(f".{os.getpid()}.part")
         try:

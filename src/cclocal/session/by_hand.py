@@ -39,7 +39,7 @@ def hand(port: int, settings: Settings, env: Env) -> Handed:
     """Raises UsageError if no server of ours listens there, or if it cannot speak the agent's API."""
     record = next((one for one in serving(env) if one.port == str(port)), None)
     if record is None:
-        raise UsageError(f"No server of cclocal's listens on port {port}.", hint="cclocal --server")
+        raise UsageError(f"No server of cclocal's listens on port {port}.", hint="cclocal ps")
     served, agent = read_table(record.folder / ENDPOINT), choose_agent(settings)
     check_wire(record, agent)
     endpoint = Endpoint(served["url"], served["key"], served["model"])

@@ -13,9 +13,10 @@ from cclocal.agents import AGENTS, Agent, look_of
 from cclocal.agents.session import AgentSession, Sends
 from cclocal.backends import BACKENDS, in_order
 from cclocal.command import refusal
+from cclocal.config_file import read_user_file
 from cclocal.discovery.hardware import resident_servers
 from cclocal.discovery.look import look
-from cclocal.errors import AgentMissingError
+from cclocal.errors import AgentMissingError, UsageError
 from cclocal.facts import AgentFound, Facts
 from cclocal.models import hub
 from cclocal.models.catalog import Catalog
@@ -49,6 +50,10 @@ def examine(settings: Settings, catalog: Catalog, env: Env) -> Iterator[Finding]
     facts = look(env, replace(settings, agent_args=()), catalog, engines_must_run=False)
     system = f"{facts.machine.os} {facts.machine.os_version} {facts.machine.arch}".replace("  ", " ")
     yield Finding("cclocal", "info", f"{__version__} on {system}")
+    try:
+        read_user_file(env.folders.user_file)
+    except UsageError as error:
+        yield Finding("settings", "problem", error.message, "cclocal config edit")
     yield from _agents(settings, facts)
     yield from _engines(facts)
     yield _memory(facts)
@@ -106,7 +111,7 @@ def _first_request(agent: Agent, session: AgentSession, env: Env) -> Finding:
     if differs:
         words = f"{text}. Other than {agent.TITLE} {agent.VERIFIED[-1]}: {differs}"
         return Finding("agent", "note", words, "cclocal check")
-    return Finding("agent", "ok", f"{text}, in kind as {agent.TITLE} {agent.VERIFIED[-1]} sends it")
+    return Finding("agent", "ok", f"{text}, the same as {agent.TITLE} {agent.VERIFIED[-1]} sends")
 
 
 def _differences(sends: Sends, verified: Sends) -> Iterator[str]:
@@ -178,9 +183,9 @@ def _redirections(settings: Settings, facts: Facts) -> Iterator[Finding]:
     names = sorted(name for name in env.environ if refusal(name, agent.FORBIDDEN) and not name.startswith("CCLOCAL"))
     proxies = [name for name in names if _PROXIES.fullmatch(name)]
     if kept := [name for name in names if name not in proxies]:
-        yield Finding("settings", "info", f"{', '.join(kept)}: set, and not handed to {agent.TITLE}")
+        yield Finding("settings", "info", f"{', '.join(kept)}: set here; {agent.TITLE} does not get it")
     if proxies:
-        words = f"{', '.join(proxies)}: used for downloads, and not handed to {agent.TITLE}"
+        words = f"{', '.join(proxies)}: used for downloads; {agent.TITLE} does not get it"
         yield Finding("settings", "info", words)
     home = Path(env.environ["HOME"])
     places = {f"~/{name}": home / name for name in agent.IGNORED_IN_HOME}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from typing import NoReturn
 
@@ -61,6 +62,8 @@ def launch(settings: Settings, catalog: Catalog, seen: Seen) -> NoReturn:
 
 def run_server(settings: Settings, catalog: Catalog, seen: Seen) -> None:
     """Serve until Ctrl-C. Raises ServerDiedError if the server ends first."""
+    # `cclocal stop` ends it as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan, server = serve(settings, catalog, seen)
     endpoint = plan.agent_endpoint(server.binding)
     say(f"{plan.model.name} answers on {endpoint.url}. In another terminal, in the folder to work in:\n")

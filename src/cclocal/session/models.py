@@ -13,7 +13,7 @@ from cclocal.agents import AGENTS
 from cclocal.backends import BACKENDS, runtime_of
 from cclocal.checks import results
 from cclocal.discovery.look import look
-from cclocal.errors import UsageError
+from cclocal.errors import UsageError, UserQuit
 from cclocal.facts import Facts
 from cclocal.memory.fit import Fit
 from cclocal.models import hub, tags
@@ -39,7 +39,7 @@ TITLE = "cclocal: which model?    ● on disk  ○ not yet    "
 def choose(catalog: Catalog, settings: Settings, facts: Facts) -> tuple[Settings, Facts]:
     """Ask which model, and for which agent: the settings with the answers, and what was seen for them.
 
-    Raises UsageError where there is no terminal for a menu, KeyboardInterrupt if the user quits.
+    Raises UsageError where there is no terminal for a menu, UserQuit if the user quits.
     """
     env = facts.env
     if not can_ask() or env.environ.get("TERM") in ("dumb", None):
@@ -150,8 +150,9 @@ def select(names: Iterable[str], rows: list[Stored], catalog: Catalog, env: Env)
                 named = sources(catalog, name, env)
                 found = [row for row in rows if row.name in named or row.path in named]
         if not found:
-            known = ", ".join(row.name for row in rows[:8]) or "nothing"
-            raise UsageError(f"{name} is not on this disk (there is {known}).", hint="cclocal --list")
+            known = ", ".join(row.name for row in rows[:8])
+            there = f" What is: {known}." if known else ""
+            raise UsageError(f"{name} is not on this disk.{there}", hint="cclocal --list")
         chosen += found
     return list(dict.fromkeys(chosen))
 
@@ -171,7 +172,7 @@ def manage(catalog: Catalog, env: Env) -> None:
     ]
     try:
         chosen = [rows[id_] for id_ in menu.tick(shown, "Which models do you want to remove?")]
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, UserQuit):
         return
     if chosen:
         _remove(chosen, env, yes=False)

@@ -14,7 +14,6 @@ from cclocal.facts import Engine, Facts, Gpu, Machine
 from cclocal.memory.fit import Fit
 from cclocal.memory.footprint import CELLS
 from cclocal.memory.gguf import BadHeaderError
-from cclocal.memory.remedies import Remedy
 from cclocal.models.catalog import Catalog, Model, Variant
 from cclocal.models.repo_files import ask_hub, peek, refuse_unnamed
 from cclocal.models.resolve import resolve
@@ -63,13 +62,11 @@ def plan_one(catalog: Catalog, word: str, settings: Settings, facts: Facts) -> F
         source = header.source
         name = word if variant.tag or variant.is_folder else f"{variant.repo}, {variant.files[0]}"
     fit, engine = _fit(model, variant, settings, seen)
-    remedies: tuple[Remedy, ...] = ()
-    if fit.verdict != "roomy":
-        out_tokens = settings.out_tokens or model.out_tokens
-        least = choose_agent(settings).window(fit.config.context_tokens, out_tokens).least_tokens
-        least = CELLS if least > (model.native_context_tokens or least) else least
-        remedies = what_helps(fit, engine, seen, model.id, least)
-    return FitRow(name if model.untested else model.id, name, fit, source, remedies)
+    out_tokens = settings.out_tokens or model.out_tokens
+    least = choose_agent(settings).window(fit.config.context_tokens, out_tokens).least_tokens
+    least = CELLS if least > (model.native_context_tokens or least) else least
+    remedies = what_helps(fit, engine, seen, model.id, least) if fit.verdict != "roomy" else ()
+    return FitRow(name if model.untested else model.id, name, fit, source, remedies, least_tokens=least)
 
 
 def plan_catalog(catalog: Catalog, settings: Settings, facts: Facts) -> Sequence[FitRow]:

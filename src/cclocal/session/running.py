@@ -103,8 +103,8 @@ def stop(port: int | None, env: Env) -> None:
     [record] = named
     with busy(f"Ending the server of {record.model}"):
         if record.is_alive("watched"):
-            # as Ctrl-C in its terminal
-            os.kill(int(record.facts["watched"]), signal.SIGINT)
+            # one that a script started with & ignores Ctrl-C
+            os.kill(int(record.facts["watched"]), signal.SIGTERM)
         deadline = time.monotonic() + _END_S
         while record.is_running and time.monotonic() < deadline:
             time.sleep(0.05)

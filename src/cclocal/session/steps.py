@@ -151,7 +151,7 @@ def settle_memory(now: Launch, *, safe: bool) -> Launch:
     """Say what the plan needs, and ask what to do if that is too much or hardly fits (if `safe`, in any case).
 
     The answer is a change of the settings, or another model. Raises DoesNotFitError if nothing fits and there is no
-    terminal to ask on, KeyboardInterrupt if the user quits.
+    terminal to ask on, UserQuit or KeyboardInterrupt if the user quits.
     """
     plan = now.plan()
     requested = plan.requested or plan.fit

@@ -76,8 +76,9 @@ def output() -> Console:
 
 
 def say(text: str, style: str = "") -> None:
-    """One line for the user."""
-    console().print(escape(text), style=style, soft_wrap=True)
+    """One line for the user, broken between words only where it is read on a terminal."""
+    screen = console()
+    screen.print(escape(text), style=style, soft_wrap=not screen.is_terminal)
 
 
 def print_json(data: Any) -> None:
@@ -88,7 +89,7 @@ def print_json(data: Any) -> None:
 def show_error(error: CclocalError) -> None:
     """An error in four parts: what happened, the cause in the tool's own words, one thing to try, where the log is."""
     screen = console()
-    screen.print(f"[bold red]✗[/] {escape(error.message)}", soft_wrap=True)
+    screen.print(f"[bold red]✗[/] {escape(error.message)}", soft_wrap=not screen.is_terminal)
     for line in error.cause:
         screen.print(f"    {escape(line)}", style="dim", soft_wrap=True)
     if error.hint:
@@ -131,9 +132,11 @@ class WaitLine:
 
         said = f"{self.name}: {now.phase}… {now.seconds:.0f} s"
         if self.screen.is_terminal and not self.screen.is_dumb_terminal:
-            line = Text.assemble(said, "  ", (_LOG_HEAD.sub("", now.log_line), "dim"))
             # one line, without what the spinner takes
-            line.truncate(max(1, self.screen.width - 3), overflow="ellipsis")
+            room = self.screen.width - 3
+            line, rest = Text(said), Text("  " + _LOG_HEAD.sub("", now.log_line), "dim")
+            rest.truncate(max(0, room - line.cell_len), overflow="ellipsis")
+            line.append_text(rest).truncate(max(1, room), overflow="ellipsis")
             self.status.update(line)
         elif time.monotonic() - self.said > (_AGAIN_S if now.phase == self.phase else _QUIET_STEP_S):
             self.said, self.phase = time.monotonic(), now.phase

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from cclocal.errors import UserQuit
 from cclocal.memory.fit import Fit, fit
 from cclocal.memory.footprint import CELLS
 from cclocal.memory.remedies import Remedy, replace_context
@@ -19,13 +20,10 @@ from cclocal.ui.console import console, output, print_json
 from cclocal.ui.tables import plain_table
 from cclocal.units import GIB, memory_size
 
-#: The context that the chart begins with, and how wide its bars may be.
-_CHART_FROM_TOKENS, _CHART_WIDTH = 4096, 44
+#: How wide the bars of the chart may be.
+_CHART_WIDTH = 44
 #: Below this width only what matters most is shown, and numbers are never cut.
 _WIDE = 70
-#: The keys of the three main remedies; every other one gets a number after them.
-_KEYS = {"shrink": "1", "raise": "2", "both": "3"}
-_FIRST_OTHER = 4
 
 
 # -- one model --------------------------------------------------------------------------------------------------
@@ -87,11 +85,13 @@ def _where_weights_are(found: Fit) -> str:
     return ""
 
 
-def chart(found: Fit) -> Iterator[str]:
-    """Need against context, as bars with a line for the budget."""
+def chart(found: Fit, least_tokens: int) -> Iterator[str]:
+    """Need against context, as bars with a line for the budget; from the smallest window that the agent works with."""
     native = found.shape.native_context_tokens or found.config.context_tokens
     last = native // CELLS * CELLS or CELLS
-    doubled = (_CHART_FROM_TOKENS * 2**power for power in range(20))
+    # the first power of two that a launch would not refuse
+    first = 1 << (max(least_tokens, 4096) - 1).bit_length()
+    doubled = (first * 2**power for power in range(20))
     contexts = [*(tokens for tokens in doubled if tokens < last), last]
     needs = [(tokens, replace_context(found, tokens)) for tokens in contexts]
     budget = found.budget.size_bytes if found.budget else 0
@@ -118,6 +118,8 @@ class FitRow:
     source: str = ""
     remedies: tuple[Remedy, ...] = ()
     variant: Variant | None = None
+    #: the smallest window with which the agent works
+    least_tokens: int = CELLS
 
 
 def row_as_json(row: FitRow) -> dict[str, Any]:
@@ -137,7 +139,7 @@ def show_one(row: FitRow, *, as_json: bool) -> None:
     screen.print(fit_table(row.name, row.fit, screen.width))
     screen.print(f"read from {row.source}", style="dim", markup=False)
     screen.print()
-    for line in chart(row.fit):
+    for line in chart(row.fit, row.least_tokens):
         screen.print(line, markup=False, soft_wrap=True)
     if row.fit.verdict in ("tight", "too_big") and row.remedies:
         screen.print("\nWhat would help")
@@ -151,7 +153,7 @@ def show_all(rows: Sequence[FitRow], *, as_json: bool) -> None:
         print_json([{**row_as_json(row), **_largest(row)} for row in rows])
         return
     screen = output()
-    columns = ("model", "context", "needs", "of", "verdict", "largest, f16", "q8_0")
+    columns = ("model", "context", "needs", "verdict", "largest, f16", "q8_0")
     shown = columns if screen.width >= _WIDE else ("model", "verdict", "largest, f16")
     table = plain_table(*shown, right=[name for name in columns if name not in ("model", "verdict")])
     for row in rows:
@@ -162,7 +164,6 @@ def show_all(rows: Sequence[FitRow], *, as_json: bool) -> None:
             cells |= {
                 "context": f"{row.fit.config.context_tokens:,}",
                 "needs": memory_size(row.fit.footprint.need_bytes),
-                "of": memory_size(row.fit.budget.size_bytes) if row.fit.budget else "?",
                 "verdict": row.fit.verdict.replace("_", " "),
                 "largest, f16": _tokens(largest["max_context_tokens_f16"]),
                 "q8_0": _tokens(largest["max_context_tokens_q8_0"]),
@@ -170,7 +171,10 @@ def show_all(rows: Sequence[FitRow], *, as_json: bool) -> None:
         table.add_row(*(Text(cells[name]) for name in shown))
     screen.print(table)
     if budget := next((row.fit.budget for row in rows if row.fit and row.fit.budget), None):
-        screen.print(f"\nBudget: {budget.source}", markup=False, style="dim")
+        screen.print(f"\nBudget: {memory_size(budget.size_bytes)}: {budget.source}", markup=False, style="dim")
+    if any(row.fit is None for row in rows):
+        words = "?: not known before the header of its file is read; cclocal plan MODEL asks the hub for it"
+        screen.print(words, markup=False, style="dim")
 
 
 def _largest(row: FitRow) -> dict[str, int | None]:
@@ -215,14 +219,12 @@ def _remedy_line(remedy: Remedy) -> str:
 def ask(name: str, plan: Plan, servers: Sequence[tuple[str, int, int]]) -> Remedy | None:
     """Ask what to do about a model that does not fit, or hardly. Returns a remedy, or None to go on as requested.
 
-    Raises KeyboardInterrupt if the user quits.
+    Raises UserQuit if the user quits.
     """
     requested = plan.requested or plan.fit
     assert requested is not None
     screen = console()
-    others = iter(range(_FIRST_OTHER, 100))
-    keyed = [(_KEYS.get(remedy.name) or str(next(others)), remedy) for remedy in plan.remedies]
-    listed = dict(sorted(keyed, key=lambda row: int(row[0])))
+    listed = {str(number): remedy for number, remedy in enumerate(plan.remedies, 1)}
     verdict = {"too_big": "Too big", "tight": "Tight memory"}.get(requested.verdict, "Memory")
     screen.print(f"[yellow]⚠ {verdict}[/]" if requested.verdict != "roomy" else verdict)
     screen.print(fit_table(name, requested, screen.width))
@@ -232,21 +234,20 @@ def ask(name: str, plan: Plan, servers: Sequence[tuple[str, int, int]]) -> Remed
     best = next((key for key, remedy in listed.items() if remedy.name != "smaller"), "")
     default = best or ("c" if requested.fits else "q")
     lines = {key: _remedy_line(remedy) for key, remedy in listed.items()}
-    if plan.limit_words and not {"2", "3"} & listed.keys():
-        lines["2"] = plan.limit_words
-    lines = dict(sorted(lines.items(), key=lambda line: int(line[0])))
     risk = " (risky)" if requested.verdict == "too_big" else ""
     lines |= {"c": f"continue unchanged{risk}", "q": "quit"}
     keys = (*listed, "c", "q")
     for key, words in lines.items():
         mark = "   (recommended)" if key == best else ""
-        style = "bold" if key == best else "" if key in keys else "dim"
-        screen.print(f"  {key}) {words}{mark}", style=style, markup=False)
+        screen.print(f"  {key}) {words}{mark}", style="bold" if key == best else "", markup=False)
+    if plan.limit_words and not {"raise", "both"} & {remedy.name for remedy in plan.remedies}:
+        screen.print(f"  {plan.limit_words}", style="dim", markup=False)
     while True:
         prompt = f"Choose [{'/'.join(keys)}] (Enter = {default}): "
-        answer = screen.input(prompt, markup=False).strip().lower() or default
+        typed = screen.input(prompt, markup=False)
+        answer = "".join(filter(str.isprintable, typed)).strip().lower() or ("q" if "\x1b" in typed else default)
         if answer == "q":
-            raise KeyboardInterrupt
+            raise UserQuit(130)
         if answer in (*listed, "c"):
             return listed.get(answer)
         screen.print(f"{escape(answer)} is not one of the choices.", style="yellow")

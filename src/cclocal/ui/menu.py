@@ -21,25 +21,35 @@ from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
 
+from cclocal.errors import UserQuit
+
 _STYLE = Style.from_dict(
     {"cursor": "bold reverse", "dim": "ansibrightblack", "good": "ansigreen", "warn": "ansiyellow", "bad": "ansired"}
 )
 _FITS = {"roomy": ("fits", "good"), "tight": ("tight", "warn"), "too_big": ("too big", "bad"), "unknown": ("?", "dim")}
-HELP = "Enter start · / filter · a agent · d plan · l list · m manage · ? help · q quit"
+HELP = "Enter start · / filter · a agent · d plan · l list · m manage · ? help · q end"
 #: What `?` shows.
-EXPLAINED = """● on this disk   ○ not yet   fits, tight, too big: in this machine's memory with this context
-✓ proven here: it passed cclocal check on this machine.   ?: not known before its header is read
+EXPLAINED = """●  on this disk      ○  not yet
+✓  proven: it passed cclocal check on this machine
+fits, tight, too big: in this machine's memory, with the context shown
+?  not known before its header is read
 
-Enter   start it; what it lacks is downloaded first     cclocal NAME starts it without this menu
-/       show only what matches                          a       the next agent: Claude Code, Codex, pi
-d       its plan: memory, context, what would help      l       what is on this disk
-m       remove from this disk                           q, Esc  leave
-1 to 99, arrows, j and k, Page Up and Down, Home and End move"""
+Enter   start it; what is missing is downloaded first
+        (cclocal NAME starts it without this menu)
+/       show only what matches
+a       the next agent: Claude Code, Codex, pi
+d       its plan: memory, context, what would help
+l       what is on this disk
+m       remove from this disk
+q, Esc  leave
+1 to 99, arrows, j and k, Page Up and Down, Home and End move the cursor"""
 #: What moves in the list, and by how many rows; letters only while no filter is typed.
 _STEPS = {"up": -1, "k": -1, "down": 1, "j": 1, "pageup": -10, "pagedown": 10}
 _STEPS |= {"home": -(10**6), "g": -(10**6), "end": 10**6, "G": 10**6}
-#: Below this width only name and verdict are shown, from the other on what to type and the context too.
-_NARROW, _WIDE = 60, 96
+#: Below the first width only name and verdict are shown, from the second on the backend too.
+_NARROW, _WIDE = 76, 100
+#: The columns of a row beside its name and its backend.
+_FIXED = 54
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +127,8 @@ class Menu:
         first = max(0, min(self.at - room // 2, len(self.shown) - room))
         longest = max((len(row.name) for row in self.rows), default=0)
         for number, row in enumerate(self.shown[first : first + room], first):
-            out += self._line(number, row, width, min(longest, 34))
+            room = width - _FIXED - (14 if width >= _WIDE else 0)
+            out += self._line(number, row, width, max(1, min(longest, 34, room)))
         if not self.shown:
             out.append(("class:dim", "  nothing matches\n"))
         note = self.current.note if self.current else ""
@@ -136,15 +147,16 @@ class Menu:
             room = max(1, width - 9)
             name = f"{pointer}{tick}{row.name}"[:room]
             return [("class:cursor" if here else "", f"{name:<{room}}"), (f"class:{style}", f"{words:>8}\n")]
-        text = f"{pointer} {number + 1:>2} {tick}{row.name[:longest]:<{longest}} {row.size:>9}  {row.backend:<13}"
-        text += f"{row.id[:14]:<15}{row.context:>5}  " if width >= _WIDE and row.context else ""
+        text = f"{pointer} {number + 1:>2} {tick}{row.name[:longest]:<{longest}} {row.size:>10}  "
+        text += f"{row.backend:<13} " if width >= _WIDE and row.backend else ""
+        text += f"{row.id[:18]:<18}{row.context:>5} " if row.context else ""
         return [("class:cursor" if here else "", text[: width - 9]), (f"class:{style}", f"{words:>8}\n")]
 
 
 def pick(rows: Sequence[MenuRow], title: str, at: str = "") -> tuple[str, str]:
     """(what to do, with which row): "start", "agent", "manage", "list", "plan" or "help". `at`: the row to begin on.
 
-    Raises KeyboardInterrupt on q, Esc, Ctrl-C.
+    Raises UserQuit on q and Esc, KeyboardInterrupt on Ctrl-C.
     """
     first = next((number for number, row in enumerate(rows) if row.id == at), 0)
     actions = {"a": "agent", "m": "manage", "l": "list", "d": "plan", "?": "help", "h": "help"}
@@ -164,7 +176,7 @@ def any_key(words: str) -> None:
 
 
 def tick(rows: Sequence[MenuRow], title: str) -> list[str]:
-    """The ids of the rows that were ticked with Space. Raises KeyboardInterrupt on q, Esc, Ctrl-C."""
+    """The ids of the rows that were ticked with Space. Raises UserQuit on q and Esc, KeyboardInterrupt on Ctrl-C."""
     shown = Menu(rows, title, "Space tick · a all · Enter remove · q quit", many=True)
     _run(shown, {})
     return [row.id for row in rows if row.id in shown.ticked]
@@ -177,7 +189,9 @@ def _run(shown: Menu, actions: dict[str, str]) -> tuple[str, str]:
     def press(event: KeyPressEvent) -> None:
         key, current = event.key_sequence[0].key, shown.current
         is_quit = not shown.filtering and (key == "q" or (key == Keys.Escape and not shown.filter))
-        if is_quit or key in (Keys.ControlC, Keys.ControlD):
+        if is_quit:
+            event.app.exit(exception=UserQuit)
+        elif key in (Keys.ControlC, Keys.ControlD):
             event.app.exit(exception=KeyboardInterrupt)
         elif key == Keys.Enter and shown.filtering and shown.many:
             shown.filtering = False

@@ -89,7 +89,7 @@ def _doing(now: Now, silent_s: float) -> str:
     # the log has no event for the end of prefill; infer it from the time the last batch should take
     if now.is_last and silent_s > (left / now.read_per_s if now.read_per_s else UNTOLD_S):
         return "writing"
-    text = f"reading {now.place_tokens:,} of {now.prompt_tokens:,}"
+    text = f"reading prompt: {now.place_tokens:,} of {now.prompt_tokens:,}"
     if now.read_per_s and left > 0:
         seconds = left / now.read_per_s
         text += f", {seconds:.0f} s left" if seconds < 100 else f", {seconds / 60:.0f} min left"

@@ -120,6 +120,9 @@ def test_the_shipped_catalog_is_right() -> None:
         # a size says where it comes from, or is left out
         assert bool(variant.size_bytes) == bool(variant.size_source)
         assert model.context_tokens <= model.native_context_tokens
+    sizes = {variant.form: variant.size_bytes for variant in shelf.models["tiny"].variants}
+    assert sizes["gguf"] == len(tiny.gguf())
+    assert sizes["mlx"] == sum(map(len, tiny.mlx_files().values()))
     assert shelf.find("light").id == "gemma-light"
     assert not any(
         flag in config_file.reserved()

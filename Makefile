@@ -6,7 +6,7 @@ CLAUDE_VERSION := 2.1.331
 # most tests wait for real programs; each takes a core at most
 WORKERS ?= 2
 
-.PHONY: help try test quick check dist docs clean
+.PHONY: help try test quick check dist docs site clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/'
@@ -55,5 +55,9 @@ dist: $(VENV)/.test ## sdist and wheel, and the main job from the wheel in a bar
 docs: $(VENV)/.test ## write the generated parts of the docs anew
 	$(BIN)/python tools/docs.py
 
+site: $(VENV)/.test ## the documentation as a site with a search, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file tools/mkdocs.yml
+	@echo "site/index.html"
+
 clean: ## remove what make made here
-	rm -rf $(VENV) dist hello.txt .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) dist site hello.txt .mypy_cache .ruff_cache .pytest_cache

@@ -94,6 +94,10 @@ SANDBOXED = pytest.mark.skipif(not HAS_SANDBOX, reason="the strict sandbox does 
 wide = partial(pytest.param, marks=pytest.mark.wide)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--film", action="store_true", help="write the README's film and pictures anew")
+
+
 def pytest_configure() -> None:
     """Give each of several test processes its own share of the cores.
 

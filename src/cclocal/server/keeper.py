@@ -459,7 +459,12 @@ class Keeper:
         if self.session["tty"] and self.watched_ended:
             reset = self.session["terminal_reset"].encode() if self.agent_runs else SHOW_CURSOR
             words = self.session["farewell"].replace("{id}", found).replace("\n", "\r\n") if found else ""
-            _write_to_terminal(self.session["tty"], reset + words.encode())
+            # a shell may have written its prompt already: in the place of that one, and then it writes it again
+            _write_to_terminal(self.session["tty"], reset + (f"\r\x1b[K{words}" if words else "").encode())
+            shell, start = self.session["parent"]
+            if words and start_of(shell) == start:
+                with contextlib.suppress(OSError):
+                    os.kill(shell, signal.SIGWINCH)
 
     def _compare(self) -> None:
         """What to say at the end: of the agent's folders, without the sandbox's mount points, its /tmp, its network."""

@@ -23,7 +23,7 @@ from cclocal.programs import last_lines
 from cclocal.sandbox.enter import enter
 from cclocal.sandbox.walls import OBEYED, Sandbox
 from cclocal.server import keeper
-from cclocal.server.process import AGENT_MARKER
+from cclocal.server.process import AGENT_MARKER, start_of
 from cclocal.units import MIB, how_it_ended
 
 LOG_CAP_BYTES = 16 * MIB
@@ -209,6 +209,7 @@ def start_server(start: ServerStart, binding: Binding, listener: socket.socket, 
         "pdeathsig": environ.get("CCLOCAL_TEST_PDEATHSIG") != "0",
         "tty": _terminal() if start.terminal_reset and environ.get("TERM") != "dumb" else None,
         "terminal_reset": start.terminal_reset,
+        "parent": [os.getppid(), start_of(os.getppid())],
         "about": dict(start.about),
         "advice": start.advice,
         "looks_at": [str(folder) for folder in start.looks_at],

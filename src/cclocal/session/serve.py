@@ -22,6 +22,7 @@ from cclocal.facts import AgentFound, Facts
 from cclocal.models import hub
 from cclocal.models.storage import remember
 from cclocal.paths import DISK_FULL, Env, make_folder, read_table, write_private
+from cclocal.planning.choose import choose_agent
 from cclocal.planning.plan import Plan
 from cclocal.prompt_cache.cache import PromptCache
 from cclocal.server.readiness import wait_until_ready
@@ -193,6 +194,7 @@ def become(session: AgentSession, made: CommandAndFiles, server: Server, setting
     try:
         sandbox = sandbox_of(session, made, server.binding, settings, facts)
         say_level(session, sandbox, settings)
+        say(f"Starting {choose_agent(settings).TITLE}…", "dim")
         exec_agent(made[0], facts.env.environ, server, keep_children=settings.keep_children, sandbox=sandbox)
     except CclocalError:
         server.end()

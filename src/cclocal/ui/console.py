@@ -135,8 +135,10 @@ class WaitLine:
             # one line, without what the spinner takes
             room = self.screen.width - 3
             line, rest = Text(said), Text("  " + _LOG_HEAD.sub("", now.log_line), "dim")
-            rest.truncate(max(0, room - line.cell_len), overflow="ellipsis")
-            line.append_text(rest).truncate(max(1, room), overflow="ellipsis")
+            if (left := room - line.cell_len) > 8:
+                rest.truncate(left, overflow="ellipsis")
+                line.append_text(rest)
+            line.truncate(max(1, room), overflow="ellipsis")
             self.status.update(line)
         elif time.monotonic() - self.said > (_AGAIN_S if now.phase == self.phase else _QUIET_STEP_S):
             self.said, self.phase = time.monotonic(), now.phase

@@ -22,11 +22,11 @@ names "$wheel" >"$place/names"
 names "$place"/again/*.whl | diff "$place/names" - || { echo "the sdist builds another wheel" >&2; exit 1; }
 
 "$python" -m venv "$place/env"
-"$place/env/bin/python" -m pip install --quiet --disable-pip-version-check "$wheel[engine]"
+# without the engine, which cclocal then installs on yes, as it would for somebody at a terminal
+"$place/env/bin/python" -m pip install --quiet --disable-pip-version-check "$wheel"
 cd "$place/project"
-env -i HOME="$place/home" PATH="$place/env/bin:$(dirname "$claude"):/usr/bin:/bin" TERM=dumb LANG=C.UTF-8 \
-    ${CCLOCAL_SANDBOX:+CCLOCAL_SANDBOX="$CCLOCAL_SANDBOX"} \
-    cclocal tiny -p "Create the file hello.txt with content: hello from the wheel"
+HOME="$place/home" PATH="$place/env/bin:$(dirname "$claude"):/usr/bin:/bin" TERM=dumb LANG=C.UTF-8 \
+    "$python" "$here/answer_yes.py" cclocal tiny -p "Create the file hello.txt with content: hello from the wheel"
 [ "$(cat hello.txt)" = "hello from the wheel" ]
 echo "$wheel
 $sdist: both hold the same, and the wheel writes a file in a bare environment"

@@ -22,7 +22,7 @@ FLAG = re.compile(r"[a-z][a-z0-9.-]*")
 #: The commands of the command line. (Here, because the first help page must not import the commands themselves.)
 COMMANDS = (
     *("attach", "check", "config", "doctor", "env", "fetch", "help", "list", "logs", "plan", "prompt", "ps", "rm"),
-    *("stats", "stop", "version"),
+    *("stats", "stop", "update", "version"),
 )
 #: Other words that a model's flag must not take.
 _WORDS = frozenset(

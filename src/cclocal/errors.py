@@ -28,19 +28,26 @@ class CclocalError(Exception):
     """A failure that a person can act on.
 
     `message` says what happened, `cause` holds the last real lines of the tool that failed, `hint` is one
-    command or action to try, `log` the path of the whole story.
+    command or action to try, `log` the path of the whole story, `cure` a command that installs what is missing.
     """
 
     exit_code = 1
 
     def __init__(
-        self, message: str, *, cause: Sequence[str] = (), hint: str | None = None, log: str | None = None
+        self,
+        message: str,
+        *,
+        cause: Sequence[str] = (),
+        hint: str | None = None,
+        log: str | None = None,
+        cure: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
         self.message = message
         self.cause = tuple(cause)
         self.hint = hint
         self.log = log
+        self.cure = tuple(cure)
 
 
 class UsageError(CclocalError):

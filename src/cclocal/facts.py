@@ -144,7 +144,7 @@ class Facts:
     #: the MCP servers that the user gives the agent, by name
     mcp: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: how a package is added to the environment cclocal itself runs in
-    pip: str = "pip install"
+    pip: tuple[str, ...] = ("pip", "install")
     git_root: Path | None = None
     cached: Mapping[tuple[str, str], Path] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)

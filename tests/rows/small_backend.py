@@ -31,7 +31,15 @@ def rank(machine: Machine) -> int:
     return 9
 
 
-def install_hint(engines: tuple[Engine, ...]) -> str:
+def installer(facts: Facts) -> tuple[str, ...]:
+    return ()
+
+
+def better_build(engine: Engine, facts: Facts) -> tuple[str, ...]:
+    return ()
+
+
+def install_hint(engines: tuple[Engine, ...], facts: Facts) -> str:
     return "install small"
 
 

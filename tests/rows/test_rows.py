@@ -15,6 +15,7 @@ from cclocal import tiny
 from cclocal.agents import AGENTS, Agent, look_of
 from cclocal.backends import BACKENDS, Backend, Runtime, runtime_of
 from cclocal.wires import WIRES, Wire
+from tests.planning.recorded import facts
 from tests.world import FAKES, World
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +145,7 @@ def test_every_name_of_a_row_leads_somewhere() -> None:
     for backend in BACKENDS.values():
         assert WIRES.keys() >= backend.WIRES
         assert Path(backend.LOG_READER).is_file()
-        assert backend.install_hint(())
+        assert backend.install_hint((), facts("linux-cpu"))
     for name, agent in AGENTS.items():
         assert agent.WIRE in WIRES
         assert inspect.isfunction(look_of(name).look)

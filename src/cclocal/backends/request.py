@@ -62,9 +62,17 @@ class Backend(Protocol):
     def rank(self, machine: Machine) -> int:
         """The order in which backends are tried on a machine, lowest first."""
 
-    def install_hint(self, engines: tuple[Engine, ...]) -> str:
+    def install_hint(self, engines: tuple[Engine, ...], facts: Facts) -> str:
         """How to get an engine, or a better one than those that are there."""
         return self.INSTALL
+
+    def installer(self, facts: Facts) -> tuple[str, ...]:
+        """The command that installs an engine; empty if there is none that would do on every machine."""
+        return ()
+
+    def better_build(self, engine: Engine, facts: Facts) -> tuple[str, ...]:
+        """The command that installs the build of an engine for this machine's GPU; empty if it uses it already."""
+        return ()
 
     def unsupported(self, engine: Engine, variant: Variant) -> str | None:
         """Why this engine cannot serve this variant, or None if it can."""

@@ -118,6 +118,10 @@ _EXAMPLES = {
         ("cclocal stop", "the only server that runs"),
         ("cclocal stop 8132", "the one on this port"),
     ),
+    session_commands.update: (
+        ("cclocal update", "what is newer, and how to get it"),
+        ("cclocal update --json", "for scripts"),
+    ),
     session_commands.stats: (
         ("cclocal stats", "the newest session"),
         ("cclocal stats 5be0c1d2 --json", "another one, for scripts"),

@@ -66,6 +66,14 @@ def stats(
 
 
 @takes()
+def update(call: Call, as_json: Json = False) -> None:
+    """What is newer than here: of cclocal, its engine and the agents. Asks the registries; installs nothing."""
+    from cclocal.session.update import show
+
+    show(call.env, as_json=as_json)
+
+
+@takes()
 def logs(call: Call, follow: Annotated[bool, Option("--follow", "-f", help="Follow the log.")] = False) -> None:
     """What the newest model server says."""
     from cclocal.server.registry import read_log

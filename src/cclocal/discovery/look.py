@@ -109,7 +109,6 @@ def look_around(env: Env, settings: Settings) -> Facts:
             sandbox = find_sandbox(env.environ)
         except SandboxError as error:
             sandbox_error = error
-    has_pip = importlib.util.find_spec("pip")
     return Facts(
         machine=seen,
         env=env,
@@ -119,10 +118,20 @@ def look_around(env: Env, settings: Settings) -> Facts:
         mcp=_mcp_servers(settings, cwd),
         sandbox=sandbox,
         sandbox_error=sandbox_error,
-        # uv's tool environments have no pip
-        pip=f"{sys.executable} -m pip install" if has_pip else f"uv pip install --python {sys.executable}",
+        pip=installer(),
         git_root=root,
     )
+
+
+def installer(*, upgrade: bool = False) -> tuple[str, ...]:
+    """The command that adds a package to the environment that cclocal runs in, or brings it up to date."""
+    if (Path(sys.prefix) / "pipx_metadata.json").exists():
+        return ("pipx", "inject", *(("--force",) if upgrade else ()), "cclocal")
+    more = ("--upgrade",) if upgrade else ()
+    # uv's environments have no pip
+    if importlib.util.find_spec("pip"):
+        return (sys.executable, "-m", "pip", "install", *more)
+    return ("uv", "pip", "install", "--python", sys.executable, *more)
 
 
 def _as_used_here(engine: Engine, facts: Facts, answers: Answers) -> Engine:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from cclocal.agents import AGENTS, DEFAULT, Agent
 from cclocal.agents.session import AgentSession
 from cclocal.backends import BACKENDS, Backend, in_order
@@ -26,7 +28,8 @@ def choose_agent(settings: Settings) -> Agent:
 def check_agent(agent: Agent, facts: Facts, settings: Settings) -> None:
     """Raises AgentMissingError (35) if the agent is not there, does not run, is too old, or cannot work here."""
     if facts.agent is None:
-        raise AgentMissingError(facts.agent_problem or f"{agent.PROGRAM} was not found on PATH.", hint=agent.INSTALL)
+        words = facts.agent_problem or f"{agent.PROGRAM} was not found on PATH."
+        raise AgentMissingError(words, hint=agent.INSTALL, cure=shlex.split(agent.INSTALL))
     if reason := agent.unusable(facts.agent, settings.agent_args, level=level_of(settings, facts.machine)):
         raise AgentMissingError(f"{reason}.", hint=facts.agent.remedy or agent.INSTALL)
 
@@ -135,10 +138,11 @@ def choose_engine(backend: Backend, wire: str, model: Model, variant: Variant, f
         if reason is None:
             return engine
         refusals.append(reason)
-    hint = backend.install_hint(engines)
+    hint = backend.install_hint(engines, facts)
     if refusals:
         raise BackendTooOldError(f"{model.name} cannot run here: {'; '.join(refusals)}.", hint=hint)
-    raise BackendMissingError(f"No {backend.NAME} was found on this machine.", hint=hint)
+    cure = backend.installer(facts)
+    raise BackendMissingError(f"No {backend.NAME} was found on this machine.", hint=hint, cure=cure)
 
 
 def model_path(variant: Variant, facts: Facts) -> str:

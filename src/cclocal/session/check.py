@@ -47,7 +47,7 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> tupl
     except FileNotFoundError:
         raise FolderError("The current folder no longer exists.", hint="cd to a folder that exists") from None
     with tempfile.TemporaryDirectory(prefix="cclocal-check-") as folder, contextlib.chdir(folder):
-        plan, server = serve(settings, catalog, survey(settings, catalog, env))
+        plan, server, _ = serve(settings, catalog, survey(settings, catalog, env))
         found: list[CheckRow] = []
         try:
             endpoint = plan.agent_endpoint(server.binding)

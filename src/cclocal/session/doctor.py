@@ -150,7 +150,9 @@ def _engines(facts: Facts) -> Iterator[Finding]:
             yield Finding("engine", "ok", text + (", in a sandbox" if engine.sandbox else ""))
     if not found:
         name = in_order(facts.machine)[0]
-        yield Finding("engine", "problem", "No engine that serves models was found.", BACKENDS[name].install_hint(()))
+        yield Finding(
+            "engine", "problem", "No engine that serves models was found.", BACKENDS[name].install_hint((), facts)
+        )
 
 
 def _memory(facts: Facts) -> Finding:

@@ -17,6 +17,7 @@ from cclocal.planning.plan import Plan
 from cclocal.server.registry import check_proc, end_abandoned
 from cclocal.server.start import Server
 from cclocal.session import sandbox
+from cclocal.session.install import prepare_with_what_is_missing
 from cclocal.session.serve import (
     become,
     confirm_after_failed_check,
@@ -29,7 +30,6 @@ from cclocal.session.steps import (
     fetch,
     hold_raised_limit,
     look_at_hub,
-    prepare,
     raise_limit,
     refuse_unsafe,
     settle_memory,
@@ -56,15 +56,15 @@ def survey(settings: Settings, catalog: Catalog, env: Env) -> Seen:
 
 def launch(settings: Settings, catalog: Catalog, seen: Seen) -> NoReturn:
     """Serve a model, and become the agent."""
-    plan, server = serve(settings, catalog, seen)
-    become(plan.session, plan.agent_command(server.binding), server, plan.settings, seen[0])
+    plan, server, facts = serve(settings, catalog, seen)
+    become(plan.session, plan.agent_command(server.binding), server, plan.settings, facts)
 
 
 def run_server(settings: Settings, catalog: Catalog, seen: Seen) -> None:
     """Serve until Ctrl-C. Raises ServerDiedError if the server ends first."""
     # `cclocal stop` ends it as Ctrl-C does
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    plan, server = serve(settings, catalog, seen)
+    plan, server, _ = serve(settings, catalog, seen)
     endpoint = plan.agent_endpoint(server.binding)
     say(f"{plan.model.name} answers on {endpoint.url}. In another terminal, in the folder to work in:\n")
     print(f"cclocal attach {endpoint.port}", flush=True)
@@ -83,10 +83,14 @@ def run_server(settings: Settings, catalog: Catalog, seen: Seen) -> None:
     raise error
 
 
-def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Server]:
-    """Plan, fetch and start, until the server has shown that it answers. If anything fails, nothing is left."""
+def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Server, Facts]:
+    """Plan, fetch and start, until the server has shown that it answers. If anything fails, nothing is left.
+
+    Returns the facts too: something may have been installed.
+    """
     facts, limit = seen
-    env, now = facts.env, prepare(settings, catalog, facts)
+    now = prepare_with_what_is_missing(settings, catalog, facts)
+    facts, env = now.facts, facts.env
     if not settings.server:
         settings = sandbox.settle(settings, facts, is_harmless=any(variant.builtin for variant in now.model.variants))
         sandbox.confirm_folder(settings, facts)
@@ -117,4 +121,4 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
     for note in plan.notes:
         say(note, "yellow")
     lay_out_config(AGENTS[plan.agent].config_dir(plan.session))
-    return plan, start(plan, env, limit)
+    return plan, start(plan, env, limit), facts

@@ -130,7 +130,7 @@ def conversations(agent: Agent, session: AgentSession) -> str:
 def farewell(command: str, agent: Agent, env: Env) -> str:
     """What is said at the end of a session on a terminal, with `{id}` for the conversation."""
     words = f"• On this model again:  {command} --resume {{id}}\n"
-    if _is_first("farewell", env):
+    if is_first("farewell", env):
         words += f"• Back to the cloud: type {agent.PROGRAM}. cclocal changed nothing of its configuration.\n"
     return words
 
@@ -205,12 +205,12 @@ def say_if_unverified(agent: Agent, found: AgentFound | None, env: Env) -> None:
     """Say once per version that its profile was not verified with it."""
     if found is None or found.version in agent.VERIFIED:
         return
-    if _is_first(f"{agent.NAME} {found.version}", env):
+    if is_first(f"{agent.NAME} {found.version}", env):
         words = f"{agent.TITLE} {found.version} was not verified with cclocal ({agent.VERIFIED[-1]} was)"
         say(f"{words}: cclocal check shows whether it works.", "yellow")
 
 
-def _is_first(about: str, env: Env) -> bool:
+def is_first(about: str, env: Env) -> bool:
     """Whether something was not said on this machine before. From now on it was."""
     path = env.folders.state / "said.json"
     said = read_table(path)

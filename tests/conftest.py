@@ -98,13 +98,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--film", action="store_true", help="write the README's film and pictures anew")
 
 
-def pytest_configure() -> None:
+class NamesFailuresAtOnce:
+    """Writes the name of a test as soon as it fails: the summary of a long run comes late."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal:
+            terminal.ensure_newline()
+            terminal.write_line(f"FAILED so far: {report.nodeid}", red=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Give each of several test processes its own share of the cores.
 
     Engines compute with a thread per core and wait for each other in busy loops: two of them on the same cores take
     ten times as long as one after the other.
     """
     run_on(own_cores())
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        config.pluginmanager.register(NamesFailuresAtOnce(config))
 
 
 def own_cores() -> list[int]:

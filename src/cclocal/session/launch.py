@@ -68,7 +68,9 @@ def run_server(settings: Settings, catalog: Catalog, seen: Seen) -> None:
     endpoint = plan.agent_endpoint(server.binding)
     say(f"{plan.model.name} answers on {endpoint.url}. In another terminal, in the folder to work in:\n")
     print(f"cclocal attach {endpoint.port}", flush=True)
-    say("\nArguments for the agent go after “--”. Ctrl-C here ends the server.")
+    say("\nArguments for the agent go after “--”. For a plain agent, an editor or a script:\n")
+    say(f'eval "$(cclocal env {endpoint.port})"')
+    say("\nCtrl-C here ends the server.")
     try:
         while server.poll(timeout_s=3600) is None:
             for text in server.news:

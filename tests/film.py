@@ -82,6 +82,13 @@ class Terminal:
     def flush(self) -> None:
         pass
 
+    def wait_for(self, child: pexpect.spawn, words: str, limit_s: float = 120.0) -> None:  # type: ignore[type-arg]
+        """Read on until a text is on the screen, of which a program may have written only what changed."""
+        deadline = time.monotonic() + limit_s
+        while not self.frames or words not in self.frames[-1].text:
+            assert time.monotonic() < deadline, f"{words} never came:\n{self.frames[-1].text if self.frames else ''}"
+            child.expect([pexpect.TIMEOUT, pexpect.EOF], timeout=0.2)
+
     def _row(self, y: int) -> Row:
         row = self.screen.buffer[y]
         cells = [row[x] for x in range(self.screen.columns)]

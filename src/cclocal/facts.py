@@ -149,6 +149,8 @@ class Facts:
     cached: Mapping[tuple[str, str], Path] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     strict: frozenset[str] = frozenset()
+    #: the other models of the store that serves the chosen one, those that call tools
+    tags: Mapping[str, Shape] = field(default_factory=dict)
     projector_bytes: Mapping[str, int] = field(default_factory=dict)
     #: the models of the catalog whose dimensions are published, for when another one does not fit
     alternatives: tuple[Alternative, ...] = ()

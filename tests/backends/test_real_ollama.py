@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,8 @@ import pytest
 
 from cclocal import tiny
 from tests.conftest import CACHE, CI, CLAUDES
-from tests.world import FAKES, World, alive, wait_for
+from tests.film import Terminal
+from tests.world import FAKES, World, alive, leave, wait_for
 
 OLLAMA = CACHE / "ollama-0.17.4/bin/ollama"
 pytestmark = pytest.mark.skipif(
@@ -98,8 +100,9 @@ class Daemon:
         httpx.post(f"{self.url}/api/create", json=body, trust_env=False).raise_for_status()
 
 
-@pytest.fixture
-def daemon(ollama: World, tmp_path: Path) -> Iterator[Daemon]:
+@contextlib.contextmanager
+def running(ollama: World, tmp_path: Path) -> Iterator[Daemon]:
+    """Somebody's daemon, with a model that calls tools and one whose template does not mention them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{free.getsockname()[1]}"
@@ -121,14 +124,58 @@ def daemon(ollama: World, tmp_path: Path) -> Iterator[Daemon]:
         found.create("mine", tiny.build(tmp_path), tiny.ollama_template())
         found.create("mute", tiny.build(tmp_path), "{{ .Prompt }}")
         yield found
-        # whatever happened, it is still there and has what it had
-        assert process.poll() is None
-        wait_for(
-            lambda: found.names() == ["mine:latest", "mute:latest"] or None, f"its own models, not {found.names()}"
-        )
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.fixture
+def daemon(ollama: World, tmp_path: Path) -> Iterator[Daemon]:
+    with running(ollama, tmp_path) as found:
+        yield found
+        # whatever happened, it is still there and has what it had
+        assert found.process.poll() is None
+        wait_for(
+            lambda: found.names() == ["mine:latest", "mute:latest"] or None, f"its own models, not {found.names()}"
+        )
+
+
+def test_the_model_is_changed_within_a_session(ollama: World, tmp_path: Path) -> None:
+    """On an Ollama of cclocal's own, with the models that somebody has: a file is written with each."""
+    # the same weights under another digest, else Ollama keeps what is loaded
+    copy = tmp_path / "other.gguf"
+    copy.write_bytes(tiny.gguf() + bytes(32))
+    with running(ollama, tmp_path) as daemon:
+        daemon.create("other", copy, tiny.ollama_template())
+    words = ("--model", "mine:latest", "--backend", "ollama", "--ctx", "32768", "--lean")
+    planned = ollama.run(*words, "--dry-run")
+    # the one whose template mentions no tools is not among them
+    assert "/model changes to other:latest. They take turns" in planned.stdout + planned.stderr
+    ollama.terminal = (40, 120)
+    with ollama.on_terminal(*words, "Create the file one.txt with content: first") as child:
+        screen = Terminal(*ollama.terminal)
+        child.logfile_read = screen
+        screen.wait_for(child, "Done", 240)
+        child.expect(pexpect.TIMEOUT, timeout=3)
+        child.send("/model other:latest")
+        screen.wait_for(child, "/model other:latest")
+        child.send("\r")
+        screen.wait_for(child, "Switch model?")
+        child.send("\r")
+        screen.wait_for(child, "Set model to other:latest")
+        child.expect(pexpect.TIMEOUT, timeout=2)
+        child.send("Create the file two.txt with content: second")
+        screen.wait_for(child, "Create the file two.txt")
+        child.send("\r")
+        screen.wait_for(child, "Write(two.txt)", 240)
+        # what is below the prompt names the model that answers
+        screen.wait_for(child, "· other:latest", 240)
+        leave(child)
+    assert (ollama.project / "one.txt").read_text() == "first"
+    assert (ollama.project / "two.txt").read_text() == "second"
+    log = (ollama.home / ".local/state/cclocal/server.log").read_text()
+    # both were loaded with the planned window
+    assert log.count("KvSize:32768") == 2
 
 
 def test_a_daemon_that_runs_serves_the_planned_window_and_is_left_as_it_was(ollama: World, daemon: Daemon) -> None:

@@ -35,6 +35,10 @@ def installer(facts: Facts) -> tuple[str, ...]:
     return ()
 
 
+def takes_turns(engine: Engine) -> bool:
+    return False
+
+
 def better_build(engine: Engine, facts: Facts) -> tuple[str, ...]:
     return ()
 

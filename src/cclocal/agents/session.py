@@ -20,7 +20,7 @@ class AgentSession:
     (--pass-env). nudge: send it on once after a reply that announced a call and made none. log_reader: the program file
     that reads the server's log, empty if there is none. level: what holds it, a level of --sandbox. web: it may fetch
     pages. mcp: MCP servers of the user's by name, each as a JSON configuration has it. proxied: variables name a proxy
-    to the hosts that the user opened.
+    to the hosts that the user opened. also: other models that the server has and that `/model` may choose.
     """
 
     found: AgentFound | None
@@ -39,6 +39,7 @@ class AgentSession:
     web: bool = False
     mcp: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     proxied: bool = False
+    also: tuple[str, ...] = ()
 
     @property
     def folders(self) -> tuple[Path, ...]:

@@ -70,6 +70,10 @@ class Backend(Protocol):
         """The command that installs an engine; empty if there is none that would do on every machine."""
         return ()
 
+    def takes_turns(self, engine: Engine) -> bool:
+        """Whether an engine serves every model of its store with the planned window, one at a time."""
+        return False
+
     def better_build(self, engine: Engine, facts: Facts) -> tuple[str, ...]:
         """The command that installs the build of an engine for this machine's GPU; empty if it uses it already."""
         return ()

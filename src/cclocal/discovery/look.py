@@ -23,7 +23,7 @@ from cclocal.checks import results
 from cclocal.command import has_room_for_socket
 from cclocal.config_file import UserFile
 from cclocal.discovery.hardware import machine
-from cclocal.errors import AgentMissingError, BackendMissingError, FolderError, SandboxError, UsageError
+from cclocal.errors import AgentMissingError, BackendMissingError, CclocalError, FolderError, SandboxError, UsageError
 from cclocal.facts import Alternative, Engine, Facts
 from cclocal.memory.footprint import read_buffers
 from cclocal.memory.gguf import read_header
@@ -178,6 +178,7 @@ def look_at_model(facts: Facts, model: Model, variant: Variant) -> Facts:
         facts,
         shapes={path: shape} if shape else {},
         strict=frozenset((path,)) if is_strict(template) else frozenset(),
+        tags=_other_tags(variant.tag, facts.env) if variant.tag else {},
         projector_bytes=_projector_bytes(variant, facts),
     )
 
@@ -190,6 +191,19 @@ def _cached(variant: Variant, env: Env) -> dict[tuple[str, str], Path]:
     repo = variant.repo or ""
     here = hub.cached(repo, variant.hub_files, env.environ) if repo else {}
     return {(repo, file): path for file, path in here.items()}
+
+
+def _other_tags(tag: str, env: Env) -> dict[str, Shape]:
+    found: dict[str, Shape] = {}
+    for name, manifest in tags.manifests(env.environ):
+        # one that is damaged is not offered
+        with contextlib.suppress(CclocalError):
+            is_other = name.removesuffix(":latest") != tag.removesuffix(":latest")
+            # one of a session is that session's
+            if is_other and not name.startswith("cclocal-") and tags.calls_tools(manifest, env.environ):
+                header = tags.in_store(name, env.environ)
+                found |= {name: header.shape} if header else {}
+    return found
 
 
 def _projector_bytes(variant: Variant, facts: Facts) -> dict[str, int]:

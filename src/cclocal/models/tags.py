@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from cclocal.paths import read_table
 
 _REGISTRY = "registry.ollama.ai"
 _MODEL_LAYER = "application/vnd.ollama.image.model"
+_TEMPLATE_LAYER = "application/vnd.ollama.image.template"
 #: [host/][namespace/]model[:tag]
 _TAG = re.compile(r"(?:(?:([\w.-]+(?::\d+)?)/)?([\w-]+)/)?([A-Za-z0-9][\w.-]*)(?::([\w.-]+))?", re.ASCII)
 
@@ -43,6 +44,25 @@ def _parts(tag: str) -> tuple[str, str, str, str]:
     if not match:
         raise UsageError(f"“{tag}” is not a model name.")
     return match[1] or _REGISTRY, match[2] or "library", match[3], match[4] or "latest"
+
+
+def manifests(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+    """(tag, its manifest) of every model in this user's store, as Ollama writes the tag."""
+    root = store(environ) / "manifests"
+    for path in sorted(root.glob("*/*/*/*")):
+        host, space, model, version = path.relative_to(root).parts
+        name = f"{model}:{version}" if space == "library" else f"{space}/{model}:{version}"
+        yield (name if host == _REGISTRY else f"{host}/{name}"), path
+
+
+def calls_tools(manifest: Path, environ: Mapping[str, str]) -> bool:
+    """Whether a model's template mentions tools: Ollama refuses a request with tools to any other."""
+    with suppress(OSError, LookupError, TypeError):
+        for layer in read_table(manifest)["layers"]:
+            if layer["mediaType"] == _TEMPLATE_LAYER:
+                blob = store(environ) / "blobs" / str(layer["digest"]).replace(":", "-")
+                return ".Tools" in blob.read_text("utf-8", "replace")
+    return False
 
 
 def in_store(tag: str, environ: Mapping[str, str]) -> ModelHeader | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cclocal.agents import Agent
-from cclocal.backends import BACKENDS
+from cclocal.backends import BACKENDS, Backend
 from cclocal.backends.request import ServeRequest
 from cclocal.checks import results
 from cclocal.command import SHOWN
@@ -71,7 +71,8 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
     limit, limit_note = wired_limit(settings, facts.machine, engine)
     fit = fit_on(shape, variant, context, engine, facts, limit) if shape else None
     folders = facts.env.folders
-    session = replace(agent_session(settings, facts, slot, out), log_reader=backend.LOG_READER)
+    also = _also(backend, engine, variant, context, facts, limit) if "models" in agent.HAS else ()
+    session = replace(agent_session(settings, facts, slot, out), log_reader=backend.LOG_READER, also=also)
     request = ServeRequest(
         model=model,
         variant=variant,
@@ -123,6 +124,20 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
     return replace(plan, notes=tuple(note for note in notes if note))
 
 
+def _also(
+    backend: Backend, engine: Engine, variant: Variant, context: int, facts: Facts, limit: int | None
+) -> tuple[str, ...]:
+    """The other models that `/model` may choose: they fit with the window that the agent believes in."""
+    if not backend.takes_turns(engine):
+        return ()
+    fits = []
+    for tag, shape in facts.tags.items():
+        found = fit_on(shape, variant, context, engine, facts, limit)
+        if context <= shape.native_context_tokens and found.verdict != "too_big":
+            fits.append(tag)
+    return tuple(fits)
+
+
 def _sources(settings: Settings, backend_reason: str | None, engine: Engine) -> dict[str, str]:
     """Where each value came from: as the settings say, or a default of the catalog's or of ours."""
     sources = dict(settings.sources)
@@ -141,6 +156,9 @@ def _notes(plan: Plan, agent: Agent, facts: Facts) -> Iterator[str]:
         yield f"{facts.agent_problem or f'{agent.PROGRAM} was not found on PATH.'} To install it: {agent.INSTALL}"
     if model.warning:
         yield model.warning
+    if plan.session.also:
+        names = ", ".join(plan.session.also)
+        yield f"/model changes to {names}. They take turns: the other one is loaded, and reads the conversation anew."
     if model.untested and not plan.is_proven:
         backend = ("--backend", settings.backend) if settings.backend else ()
         words = shlex.join((settings.model or model.name, *backend))

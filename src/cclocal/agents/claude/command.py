@@ -209,7 +209,7 @@ def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> Comm
         # `env` of a settings file beats the process environment, so ours is repeated there
         "env": variables,
         # one model is loaded: /model with another name is refused in words
-        "availableModels": [endpoint.model],
+        "availableModels": [endpoint.model, *session.also],
         "disableDeepLinkRegistration": "disable",
         # what 2.1.329 reads instead of BASH_MAX_OUTPUT_LENGTH
         "bashOutputMaxChars": result_characters(session.context_tokens, session.out_tokens),

@@ -119,7 +119,11 @@ def main() -> None:
     found = turns(text, readers)
     since = turns(text.rpartition(OURS)[2], readers)[0]
     event = "" if since else "".join(news(text)[-1:])
-    print(line(status if isinstance(status, dict) else {}, found, silent_s, int(window), model, event))
+    status = status if isinstance(status, dict) else {}
+    chosen = status.get("model")
+    # another one after /model
+    model = str(chosen.get("id") or model) if isinstance(chosen, dict) else model
+    print(line(status, found, silent_s, int(window), model, event))
 
 
 if __name__ == "__main__":

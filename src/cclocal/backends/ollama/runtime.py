@@ -139,13 +139,9 @@ class Ollama(Runtime):
         """The models in this user's store, without the derived ones of sessions."""
         leased = {record.stem for record in (env.folders.state / "ollama").glob("*.json")}
         flags = start_options(catalog)
-        manifests = tags.store(env.environ) / "manifests"
-        for manifest in sorted(manifests.glob("*/*/*/*")):
+        for name, manifest in tags.manifests(env.environ):
             with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
                 layers = json.loads(manifest.read_text("utf-8"))["layers"]
-                host, space, model, tag = manifest.relative_to(manifests).parts
-                name = f"{model}:{tag}" if space == "library" else f"{space}/{model}:{tag}"
-                name = name if host == "registry.ollama.ai" else f"{host}/{name}"
                 if name.startswith("cclocal-") and name.partition(":")[0] in leased:
                     continue
                 size = sum(int(layer["size"]) for layer in layers)

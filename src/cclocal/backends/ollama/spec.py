@@ -47,6 +47,10 @@ class OllamaSpec(Backend):
     def rank(self, machine: Machine) -> int:
         return 3
 
+    def takes_turns(self, engine: Engine) -> bool:
+        # one that runs already has a window of its own for each model but the derived one
+        return engine.form == PROGRAM
+
     def unsupported(self, engine: Engine, variant: Variant) -> str | None:
         version = version_in(engine.version)
         # a build from source reports 0.0.0

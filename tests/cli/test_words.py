@@ -150,3 +150,8 @@ def test_a_mistake_in_the_file_keeps_nobody_from_mending_it(world: World) -> Non
     assert "ctx belongs under [defaults]" in world.run("config").stderr
     rows = json.loads(world.run("doctor", "--json").stdout)
     assert any("ctx belongs under [defaults]" in row["text"] for row in rows if row["state"] == "problem")
+
+
+def test_a_mistake_in_a_variable_names_the_variable(world: World) -> None:
+    assert "CCLOCAL_CTX takes a whole number" in world.run("tiny", "--dry-run", CCLOCAL_CTX="lots").stderr
+    assert "--ctx takes a whole number" in world.run("tiny", "--dry-run", "--ctx", "lots").stderr

@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -141,6 +142,9 @@ def _number(name: str, given: object) -> int:
     number = number_in(name, str(given))
     if number is None or not accepts(name, number):
         flag = options()[name][1].declarations[0]
+        if not any(word.partition("=")[0] == flag for word in sys.argv):
+            # nobody typed it
+            flag = next((one for one in variables(name) if os.environ.get(one) == str(given)), flag)
         raise UsageError(f"{flag} takes {type_in_words(name)}; “{str(given)[:40]}” is not one.")
     return number
 

@@ -287,5 +287,6 @@ def _in_words(error: Exception, repo: str, missing: Sequence[str]) -> Exception:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's own words, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """An error's own words, in one line, without the number that the system gives it."""
+    words = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"^\[Errno -?\d+\] ", "", words)

@@ -9,6 +9,7 @@ from cclocal import http
 from cclocal.backends import BACKENDS, runtime_of
 from cclocal.errors import NotReadyError, UsageError
 from cclocal.http import is_loopback
+from cclocal.models.hub import first_line
 from cclocal.wires import Wire
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def look(url: str, key: str, wire: Wire, requested: str | None) -> tuple[str, st
         try:
             listed = client.get("/v1/models")
         except httpx.HTTPError as error:
-            raise NotReadyError(f"Nothing answers at {url}.", cause=[str(error) or type(error).__name__]) from None
+            raise NotReadyError(f"Nothing answers at {url}.", cause=[first_line(error)]) from None
         rows = _rows(url, listed)
         if requested and requested not in rows:
             raise UsageError(f"{url} does not have {requested}; it has {', '.join(rows)}.")
@@ -85,7 +86,7 @@ def _check_wire(client: httpx.Client, url: str, wire: Wire, model: str) -> None:
     try:
         reply = client.post(wire.PATH, json=wire.one_token(model), timeout=FIRST_TOKEN_LIMIT_S)
     except httpx.HTTPError as error:
-        raise NotReadyError(f"{url} cannot answer a message.", cause=[str(error)]) from None
+        raise NotReadyError(f"{url} cannot answer a message.", cause=[first_line(error)]) from None
     if reply.status_code in (401, 403):
         raise UsageError(f"{url} requires a key.", hint="--key-env NAME, the variable that holds it")
     if reply.status_code == 404:

@@ -22,7 +22,7 @@ _BY_FLAG = {"--check": "check", "--list": "list", "-l": "list", "--rm": "rm", "-
 #: Commands without Typer, to which they would be its own options of that name.
 _ANSWERED_HERE = ("help", "version")
 #: Commands that need no lasting default, so a mistake in the file does not keep the user from them.
-_WITHOUT_DEFAULTS = ("config", "doctor", "logs", "ps", "stats", "stop")
+_WITHOUT_DEFAULTS = ("config", "doctor", "logs", "ps", "stats", "stop", "update")
 #: Commands that take models by name, where a model's flag means the same as its name.
 _WITH_MODELS = ("check", "fetch", "list", "plan", "rm")
 

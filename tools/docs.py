@@ -173,7 +173,9 @@ def picture_of_the_menu() -> str:
     styles = {"class:cursor": "bold reverse", "class:dim": "bright_black", "class:good": "green"}
     styles |= {"class:warn": "yellow", "class:bad": "red"}
     console = Console(width=80, record=True, file=io.StringIO(), force_terminal=True)
-    for part in menu.Menu(menu_rows(catalog, {row.id: row for row in rows}, here, {}), TITLE, menu.HELP).fragments():
+    for part in menu.Menu(
+        menu_rows(catalog, {row.id: row for row in rows}, here, {}, {}), TITLE, menu.HELP
+    ).fragments():
         console.print(Text(part[1], style=styles.get(part[0], part[0])), end="")
     return console.export_svg(title="cclocal", unique_id="menu")
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 OURS, STOPPED = "[keeper]", "The model server stopped"
 #: The session's file in which a sandboxed agent's program says what it did, and what it says.
 CONVERSATION = "Conversation"
+#: Which model a session began with: a line of the keeper's at the beginning of the log.
+MODEL = "Model"
 NOTES, SENT_ON = "notes", "The agent announced a step, made no call, and was sent on."
 #: Speeds are not computed from fewer tokens.
 LEAST_WRITTEN_TOKENS = 8
@@ -92,12 +94,21 @@ def without_keys(text: str) -> str:
 
 def news(text: str) -> list[str]:
     """What the keeper wrote into a log about its server, with the time of day."""
-    return re.findall(rf"^{re.escape(OURS)} (\d\d:\d\d:\d\d (?!{CONVERSATION} ).*)$", text, re.MULTILINE)
+    return re.findall(rf"^{re.escape(OURS)} (\d\d:\d\d:\d\d (?!(?:{CONVERSATION}|{MODEL}) ).*)$", text, re.MULTILINE)
 
 
 def conversation(text: str) -> str:
     """The agent's id of the conversation of a session, from its log; empty if it is not there."""
-    found = re.findall(rf"^{re.escape(OURS)} \d\d:\d\d:\d\d {CONVERSATION} (\S+)$", text, re.MULTILINE)
+    return _said(CONVERSATION, text)
+
+
+def model(text: str) -> str:
+    """The model that a session began with, from its log; empty if it is not there."""
+    return _said(MODEL, text)
+
+
+def _said(about: str, text: str) -> str:
+    found = re.findall(rf"^{re.escape(OURS)} \d\d:\d\d:\d\d {about} (\S+)$", text, re.MULTILINE)
     return found[-1] if found else ""
 
 

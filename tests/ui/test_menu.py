@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pexpect
@@ -160,7 +161,10 @@ def test_a_changes_the_agent_and_stays_on_the_row(ready: World) -> None:
         child.expect("Enter start")
         child.send("\r")
         child.expect("pi was not found on PATH")
-        child.expect(pexpect.EOF)
+        # where npm is, it is offered
+        if child.expect([r"Install it now\?.* \[y/N\] ", pexpect.EOF]) == 0:
+            child.sendline("n")
+            child.expect(pexpect.EOF)
         child.close()
         assert child.exitstatus == 35
     with ready.on_terminal() as child:
@@ -209,5 +213,25 @@ def test_one_model_that_cannot_be_read_is_one_row(ready: World) -> None:
         child.expect("Enter start")
         child.send(str(MODELS + 1))
         child.expect("not plugg")
+        child.send("q")
+        child.expect(pexpect.EOF)
+
+
+def test_how_fast_a_model_was_here(ready: World) -> None:
+    state = ready.home / ".local/state/cclocal/logs"
+    state.mkdir(parents=True)
+    turn = (
+        "1.0.0.1 I slot   operator(): id  0 | task 8 | new prompt, n_ctx_slot = 32768, n_keep = 0, task.n_tokens = 9\n"
+        "1.0.0.2 I slot print_timing: id  0 | task 8 | prompt eval time =  96.62 ms / 9 tokens\n"
+        "1.0.0.3 I slot print_timing: id  0 | task 8 |        eval time = 1000.00 ms / {} tokens\n"
+    )
+    for number, speed in enumerate((17, 42)):
+        log = state / f"server-{number:08x}.log"
+        log.write_text(f"[keeper] 12:00:00 Model gemma\n{turn.format(speed)}")
+        os.utime(log, (number, number))
+    ready.terminal = (MODELS + 10, 110)
+    with ready.on_terminal() as child:
+        # of the newest session
+        child.expect(r"Gemma 4 26B-A4B.*42/s")
         child.send("q")
         child.expect(pexpect.EOF)

@@ -58,7 +58,7 @@ from cclocal.server.process import (
     strays,
 )
 from cclocal.server.receipt import NETWORK, read, receipt, refusals
-from cclocal.turns import CONVERSATION, NOTES, OURS, SENT_ON, STOPPED, end_of, plain_lines
+from cclocal.turns import CONVERSATION, MODEL, NOTES, OURS, SENT_ON, STOPPED, end_of, plain_lines
 from cclocal.units import how_it_ended
 
 LOG_WAS_CUT = f"{OURS} the log was too long; what follows is its end"
@@ -178,6 +178,7 @@ class Keeper:
             **_party("keeper", os.getpid()),
             **_party("watched", self.watched),
         }
+        self._log(f"{MODEL} {self.session['about'].get('model', '')}")
         server = self._start_server(self.session["command"]) if self.session["command"] else None
         self._start_relay()
         self._tell({"keeper": os.getpid(), **({"server": server.pid, "twin": server.twin} if server else {})})
@@ -420,8 +421,7 @@ class Keeper:
     def _note(self, text: str) -> None:
         """Write what happened to the log, for the status line and `cclocal stats`, and tell a launcher that waits."""
         self.news.append(f"{time.strftime('%H:%M:%S')} {text}")
-        with contextlib.suppress(OSError):
-            os.write(1, f"{OURS} {self.news[-1]}\n".encode())
+        self._log(text)
         self._tell({"news": text})
 
     def _tell(self, message: dict[str, Any]) -> None:
@@ -447,6 +447,11 @@ class Keeper:
         lines = plain_lines(end_of(self.session["log"], 16384))
         return [line for line in lines if not line.startswith(OURS)][-most:]
 
+    def _log(self, words: str) -> None:
+        """Write a line of ours to the log."""
+        with contextlib.suppress(OSError):
+            os.write(1, f"{OURS} {time.strftime('%H:%M:%S')} {words}\n".encode())
+
     def _leave_terminal(self) -> None:
         """Reset what the agent, or a launcher killed under its live line, left switched on in the terminal.
 
@@ -454,8 +459,7 @@ class Keeper:
         """
         found = newest_conversation(self.session["conversations"], self.started) if self.agent_runs else ""
         if found:
-            with contextlib.suppress(OSError):
-                os.write(1, f"{OURS} {time.strftime('%H:%M:%S')} {CONVERSATION} {found}\n".encode())
+            self._log(f"{CONVERSATION} {found}")
         if self.session["tty"] and self.watched_ended:
             reset = self.session["terminal_reset"].encode() if self.agent_runs else SHOW_CURSOR
             words = self.session["farewell"].replace("{id}", found).replace("\n", "\r\n") if found else ""
@@ -477,8 +481,7 @@ class Keeper:
         seen = read(os.path.join(self.folder, NETWORK))
         words = receipt(self.session["level"], seen) if self.agent_runs and self.session["level"] else ""
         if words:
-            with contextlib.suppress(OSError):
-                os.write(1, f"{OURS} {time.strftime('%H:%M:%S')} {words}\n".encode())
+            self._log(words)
             self.changes = refusals(seen) + (f"\n• {words}\n" if self.session["receipt"] else "")
         if "tmp" in self.state:
             self.changes += left_in_tmp(self.state["tmp"])

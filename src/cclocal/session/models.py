@@ -25,6 +25,7 @@ from cclocal.paths import Env, read_table
 from cclocal.planning.choose import choose_agent
 from cclocal.server.registry import running
 from cclocal.session.plan import plan_catalog, plan_one
+from cclocal.session.stats import measured
 from cclocal.settings import Settings
 from cclocal.ui import memory_view, menu, tables
 from cclocal.ui.console import busy, can_ask, confirm, plain, say
@@ -51,7 +52,7 @@ def choose(catalog: Catalog, settings: Settings, facts: Facts) -> tuple[Settings
     while True:
         plans = {row.id: row for row in plan_catalog(catalog, settings, facts)}
         on_disk = {id_ for id_, row in plans.items() if row.variant and _is_here(row.variant, env)}
-        rows = menu_rows(catalog, plans, on_disk, results.known(env))
+        rows = menu_rows(catalog, plans, on_disk, results.known(env), measured(env))
         action, id_ = menu.pick(rows, TITLE + _agent_words(settings, facts), id_)
         if action == "start":
             return settings.changed({"model": id_}, "menu"), facts
@@ -77,9 +78,16 @@ def _agent_words(settings: Settings, facts: Facts) -> str:
 
 
 def menu_rows(
-    catalog: Catalog, plans: Mapping[str, memory_view.FitRow], here: Set[str], known: Mapping[str, dict[str, Any]]
+    catalog: Catalog,
+    plans: Mapping[str, memory_view.FitRow],
+    here: Set[str],
+    known: Mapping[str, dict[str, Any]],
+    speeds: Mapping[str, float],
 ) -> list[menu.MenuRow]:
-    """The rows of the menu: every model by its plan. `here`: the ids of those on disk; `known`: results of checks."""
+    """The rows of the menu: every model by its plan.
+
+    `here`: the ids of those on disk; `known`: results of checks; `speeds`: tokens written per second.
+    """
     # the first recommended one that fits this machine's GPU with room to spare; on a processor alone every model is
     # slow, and the catalog's default is the largest that makes sense
     fits = [id_ for id_ in catalog.recommended if _is_roomy_on_gpu(plans[id_].fit)]
@@ -96,7 +104,8 @@ def menu_rows(
         verdict = fit.verdict if fit else "unknown"
         mark = "●" if model.id in here else "○"
         context = window(fit.config.context_tokens if fit else model.served_context_tokens)
-        rows.append(menu.MenuRow(model.id, model.name, mark, size, variant.backend, verdict, note, context))
+        speed = f"{speeds[model.id]:.0f}/s" if model.id in speeds else ""
+        rows.append(menu.MenuRow(model.id, model.name, mark, size, variant.backend, verdict, note, context, speed))
     return sorted(rows, key=lambda row: row.id != best)
 
 

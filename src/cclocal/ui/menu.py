@@ -33,6 +33,7 @@ EXPLAINED = """●  on this disk      ○  not yet
 ✓  proven: it passed cclocal check on this machine
 fits, tight, too big: in this machine's memory, with the context shown
 ?  not known before its header is read
+42/s  tokens written per second in its last session here
 
 Enter   start it; what is missing is downloaded first
         (cclocal NAME starts it without this menu)
@@ -46,7 +47,7 @@ q, Esc  leave
 #: What moves in the list, and by how many rows; letters only while no filter is typed.
 _STEPS = {"up": -1, "k": -1, "down": 1, "j": 1, "pageup": -10, "pagedown": 10}
 _STEPS |= {"home": -(10**6), "g": -(10**6), "end": 10**6, "G": 10**6}
-#: Below the first width only name and verdict are shown, from the second on the backend too.
+#: Below the first width only name and verdict are shown, from the second on the backend and the measured speed too.
 _NARROW, _WIDE = 76, 100
 #: The columns of a row beside its name and its backend.
 _FIXED = 54
@@ -54,7 +55,7 @@ _FIXED = 54
 
 @dataclass(frozen=True, slots=True)
 class MenuRow:
-    """One line of the menu. mark: ● on disk, ○ not; context: in words; verdict: does it fit this machine?"""
+    """One line of the menu. mark: ● on disk, ○ not; context, speed: in words; verdict: does it fit this machine?"""
 
     id: str
     name: str
@@ -64,6 +65,7 @@ class MenuRow:
     verdict: str = ""
     note: str = ""
     context: str = ""
+    speed: str = ""
 
 
 @dataclass(slots=True)
@@ -127,7 +129,7 @@ class Menu:
         first = max(0, min(self.at - room // 2, len(self.shown) - room))
         longest = max((len(row.name) for row in self.rows), default=0)
         for number, row in enumerate(self.shown[first : first + room], first):
-            room = width - _FIXED - (14 if width >= _WIDE else 0)
+            room = width - _FIXED - (21 if width >= _WIDE else 0)
             out += self._line(number, row, width, max(1, min(longest, 34, room)))
         if not self.shown:
             out.append(("class:dim", "  nothing matches\n"))
@@ -148,7 +150,7 @@ class Menu:
             name = f"{pointer}{tick}{row.name}"[:room]
             return [("class:cursor" if here else "", f"{name:<{room}}"), (f"class:{style}", f"{words:>8}\n")]
         text = f"{pointer} {number + 1:>2} {tick}{row.name[:longest]:<{longest}} {row.size:>10}  "
-        text += f"{row.backend:<13} " if width >= _WIDE and row.backend else ""
+        text += f"{row.backend:<13} {row.speed:>6} " if width >= _WIDE and row.backend else ""
         text += f"{row.id[:18]:<18}{row.context:>5} " if row.context else ""
         return [("class:cursor" if here else "", text[: width - 9]), (f"class:{style}", f"{words:>8}\n")]
 

@@ -82,6 +82,11 @@ class Terminal:
     def flush(self) -> None:
         pass
 
+    @property
+    def shown(self) -> str:
+        """Every screen so far."""
+        return "\n".join(frame.text for frame in self.frames)
+
     def wait_for(self, child: pexpect.spawn, words: str, limit_s: float = 120.0) -> None:  # type: ignore[type-arg]
         """Read on until a text is on the screen, of which a program may have written only what changed."""
         deadline = time.monotonic() + limit_s

@@ -15,11 +15,19 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import CLAUDES, ENGINES, ROOT
 from tests.film import Frame, Shell, film, picture
 from tests.world import World
 
 ASKED = "Create the file hello.txt with content: hello from my own machine"
+
+
+@pytest.fixture
+def newest(world: World) -> World:
+    """What somebody installs today: the newest agent, and the engine of the extra."""
+    world.real("claude", CLAUDES[0].path)
+    world.real("llama-server", ENGINES[0].binary)
+    return world
 
 
 def shell_of(world: World, rows: int, columns: int) -> Shell:
@@ -48,11 +56,13 @@ def first_with(frames: list[Frame], words: str) -> Frame:
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(24, 80), pytest.param(40, 120, marks=pytest.mark.wide)])
-def test_the_first_session_of_a_newcomer(real: World, rows: int, columns: int, request: pytest.FixtureRequest) -> None:
-    real.project = real.home / "project"
-    real.project.mkdir()
-    frames = first_session(real, rows, columns)
-    assert (real.project / "hello.txt").read_text() == "hello from my own machine"
+def test_the_first_session_of_a_newcomer(
+    newest: World, rows: int, columns: int, request: pytest.FixtureRequest
+) -> None:
+    newest.project = newest.home / "project"
+    newest.project.mkdir()
+    frames = first_session(newest, rows, columns)
+    assert (newest.project / "hello.txt").read_text() == "hello from my own machine"
     # while it starts there is always something that says so, and it moves at least every two seconds
     begin, agent = first_with(frames, "sandbox: "), first_with(frames, "❯")
     waiting = [frame for frame in frames if begin.at_s <= frame.at_s <= agent.at_s]
@@ -86,10 +96,10 @@ def test_what_a_newcomer_looks_at_fits_the_screen(
         (ROOT / "docs/plan.svg").write_text(picture(plan), "utf-8")
 
 
-def test_the_picture_of_a_check(real: World, request: pytest.FixtureRequest) -> None:
+def test_the_picture_of_a_check(newest: World, request: pytest.FixtureRequest) -> None:
     if not request.config.getoption("--film"):
         pytest.skip("only for the README: the check itself has its tests")
-    shell = shell_of(real, 40, 90)
+    shell = shell_of(newest, 40, 90)
     shell.type("cclocal check tiny", r"(can drive|cannot be).*\$ ")
     shell.child.close(force=True)
     (ROOT / "docs/check.svg").write_text(picture(shell.frames[-1]), "utf-8")

@@ -9,6 +9,7 @@ import pytest
 
 from tests.agents.test_real_first_request import TOOLS, body_of
 from tests.conftest import NEWEST, Claude, Engine
+from tests.film import Terminal
 from tests.talk import talk
 from tests.world import World, leave, wait_for
 
@@ -16,13 +17,14 @@ from tests.world import World, leave, wait_for
 def test_the_line_below_the_prompt_tells_what_the_server_does(real: World) -> None:
     real.terminal = (40, 120)
     with real.on_terminal("--tiny", "--cold") as child:
+        screen = Terminal(*real.terminal)
+        child.logfile_read = screen
         child.expect("shift.*tab")
         child.send("Run the command: echo hi")
         child.send("\r")
-        child.expect("Done")
-        # a letter that stood there already is not written again
-        child.expect(r"\d s, \d+% k")
+        screen.wait_for(child, "% kept")
         leave(child)
+    assert re.search(r"tokens \(\d+%\) · read [\d,]+ in [\d.]+ s, \d+% kept", screen.shown)
     rows = json.loads(real.run("stats", "--json").stdout)["turns"]
     assert len(rows) == 2
 
@@ -73,7 +75,7 @@ def test_where_the_prompts_bytes_go(scripted: World, claude: Claude) -> None:
     system = "".join(block["text"] for block in sent["system"])
     assert abs(len(system.encode()) - blocks["system prompt"]["bytes"]) < 200
     shown = scripted.run("prompt", "--", "-p", NO_COLOR="1").stdout
-    assert re.search(r"^together +[\d,]+ +[\d,]+ +[\d,]+", shown, re.MULTILINE)
+    assert re.search(r"^total +[\d,]+ +[\d,]+ +[\d,]+", shown, re.MULTILINE)
 
 
 def test_tokens_are_counted_where_a_server_runs(world: World, claude: Claude, engine: Engine) -> None:

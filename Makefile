@@ -34,8 +34,8 @@ try: $(VENV)/.engine ## the main job, for real: a file written by Claude Code on
 
 test: $(VENV)/.test ## every real loop once; with CI=true every engine, agent version and matrix
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/parts.sh
-	@if [ "$$CI" = true ]; then echo "The whole suite: about half an hour on two cores."; \
-	 else echo "Every real loop once: at most 8 minutes on two cores. CI=true runs the wide matrices too."; fi
+	@if [ "$$CI" = true ]; then echo "The whole suite: about 40 minutes on two cores."; \
+	 else echo "Every real loop once: about 20 minutes on two cores. CI=true runs the wide matrices too."; fi
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 quick: $(VENV)/.test ## what needs no engine and no agent, in under a minute

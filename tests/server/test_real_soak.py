@@ -10,10 +10,10 @@ import pytest
 
 from tests.conftest import ROOT, Claude
 
-# twelve rounds of two launches each; docs/trust.md tells of the long ones
+# six rounds of two launches each; docs/trust.md tells of the long ones
 pytestmark = pytest.mark.timeout(1800)
 
-LAUNCHES = 12
+LAUNCHES = 6
 
 
 @pytest.mark.wide

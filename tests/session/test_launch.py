@@ -336,6 +336,7 @@ def test_the_log_goes_on_in_follow(world: World) -> None:
         [*world.command, "logs", "-f"], env=world.env, stdout=subprocess.PIPE, text=True, cwd=world.project
     )
     assert follow.stdout
+    assert follow.stdout.readline().endswith(" Model tiny\n")
     assert follow.stdout.readline() == "loading the model\n"
     assert follow.stdout.readline() == "listening\n"
     with world.log.open("a") as log:

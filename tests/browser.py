@@ -21,7 +21,14 @@ def dom(url: str, width: int = DESKTOP) -> str:
     with tempfile.TemporaryDirectory() as home:
         done = subprocess.run(
             [
-                *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={home}"),
+                *(
+                    CHROMIUM,
+                    "--headless",
+                    "--no-sandbox",
+                    "--disable-gpu",
+                    "--disable-dev-shm-usage",
+                    f"--user-data-dir={home}",
+                ),
                 *(f"--window-size={width},900", "--virtual-time-budget=5000", "--dump-dom", url),
             ],
             capture_output=True,

@@ -59,7 +59,7 @@ def _set_aside(config: ConfigDir) -> tuple[str, ...]:
             path.replace(shelf / path.name)
         else:
             _remove(path)
-    # a lock that a killed agent left there is no news
+    # the lock file of an agent that was killed is moved too, but the user need not be told
     return tuple(sorted(path.name for path in planted if path.suffix != ".lock"))
 
 

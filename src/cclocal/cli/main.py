@@ -123,7 +123,7 @@ def _run(words: list[str], agent_args: tuple[str, ...], environ: Mapping[str, st
         _short_answer(words[0], environ)
         return
     is_lenient = "_CCLOCAL_COMPLETE" in environ or bool({"-h", "--help"} & set(words))
-    is_lenient |= words[:1] != [] and words[0] in _WITHOUT_DEFAULTS
+    is_lenient |= bool(words) and words[0] in _WITHOUT_DEFAULTS
     env = Env.of(environ)
     try:
         user_file = config_file.read_user_file(env.folders.user_file)

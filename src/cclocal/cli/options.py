@@ -143,7 +143,7 @@ def _number(name: str, given: object) -> int:
     if number is None or not accepts(name, number):
         flag = options()[name][1].declarations[0]
         if not any(word.partition("=")[0] == flag for word in sys.argv):
-            # nobody typed it
+            # the value comes from a variable, not from the command line
             flag = next((one for one in variables(name) if os.environ.get(one) == str(given)), flag)
         raise UsageError(f"{flag} takes {type_in_words(name)}; “{str(given)[:40]}” is not one.")
     return number

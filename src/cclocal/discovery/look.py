@@ -178,7 +178,6 @@ def look_at_model(facts: Facts, model: Model, variant: Variant) -> Facts:
         facts,
         shapes={path: shape} if shape else {},
         strict=frozenset((path,)) if is_strict(template) else frozenset(),
-        tags=_other_tags(variant.tag, facts.env) if variant.tag else {},
         projector_bytes=_projector_bytes(variant, facts),
     )
 
@@ -193,17 +192,21 @@ def _cached(variant: Variant, env: Env) -> dict[tuple[str, str], Path]:
     return {(repo, file): path for file, path in here.items()}
 
 
-def _other_tags(tag: str, env: Env) -> dict[str, Shape]:
+def look_at_other_tags(facts: Facts, variant: Variant) -> Facts:
+    """The facts with the other models of the store that a launch could change to. It reads the header of each."""
+    backend, engines = BACKENDS[variant.backend], facts.engines.get(variant.backend, ())
     found: dict[str, Shape] = {}
-    for name, manifest in tags.manifests(env.environ):
-        # one that is damaged is not offered
-        with contextlib.suppress(CclocalError):
-            is_other = name.removesuffix(":latest") != tag.removesuffix(":latest")
-            # one of a session is that session's
-            if is_other and not name.startswith("cclocal-") and tags.calls_tools(manifest, env.environ):
-                header = tags.in_store(name, env.environ)
-                found |= {name: header.shape} if header else {}
-    return found
+    if variant.tag and any(backend.takes_turns(engine) for engine in engines):
+        environ, own = facts.env.environ, variant.tag.removesuffix(":latest")
+        for name, manifest in tags.manifests(environ):
+            # a model that cclocal derived belongs to a session
+            if name.removesuffix(":latest") == own or name.startswith("cclocal-"):
+                continue
+            # one that is damaged is not offered
+            with contextlib.suppress(CclocalError):
+                if tags.calls_tools(manifest, environ) and (header := tags.in_store(name, environ)):
+                    found[name] = header.shape
+    return replace(facts, tags=found)
 
 
 def _projector_bytes(variant: Variant, facts: Facts) -> dict[str, int]:

@@ -7,7 +7,7 @@ from functools import partial
 
 from cclocal import tiny
 from cclocal.discovery.hardware import resident_servers
-from cclocal.discovery.look import look_at_model
+from cclocal.discovery.look import look_at_model, look_at_other_tags
 from cclocal.errors import CclocalError, DoesNotFitError, UsageError
 from cclocal.facts import Facts
 from cclocal.memory.gguf import BadHeaderError
@@ -50,7 +50,8 @@ class Launch:
         word = self.settings.model or self.catalog.default
         model = resolve(self.catalog, word, self.settings.backend, self.env)
         variant = choose_variant(model, self.settings, self.facts)[0]
-        return replace(self, model=model, facts=look_at_model(self.facts, model, variant))
+        facts = look_at_other_tags(look_at_model(self.facts, model, variant), variant)
+        return replace(self, model=model, facts=facts)
 
 
 def prepare(settings: Settings, catalog: Catalog, facts: Facts) -> Launch:

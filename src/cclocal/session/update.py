@@ -30,7 +30,7 @@ _INDEX, _JSON = "https://pypi.org/simple", "application/vnd.pypi.simple.v1+json"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is here and what is newest; None = nobody could be asked. verified: the newest one tried with cclocal."""
+    """What is here and what is newest; None = no registry told. verified: the newest one tried with cclocal."""
 
     name: str
     here: str

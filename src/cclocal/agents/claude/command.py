@@ -208,7 +208,7 @@ def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> Comm
     settings = {
         # `env` of a settings file beats the process environment, so ours is repeated there
         "env": variables,
-        # one model is loaded: /model with another name is refused in words
+        # the models that the server has: /model with any other name is refused in words
         "availableModels": [endpoint.model, *session.also],
         "disableDeepLinkRegistration": "disable",
         # what 2.1.329 reads instead of BASH_MAX_OUTPUT_LENGTH

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,6 @@ from cclocal.errors import InterruptedByUser, UsageError
 from cclocal.paths import Env, packaged
 from cclocal.settings import (
     MODELS,
-    SANDBOXES,
     Settings,
     accepts,
     base_type,
@@ -218,17 +216,20 @@ def complete_model(incomplete: str) -> list[str]:
     ]
 
 
-def _rows(table: str) -> Callable[[], list[str]]:
-    """Completes with the names in a table, "module:NAME", which is imported only then."""
-    return lambda: list(pkgutil.resolve_name(table))
+def _choices(name: str) -> Callable[[], list[str]]:
+    """Completes with the words that a setting takes, which are imported only then."""
+
+    def words() -> list[str]:
+        from cclocal.planning.choose import CHOICES
+
+        return list(CHOICES[name])
+
+    return words
 
 
 _COMPLETIONS: Mapping[str, Callable[..., list[str]]] = {
     "model": complete_model,
-    "backend": _rows("cclocal.backends:BACKENDS"),
-    "agent": _rows("cclocal.agents:AGENTS"),
-    "kv": _rows("cclocal.memory.footprint:KV_TYPES"),
-    "sandbox": lambda: [*SANDBOXES],
+    **{name: _choices(name) for name in ("agent", "backend", "kv", "sandbox")},
     "pass_env": lambda: sorted(os.environ),
     "key_env": lambda: sorted(os.environ),
 }

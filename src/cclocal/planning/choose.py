@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection, Mapping
 
 from cclocal.agents import AGENTS, DEFAULT, Agent
 from cclocal.agents.session import AgentSession
 from cclocal.backends import BACKENDS, Backend, in_order
 from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
 from cclocal.facts import Engine, Facts, Machine
+from cclocal.memory.footprint import KV_TYPES
 from cclocal.models.catalog import CONFIG, Model, Variant
 from cclocal.planning.memory import adjusted
 from cclocal.settings import BASH, OFF, SANDBOXES, STRICT, Settings
 
 #: The sandbox level if none was asked for. On a Mac strict was never run (docs/unverified.md).
 _LEVELS = {"linux": STRICT, "macos": BASH}
+
+
+#: The settings that take one of some words, and these words.
+CHOICES: Mapping[str, Collection[str]] = {
+    "agent": AGENTS,
+    "backend": BACKENDS,
+    "kv": KV_TYPES,
+    "sandbox": SANDBOXES,
+}
 
 
 def choose_agent(settings: Settings) -> Agent:

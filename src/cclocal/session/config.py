@@ -9,20 +9,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cclocal import config_file
-from cclocal.agents import AGENTS
-from cclocal.backends import BACKENDS
 from cclocal.errors import UsageError
-from cclocal.memory.footprint import KV_TYPES
 from cclocal.paths import Env, write_private
-from cclocal.settings import SANDBOXES, Settings, accepts, base_type, lasting, number_in, type_in_words
+from cclocal.planning.choose import CHOICES
+from cclocal.settings import Settings, accepts, base_type, lasting, number_in, type_in_words
 from cclocal.ui.console import can_ask, output, print_json, say
 from cclocal.ui.tables import plain_table
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
 
-#: Settings of which only some words are known.
-_CHOICES = {"agent": tuple(AGENTS), "backend": tuple(BACKENDS), "kv": KV_TYPES, "sandbox": SANDBOXES}
 _NEW = """# cclocal's lasting defaults: docs/reference.md has every key, `cclocal config set KEY VALUE` writes one.
 [defaults]
 """
@@ -66,7 +62,7 @@ def change(key: str, values: Sequence[str], env: Env) -> None:
         near = config_file.nearest(name, lasting())
         raise UsageError(f"There is no setting {key}." + (f" Did you mean {near}?" if near else ""))
     value = _value_of(name, values) if values else None
-    choices = _CHOICES.get(name, ())
+    choices = CHOICES.get(name, ())
     if choices and value not in (None, *choices):
         raise UsageError(f"{name} is one of {', '.join(choices)}; “{' '.join(values)[:60]}” is not.")
     if value is not None and not accepts(name, value):

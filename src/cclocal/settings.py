@@ -58,6 +58,7 @@ ForAgent = partial(Option, scope="agent")
 _MODEL = "A model of the catalog, a GGUF file, an MLX folder, owner/name[:QUANT] of the hub, or an Ollama tag."
 _PARSER = "vllm-mlx: how the model writes tool calls. [dim]default: from the catalog or its chat template[/]"
 _TRUST = "Load this model although its files could run code; a message names the words. Repeatable."
+_ALSO = "Another model that /model changes to within the session; they take turns in memory. Repeatable."
 _SERVER = "Start only the server, until Ctrl-C; cclocal attach PORT uses it from another terminal."
 _AGENT = "The coding agent: claude (default), codex, pi."
 _OUT_TOKENS = "Longest reply; a file written in one go must fit into it. [dim]default: 8192[/]"
@@ -101,6 +102,7 @@ class Settings:
     ] = None
     parser: Annotated[str | None, Server("--parser NAME", _PARSER, MODELS, lasting=False)] = None
     trust_model: Annotated[tuple[str, ...], Server("--trust-model REPO@COMMIT", _TRUST, MODELS)] = ()
+    also: Annotated[tuple[str, ...], Server("--also MODEL", _ALSO, MODELS)] = ()
     server: Annotated[bool, Server("--server", _SERVER, lasting=False, short="only the server")] = False
     agent: Annotated[str | None, ForAgent("--agent NAME", _AGENT, short="claude, codex, pi")] = None
     ctx: Annotated[

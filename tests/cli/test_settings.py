@@ -193,6 +193,7 @@ def test_a_field_is_an_option_a_variable_and_a_key(ready: World, name: str) -> N
         "trust_model": ["ONE"],
         "allow_net": ["pypi"],
         "protect": ["ONE"],
+        "also": ["coder"],
         "mcp": [str(ready.project / "mcp.json")],
         "web": True,
         "receipt": True,

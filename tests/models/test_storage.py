@@ -269,3 +269,17 @@ def test_ticking_what_should_go(shelf: World) -> None:
         child.expect(pexpect.EOF)
     assert listed(shelf) == {}
     assert cache(shelf).is_dir()
+
+
+def test_the_tiny_model_is_listed_where_it_was_built_and_can_be_removed(world: World) -> None:
+    assert "No model is on this disk" in world.run("list").stdout
+    for backend in ("llama-server", "vllm-mlx"):
+        world.fake_server()
+        world.fake_mlx()
+        assert world.run("fetch", "tiny", "--backend", backend).returncode == 0
+    rows = {row["name"]: row for row in json.loads(world.run("list", "--json").stdout)["models"]}
+    assert rows["tiny"]["kind"] == rows["tiny-mlx"]["kind"] == "built here"
+    assert rows["tiny-mlx"]["flag"] == "--tiny --backend vllm-mlx"
+    for name in rows:
+        assert world.run("rm", name, "--yes").returncode == 0
+        assert not Path(rows[name]["path"]).exists()

@@ -323,6 +323,10 @@ def test_logs_are_private_five_and_the_newest_has_a_name_that_stays(world: World
     assert world.log.resolve() == logs[-1]
     assert all(stat.S_IMODE(log.stat().st_mode) == 0o600 for log in logs)
     assert "listening" in world.run("logs").stdout
+    # an earlier one by its session, and only its end
+    oldest = logs[0].stem.removeprefix("server-")
+    assert world.run("logs", oldest, "-n", "1").stdout == logs[0].read_text().splitlines(keepends=True)[-1]
+    assert "There is no log of a session “never”" in world.run("logs", "never").stderr
 
 
 def test_the_log_goes_on_in_follow(world: World) -> None:

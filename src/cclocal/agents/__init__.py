@@ -55,7 +55,7 @@ class Agent(Protocol):
     TERMINAL_RESET: str
     #: words that must not be in a model's name, because the agent gives them a meaning
     TAKEN: re.Pattern[str]
-    #: which of the settings web and mcp it can follow; “models”: it can change the model within a session
+    #: which of the settings web, mcp and also it can follow; the last: it can change the model within a session
     HAS: frozenset[str]
     #: the levels of --sandbox without a sandbox of ours, and what the agent's commands can reach at each
     OWN_LEVELS: Mapping[str, str]

@@ -100,7 +100,10 @@ _EXAMPLES = {
         ("cclocal --list", "every model that cclocal can see"),
         ("cclocal list gemma --json", "one of them, for scripts"),
     ),
-    session_commands.logs: (("cclocal logs", "the newest server's log"), ("cclocal logs -f", "follow it")),
+    session_commands.logs: (
+        ("cclocal logs", "the newest server's log"),
+        ("cclocal logs -n 20 -f", "its end, and follow it"),
+    ),
     commands.plan: (
         ("cclocal plan", "the whole catalog on this machine"),
         ("cclocal plan gemma --ram 24 --macos 26", "one model on another machine"),
@@ -260,11 +263,12 @@ def _launch(settings: Settings, call: Call, *, dry_run: bool, as_json: bool) -> 
             seen = facts, limit
     if dry_run:
         from cclocal.discovery.look import look
+        from cclocal.session import also
         from cclocal.session.steps import prepare
         from cclocal.ui.tables import show_plan
 
-        now = prepare(settings, catalog, look(env, settings, catalog))
-        show_plan(now.plan(), env.environ, as_json=as_json)
+        now, others = also.share_window(*also.with_others(prepare(settings, catalog, look(env, settings, catalog))))
+        show_plan(also.whole_plan(now, others), env.environ, as_json=as_json)
         return
     if settings.server and call.asked != Asked():
         words = "--server starts no agent, so there is nobody to give a prompt to."

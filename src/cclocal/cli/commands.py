@@ -92,7 +92,7 @@ def env(
 @takes(*WITHOUT_A_SESSION)
 def check(
     call: Call,
-    model: Annotated[str | None, _Model(help=_MODEL_HELP, envvar="CCLOCAL_MODEL")] = None,
+    model: Annotated[str | None, _Model(help=_MODEL_HELP, envvar="CCLOCAL_MODEL", show_envvar=False)] = None,
     as_json: Json = False,
 ) -> None:
     """Prove that a model drives the agent: real requests, real tool calls, a real file. Exit 0 only if it does."""

@@ -101,7 +101,8 @@ def takes(
             option = typer.Option(*declared, rich_help_panel=MODELS, help=text, metavar="")
             if declared:
                 parameters.append(_keyword(f"model_{number}", Annotated[bool, option], default=False))
-        parameters += (_option(name, hidden=hidden) for name in names)
+        # the page of a launch names the variables, which are the same for every command
+        parameters += (_option(name, hidden=hidden, shows_variable=bool(models)) for name in names)
         _, *own = inspect.signature(command, eval_str=True).parameters.values()
         parameters += (parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in own)
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -115,7 +116,7 @@ def _keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _option(name: str, *, hidden: bool) -> inspect.Parameter:
+def _option(name: str, *, hidden: bool, shows_variable: bool) -> inspect.Parameter:
     """A setting as a parameter that Typer makes an option of."""
     kind, option = options()[name]
     assert base_type(name) is bool or option.metavar, f"{name} needs a metavar"
@@ -127,6 +128,7 @@ def _option(name: str, *, hidden: bool) -> inspect.Parameter:
         show_default=False,
         hidden=hidden,
         envvar=list(variables(name)) or None,
+        show_envvar=shows_variable,
         parser=functools.partial(_number, name) if base_type(name) is int else None,
         autocompletion=_COMPLETIONS.get(name),
     )

@@ -74,13 +74,23 @@ def update(call: Call, as_json: Json = False) -> None:
 
 
 @takes()
-def logs(call: Call, follow: Annotated[bool, Option("--follow", "-f", help="Follow the log.")] = False) -> None:
-    """What the newest model server says."""
+def logs(
+    call: Call,
+    session: Annotated[
+        str | None,
+        Argument(metavar="ID", help="Default: the newest session.", show_default=False, autocompletion=_sessions),
+    ] = None,
+    lines: Annotated[
+        int | None, Option("--lines", "-n", metavar="N", min=0, help="Only its last N lines.", show_default=False)
+    ] = None,
+    follow: Annotated[bool, Option("--follow", "-f", help="Follow the log.")] = False,
+) -> None:
+    """What the model server of a session says."""
     from cclocal.server.registry import read_log
     from cclocal.turns import without_keys
     from cclocal.ui.console import plain
 
-    for piece in read_log(call.env, follow=follow):
+    for piece in read_log(call.env, session, lines=lines, follow=follow):
         # a file or a pipe gets control characters too, but no keys
         sys.stdout.write(plain(piece) if sys.stdout.isatty() else without_keys(piece))
         sys.stdout.flush()

@@ -25,6 +25,8 @@ from cclocal.paths import Env, read_rows, write_private
 
 #: The name of the row for saved prompts.
 SAVED_PROMPTS = "prompts"
+#: The kind of a model that was built on this machine.
+BUILT: Literal["built"] = "built"
 #: Files outside the caches that are remembered; the oldest go first.
 _KEPT_FILES = 100
 
@@ -33,11 +35,12 @@ _KEPT_FILES = 100
 class Stored:
     """One thing on disk.
 
-    kind: "hub", "file" (the user's own), "prompts" (kept prompts), or "backend": in the store of `backend`. flag: the
-    options that start it. last_used_s: seconds since the epoch, 0 = unknown. is_ours: cclocal started it.
+    kind: "hub", "file" (the user's own), "built" (the tiny model), "prompts" (kept prompts), or "backend": in the store
+    of `backend`. flag: the options that start it. last_used_s: seconds since the epoch, 0 = unknown. is_ours: cclocal
+    started it.
     """
 
-    kind: Literal["hub", "file", "prompts", "backend"]
+    kind: Literal["hub", "file", "built", "prompts", "backend"]
     name: str
     size_bytes: int
     flag: str | None = None
@@ -50,7 +53,8 @@ class Stored:
     @property
     def where(self) -> str:
         """The store it is in, as people know it."""
-        return {"backend": self.backend, "prompts": "kept prompts"}.get(self.kind, self.kind)
+        names = {"backend": self.backend, "prompts": "kept prompts", BUILT: "built here"}
+        return names.get(self.kind, self.kind)
 
     def as_json(self) -> dict[str, Any]:
         """The row for scripts; a time that is unknown is null."""

@@ -86,7 +86,7 @@ def agent_session(settings: Settings, facts: Facts, context_tokens: int, out_tok
 
 def _check_has(agent: Agent, settings: Settings) -> None:
     """Raises UsageError for a typed setting that this agent has not; one of config.toml is for the others."""
-    for name in ("web", "mcp"):
+    for name in ("web", "mcp", "also"):
         if getattr(settings, name) and name not in agent.HAS and settings.sources.get(name) == "command line":
             able = " or ".join(other.TITLE for other in AGENTS.values() if name in other.HAS)
             raise UsageError(f"{agent.TITLE} has no --{name}; {able} has.")

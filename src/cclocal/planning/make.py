@@ -19,7 +19,7 @@ from cclocal.memory.shape import Shape
 from cclocal.models.catalog import Model, Variant
 from cclocal.planning.choose import agent_session, choose_agent, choose_engine, choose_variant, model_path
 from cclocal.planning.memory import adjusted, fit_on, limit_words, what_helps, wired_limit
-from cclocal.planning.plan import Fetch, Plan
+from cclocal.planning.plan import Fetch, Plan, take_turns
 from cclocal.settings import Settings
 
 
@@ -71,7 +71,7 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
     limit, limit_note = wired_limit(settings, facts.machine, engine)
     fit = fit_on(shape, variant, context, engine, facts, limit) if shape else None
     folders = facts.env.folders
-    also = _also(backend, engine, variant, context, facts, limit) if "models" in agent.HAS else ()
+    also = _also(backend, engine, variant, context, facts, limit) if "also" in agent.HAS else ()
     session = replace(agent_session(settings, facts, slot, out), log_reader=backend.LOG_READER, also=also)
     request = ServeRequest(
         model=model,
@@ -157,8 +157,7 @@ def _notes(plan: Plan, agent: Agent, facts: Facts) -> Iterator[str]:
     if model.warning:
         yield model.warning
     if plan.session.also:
-        names = ", ".join(plan.session.also)
-        yield f"/model changes to {names}. They take turns: the other one is loaded, and reads the conversation anew."
+        yield take_turns(plan.session.also)
     if model.untested and not plan.is_proven:
         backend = ("--backend", settings.backend) if settings.backend else ()
         words = shlex.join((settings.model or model.name, *backend))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -70,7 +70,7 @@ class Plan:
     newest check's result; None = there was none. prompt_caching: what is done about the fixed part of the prompt.
     cache_key: what a saved prompt depends on beside the agent and the model's file. can_save_prompt: its KV cache can
     be restored. word: what `--model` must be given to mean this model. is_strict: its chat template takes one system
-    message.
+    message. others: of the models that `/model` changes to.
     """
 
     model: Model
@@ -99,6 +99,25 @@ class Plan:
     can_save_prompt: bool = False
     word: str = ""
     is_strict: bool = False
+    others: tuple[Plan, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What requests call the model."""
+        return self.endpoint(self.shown).model
+
+    def with_others(self, others: Sequence[Plan]) -> Plan:
+        """The same for a session that changes to other models, each served as planned for it."""
+        if not others:
+            return self
+        names = tuple(other.name for other in others)
+        notes = [note for other in others for note in other.notes if note not in self.notes]
+        return replace(
+            self,
+            others=tuple(others),
+            session=replace(self.session, also=names),
+            notes=(*self.notes, take_turns(names), *notes),
+        )
 
     @property
     def _backend(self) -> Backend:
@@ -155,11 +174,18 @@ class Plan:
         options = relay_options(binding, readiness.endpoint, refusals)
         too_long = {wire.PATH: wire.ERRORS["too long"] for wire in WIRES.values()}
         cuts = {"cuts_beyond": self.session.context_tokens, "too_long": too_long}
-        return {**options, "is_ours": readiness.owns_socket, **(cuts if self._backend.CUTS_PROMPTS else {})}
+        models = {"models": [self.name, *(other.name for other in self.others)]} if self.others else {}
+        return {**options, "is_ours": readiness.owns_socket, **(cuts if self._backend.CUTS_PROMPTS else {}), **models}
 
     def agent_command(self, binding: Binding) -> CommandAndFiles:
         """The agent's command, and the files it reads."""
         return AGENTS[self.agent].command(self.session, self.agent_endpoint(binding), binding)
+
+
+def take_turns(names: Iterable[str]) -> str:
+    """What the user should know of models that `/model` changes to."""
+    turns = "They take turns: the other one is loaded, and reads the conversation anew."
+    return f"/model changes to {', '.join(names)}. {turns}"
 
 
 def relay_options(binding: Binding, server: Endpoint, refusals: Iterable[Refusal]) -> dict[str, Any]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import select
 import socket
 import time
-from collections.abc import Iterator
+
+# `hmac` would cost a megabyte for this one function
+from _operator import _compare_digest  # type: ignore[attr-defined,unused-ignore]
+from collections.abc import Iterable, Iterator, Mapping
 
 PIECE_BYTES = 65536
 #: Anthropic's own limit for a request is 32 MB.
@@ -14,6 +18,10 @@ MOST_BODY_BYTES = 32 << 20
 #: The most that is read of an answer before its head must have ended.
 MOST_HEAD_BYTES = 1 << 20
 END_OF_HEAD = b"\r\n\r\n"
+#: An answer that is an error is read whole up to this size, so that its words can be replaced.
+MOST_ERROR_BYTES = 65536
+#: Fields of a request that are not sent on.
+NOT_PASSED = frozenset((b"host", b"connection", b"keep-alive", b"authorization", b"x-api-key", b"expect"))
 
 
 class HungUp(Exception):  # noqa: N818 - an event, no error
@@ -52,6 +60,12 @@ class Head:
         """Whether the sender closes the connection after this exchange, and waits for the other side to do so."""
         return self.fields.get(b"connection", b"").lower() == b"close"
 
+    @property
+    def is_short_error(self) -> bool:
+        """Whether an answer is an error whose words are worth reading."""
+        length = self.fields.get(b"content-length")
+        return self.first[9:10] in (b"4", b"5") and length is not None and int(length) <= MOST_ERROR_BYTES
+
     def with_fields(self, dropped: frozenset[bytes], *added: bytes) -> bytes:
         """The head as it is sent on."""
         kept = [line for line in self.lines if field_name(line) not in dropped]
@@ -71,6 +85,17 @@ def read_head(client: socket.socket, ahead: bytearray) -> Head:
     head = Head(bytes(ahead[:end]))
     del ahead[: end + 4]
     return head
+
+
+def check_sender(head: Head, key: bytes) -> None:
+    """Refuse what is not the session's agent, before a byte of the body is read."""
+    host = head.fields.get(b"host", b"").rpartition(b":")
+    if (host[0] or host[2]) not in (b"127.0.0.1", b"localhost") or b"origin" in head.fields:
+        # a web page in the user's browser: DNS rebinding, or a request from another site
+        raise Refused("403 Forbidden", "permission_error", "Only programs of this machine are answered.")
+    given = head.fields.get(b"x-api-key") or head.fields.get(b"authorization", b"").removeprefix(b"Bearer ")
+    if not _compare_digest(given, key):
+        raise Refused("401 Unauthorized", "authentication_error", "This is not the session's key.")
 
 
 def read_body(client: socket.socket, head: Head, ahead: bytearray) -> bytearray:
@@ -109,6 +134,17 @@ def read_answer(pieces: Iterator[bytes]) -> tuple[Head, bytes] | None:
         if end >= 0 and (len(data) > end + 4 or b"text/event-stream" not in data):
             return Head(data[:end]), data[end + 4 :]
     return None
+
+
+def replace(rows: Iterable[Mapping[str, str]], path: str, first: bytes, text: bytes) -> None:
+    """Raise Refused in the agent's words if an answer is an error that the agent would misunderstand.
+
+    `rows`: the refusals of `Relay`; `first`: the answer's first line.
+    """
+    for row in rows:
+        status, found = first[9:12].decode(), re.search(row["pattern"], text.decode("utf-8", "replace"))
+        if found and row.get("status", status) == status and row["path"] == path:
+            raise Refused(row["becomes"], row["kind"], found.expand(row["message"]))
 
 
 def send(client: socket.socket, data: bytes) -> None:

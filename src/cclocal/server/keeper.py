@@ -100,6 +100,8 @@ class Keeper:
         #: the server's exit status when it will not be started again
         self.server_exit: int | None = None
         self.restarts: list[float] = []
+        #: of the session's models: the one that is served, and the one before it until it answers
+        self.model, self.model_before = "".join(session["relay"].get("models", ())[:1]), ""
         self.news: list[str] = []
         #: the server's last sign of life (log bytes, processor seconds), and how long there was none
         self.pulse, self.still_s, self.looked_at = (0, 0.0), 0.0, time.monotonic()
@@ -234,7 +236,8 @@ class Keeper:
 
     def _tell_relay_of_server(self, *, again: bool) -> None:
         if self.server and self.server_exit is None:
-            self._tell_relay({"server": self.server.pid, "start": self.state["server_start"], "again": again})
+            server = {"server": self.server.pid, "start": self.state["server_start"]}
+            self._tell_relay({**server, "again": again, "model": self.model})
 
     def _write(self, name: str, content: str) -> None:
         path = os.path.join(self.folder, name)
@@ -354,6 +357,13 @@ class Keeper:
         if self.hangs:
             how = f"it showed no sign of life for {self.session['stall_s']:.0f} s"
         why = "" if self.hangs else self._cause(server.exit or 0)
+        if self.model_before:
+            last = "".join(f" {line}" for line in self._last_lines(1))
+            failed, before, self.model_before = self.model, self.model_before, ""
+            self._note(f"{failed} could not be loaded ({how}{why}).{last}")
+            self._tell_relay({"failed": {failed: f"{failed} could not be loaded ({how}{why}).{last}"}})
+            self._change_model(before)
+            return
         if self.is_ready:
             self.hangs = False
             now = time.monotonic()
@@ -375,6 +385,22 @@ class Keeper:
         with contextlib.suppress(OSError):
             self.state["server_exit"] = self.server_exit
             self._write_state()
+
+    def _change_model(self, model: str) -> None:
+        """Serve another of the session's models: they take turns in memory."""
+        turn = self.session["turns"].get(model)
+        if not turn or self.server_exit is not None:
+            return
+        self._log(f"{MODEL} {turn['word']}")
+        self._log(f"Loading {model}, in the place of {self.model}.")
+        self.model = model
+        self.session |= turn["commands"]
+        self.state["model"] = turn["word"]
+        self._tell_relay({"down": True})
+        self._end_server()
+        with contextlib.suppress(OSError):
+            self._start_server(self.session["command"])
+            self._tell_relay_of_server(again=True)
 
     def _cause(self, code: int) -> str:
         """Why a server died, as words to be added to how it ended; empty if that is not known."""
@@ -413,7 +439,12 @@ class Keeper:
             except ValueError:
                 # of a relay that was killed in the middle of it
                 continue
-            if "up" in message and self.restarts:
+            if "wants" in message:
+                self.model_before = self.model
+                self._change_model(message["wants"])
+            elif "up" in message and self.model_before:
+                self.model_before = ""
+            elif "up" in message and self.restarts:
                 self._note("The model server answers again.")
             if "in_flight" in message:
                 self._feel_pulse(message)

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,17 +216,23 @@ def session_of(log: Path) -> str:
     return log.stem.removeprefix("server-")
 
 
-def read_log(env: Env, *, follow: bool) -> Iterator[str]:
-    """The newest server log, piece by piece; with `follow` also what is added to it, and newer logs.
+def read_log(env: Env, session: str | None, *, lines: int | None, follow: bool) -> Iterator[str]:
+    """The server log of a session, or the newest, piece by piece. `lines`: only so many of its last.
 
-    Raises UsageError if there is none yet.
+    With `follow` also what is added to it; of the newest also what newer ones say. Raises UsageError if there is none.
     """
-    newest = env.folders.newest_log
+    newest = env.folders.log_of(session) if session else env.folders.newest_log
+    if session and not newest.exists():
+        known = " | ".join(session_of(log) for log in newest_first(env))
+        raise UsageError(f"There is no log of a session “{session}”.", hint=f"cclocal logs [{known}]")
     if not newest.exists():
         raise UsageError(f"There is no server log yet in {env.folders.state}.", hint="cclocal --tiny")
     while True:
         path = newest.resolve()
         with path.open(encoding="utf-8", errors="replace") as file:
+            if lines is not None:
+                yield "".join(deque(file, maxlen=lines))
+                lines = None
             while follow and path == newest.resolve():
                 if file.tell() > path.stat().st_size:
                     # the keeper cut it

@@ -4,10 +4,12 @@ Run by the keeper as a program of its own, standard library only, one thread per
 listening socket. The keeper holds a copy of it, so its port is never free, and connections wait in its backlog while a
 relay that was killed is replaced. CONTROL is a socket to the keeper, a JSON object per line:
 
-    in:  the options of `Relay`, then {"server": pid, "start": its start, "again": whether it replaces one} for each
-         server, {"down": true} when it ended, {"gone": words} when there will be no other, {"hold": true or false},
-         {"status": true}, {} with a descriptor: the listening socket of a sandbox
-    out: {"up": pid} when a server answers, {"in_flight": …, …} for a status
+    in:  the options of `Relay`, then {"server": pid, "start": its start, "again": whether it replaces one, "model":
+         its model} for each server, {"down": true} when it ended, {"gone": words} when there will be no other,
+         {"failed": {model: words}} when another model could not be loaded, {"hold": true or false}, {"status": true},
+         {} with a descriptor: the listening socket of a sandbox
+    out: {"up": pid} when a server answers, {"wants": model} when a request is for another one, {"in_flight": …, …} for
+         a status
 
 Only the head of a request is changed: key, Host and Connection. Its body is kept in memory until the first byte of
 the answer, to be sent again to the next server. Nothing is written to disk or to a log.
@@ -20,44 +22,41 @@ import contextlib
 import itertools
 import json
 import os
-import re
 import socket
 import sys
 import time
-
-# `hmac` would cost a megabyte for this one function
-from _operator import _compare_digest  # type: ignore[attr-defined,unused-ignore]
 from typing import Any
 
 if __name__ == "__main__":
     # -I -S: our own package is not on the path; of it only modules without other packages are imported
     sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
 
+from cclocal.server.choice import Choice
 from cclocal.server.descriptors import lines_from, tell
 from cclocal.server.framing import (
+    NOT_PASSED,
     Head,
     HungUp,
     Refused,
     check_client,
+    check_sender,
     pieces_of,
     read_answer,
     read_body,
     read_head,
+    replace,
     send,
 )
 from cclocal.server.process import end_group, end_strays
 from cclocal.server.prompt_size import PromptSize
 from cclocal.server.upstream import Upstream
 
-#: An answer that is an error is read whole up to this size, so that its words can be replaced.
-MOST_ERROR_BYTES = 65536
 #: Seconds between two looks while a request waits for its server.
 POLL_S = 0.1
 #: Seconds in which the keeper reports a server's end after its connections were cut.
 NEWS_S = 2.0
 #: Seconds between a server's TERM and KILL where this program is the only guard that is left.
 GRACE_S = 2.0
-_NOT_PASSED = frozenset((b"host", b"connection", b"keep-alive", b"authorization", b"x-api-key", b"expect"))
 
 
 class Relay:
@@ -67,7 +66,7 @@ class Relay:
     lines that carry the server's own key; `health`, a path that answers 200 once the server can be used; `restore`,
     [method, path, body] requests that a replaced server gets first; `refusals`, rows that replace a server's error by
     one that the agent understands: {"path": of the API, "status": if it matters, "pattern": of the error's text,
-    "becomes": a status, "kind": …, "message": a template of the pattern's groups}; and those of PromptSize.
+    "becomes": a status, "kind": …, "message": a template of the pattern's groups}; and those of PromptSize and Choice.
     """
 
     def __init__(self, options: dict[str, Any], control: int) -> None:
@@ -78,8 +77,7 @@ class Relay:
         self.health: str = options["health"]
         self.restore: list[list[str]] = options.get("restore", [])
         self.refusals: list[dict[str, Any]] = options.get("refusals", [])
-        self.prompts = PromptSize(options)
-        self.lock = _thread.allocate_lock()
+        self.prompts, self.choice, self.lock = PromptSize(options), Choice(options), _thread.allocate_lock()
         #: how many servers there have been, and when the process of the last one started
         self.generation, self.server_start = 0, ""
         # a server that is not ours is not waited for: the agent is told that it does not answer
@@ -87,8 +85,7 @@ class Relay:
         self.is_held = False
         self.gone = ""
         self.in_flight = self.answered = self.sent_again = self.cut = 0
-        #: answers that wait for the agent to read on
-        self.unread = 0
+        self.unread = 0  # answers that wait for the agent to read on
         self.last_end = self.last_byte = time.monotonic()
 
     def obey(self, message: dict[str, Any]) -> None:
@@ -97,6 +94,7 @@ class Relay:
             with self.lock:
                 self.generation += 1
                 self.is_up, self.server_start = False, message["start"]
+                self.choice.loaded, self.choice.wanted = message.get("model", ""), ""
                 self.upstream.set_server(message["server"])
             _thread.start_new_thread(self.bring_up, (self.generation, message["again"]))
         if "down" in message and self.upstream.is_ours:
@@ -104,6 +102,7 @@ class Relay:
                 self.is_up = False
                 self.upstream.set_server(0)
         self.gone = message.get("gone", self.gone)
+        self.choice.failed.update(message.get("failed", {}))
         self.is_held = message.get("hold", self.is_held)
         self.restore = message.get("restore", self.restore)
         if "status" in message:
@@ -131,7 +130,7 @@ class Relay:
         """Wait until a server answers, restore what the one before it had kept, and let requests through."""
         while self.generation == generation and self.upstream.server:
             if self.upstream.ask("GET", self.health, "", limit_s=5.0) == 200:
-                for method, path, body in self.restore if again else ():
+                for method, path, body in self.restore if again and self.choice.is_first else ():
                     self.upstream.ask(method, path, body, limit_s=60.0)
                 with self.lock:
                     self.is_up = self.generation == generation and self.upstream.server > 0
@@ -168,7 +167,7 @@ class Relay:
         """Answer one request; whether the connection can take another. `ahead`: what was read of it already."""
         head = read_head(client, ahead)
         try:
-            self.check(head)
+            check_sender(head, self.key)
             body = read_body(client, head, ahead)
             self.prompts.check(head.path, body)
             counts = head.first.startswith(b"POST")
@@ -185,22 +184,12 @@ class Relay:
             send(client, refusal.as_answer())
             return False
 
-    def check(self, head: Head) -> None:
-        """Refuse what is not this session's agent, before a byte of the body is read."""
-        host = head.fields.get(b"host", b"").rpartition(b":")
-        if (host[0] or host[2]) not in (b"127.0.0.1", b"localhost") or b"origin" in head.fields:
-            # a web page in the user's browser: DNS rebinding, or a request from another site
-            raise Refused("403 Forbidden", "permission_error", "Only programs of this machine are answered.")
-        key = head.fields.get(b"x-api-key") or head.fields.get(b"authorization", b"").removeprefix(b"Bearer ")
-        if not _compare_digest(key, self.key):
-            raise Refused("401 Unauthorized", "authentication_error", "This is not the session's key.")
-
     def forward(self, client: socket.socket, head: Head, body: bytearray) -> bool:
         """Send a request to the server, and again to the next one if it dies before a byte of its answer."""
-        request = head.with_fields(_NOT_PASSED, b"Connection: close", *self.upstream.fields)
-        failed_by, why = -1, ""
+        request = head.with_fields(NOT_PASSED, b"Connection: close", *self.upstream.fields)
+        failed_by, why, model = -1, "", self.choice.of(body)
         while True:
-            generation = self.wait_for_server(client)
+            generation = self.wait_for_server(client, model)
             try:
                 with self.upstream.dial() as server:
                     server.sendall(request)
@@ -211,6 +200,9 @@ class Relay:
                 why = "it closed the connection without an answer"
             except OSError as error:
                 why = str(error)
+            finally:
+                with self.lock:
+                    self.choice.at_server -= 1
             if failed_by == generation:
                 where = "" if self.upstream.is_ours else f" at {self.upstream.host}:{self.upstream.port}"
                 raise Refused("502 Bad Gateway", "api_error", f"The model server{where} does not answer: {why}.")
@@ -220,14 +212,29 @@ class Relay:
             while self.is_up and self.generation == generation and time.monotonic() < deadline:
                 check_client(client, POLL_S)
 
-    def wait_for_server(self, client: socket.socket) -> int:
-        """Which server answers, as soon as one does. Raises Refused if there will be none, HungUp if the agent ends."""
-        while not self.is_up or self.is_held:
-            if self.gone:
+    def wait_for_server(self, client: socket.socket, model: str) -> int:
+        """Which server answers, as soon as one with this model does. Raises Refused if none will, HungUp."""
+        while not self.enters(model):
+            if words := self.gone or self.choice.failed.pop(model, ""):
                 # a status after which the agent does not try again
-                raise Refused("400 Bad Request", "invalid_request_error", self.gone)
+                raise Refused("400 Bad Request", "invalid_request_error", words)
             check_client(client, POLL_S)
         return self.generation
+
+    def enters(self, model: str) -> bool:
+        """Whether a request may go to the server now. For another model's that one is loaded first, once it is idle."""
+        with self.lock:
+            choice = self.choice
+            if not self.is_up or self.is_held or model in choice.failed:
+                return False
+            if model in ("", choice.loaded):
+                choice.at_server += 1
+                return True
+            if not choice.at_server:
+                self.is_up, choice.wanted = False, model
+        if choice.wanted == model:
+            self.tell({"wants": model})
+        return False
 
     def answer(self, client: socket.socket, server: socket.socket, head: Head, body: bytearray) -> bool | None:
         """Pass one answer on; whether it was whole. None = the server ended before it had begun."""
@@ -237,9 +244,9 @@ class Relay:
             return None
         answer, piece = begun
         length, is_chunked = answer.fields.get(b"content-length"), b"transfer-encoding" in answer.fields
-        if answer.first[9:10] in (b"4", b"5") and length and int(length) <= MOST_ERROR_BYTES:
+        if answer.is_short_error:
             piece += b"".join(pieces)
-            self.replace(head.path, answer.first, piece)
+            replace(self.refusals, head.path, answer.first, piece)
             pieces = iter(())
         # the prompt is not needed again
         learn = self.prompts.learner(len(body))
@@ -266,13 +273,6 @@ class Relay:
             with self.lock:
                 self.unread -= 1
             self.last_byte = time.monotonic()
-
-    def replace(self, path: str, first: bytes, text: bytes) -> None:
-        """Raise Refused in the agent's words if this is an error that the agent would misunderstand."""
-        for row in self.refusals:
-            status, found = first[9:12].decode(), re.search(row["pattern"], text.decode("utf-8", "replace"))
-            if found and row.get("status", status) == status and row["path"] == path:
-                raise Refused(row["becomes"], row["kind"], found.expand(row["message"]))
 
     def end_server(self) -> None:
         """The keeper was killed: end the server and what it left behind, as the twin does."""

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +24,7 @@ from cclocal.sandbox.enter import enter
 from cclocal.sandbox.walls import OBEYED, Sandbox
 from cclocal.server import keeper
 from cclocal.server.process import AGENT_MARKER, start_of
+from cclocal.server.request import ServerStart
 from cclocal.units import MIB, how_it_ended
 
 LOG_CAP_BYTES = 16 * MIB
@@ -152,37 +153,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@dataclass(frozen=True, slots=True)
-class ServerStart:
-    """What a keeper needs to know of a session; without a command it has no server, only a relay to another one.
-
-    about: goes into the state file. advice: printed after the exit status and the last lines of the log, if the server
-    dies while the agent runs. terminal_reset: written to the terminal after an agent that took it over; empty for one
-    that does not. held_open: a descriptor that must stay open as long as the session lasts. less_memory: the command
-    with which a server is started again if memory ran out. in_sandbox: both are commands of bubblewrap. looks_at: the
-    agent's folders, in which files that other programs obey are compared at the end (server/changes.py). level: what
-    holds the agent; empty without one. conversations: the agent's files of them, as a pattern. farewell: what is said
-    at the end, with `{id}` for the conversation. receipt: say at the end what it connected to. relay: the options of
-    the relay (server/relay.py).
-    """
-
-    files: Mapping[str, str]
-    about: Mapping[str, Any]
-    relay: Mapping[str, Any]
-    command: Command | None = None
-    less_memory: Command | None = None
-    in_sandbox: bool = False
-    stop: Sequence[tuple[str, float]] = ()
-    advice: str = ""
-    looks_at: Sequence[Path] = ()
-    level: str = ""
-    conversations: str = ""
-    farewell: str = ""
-    receipt: bool = False
-    terminal_reset: str = ""
-    held_open: int | None = None
-
-
 def start_server(start: ServerStart, binding: Binding, listener: socket.socket, env: Env) -> Server:
     """Start a server under a keeper that stops it when this pid exits, also after exec. `listener`: its relay's socket.
 
@@ -197,6 +167,16 @@ def start_server(start: ServerStart, binding: Binding, listener: socket.socket, 
         "files": dict(start.files),
         "command": _as_table(start.command, environ),
         "less_memory": _as_table(start.less_memory, environ),
+        "turns": {
+            name: {
+                "word": turn.word,
+                "commands": {
+                    "command": _as_table(turn.command, environ),
+                    "less_memory": _as_table(turn.less_memory, environ),
+                },
+            }
+            for name, turn in start.turns.items()
+        },
         "in_sandbox": start.in_sandbox,
         "socket": binding.socket,
         "listener": listener.fileno(),

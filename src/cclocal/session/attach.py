@@ -25,7 +25,8 @@ from cclocal.planning.plan import relay_options
 from cclocal.server.readiness import NotYet, check_models
 from cclocal.server.registry import SessionRecord, check_proc
 from cclocal.server.remote import check_url, look
-from cclocal.server.start import ServerStart, exec_agent, listen, new_binding, start_server
+from cclocal.server.request import ServerStart
+from cclocal.server.start import exec_agent, listen, new_binding, start_server
 from cclocal.session.by_hand import check_wire
 from cclocal.session.sandbox import confirm_folder, say_level, settle
 from cclocal.session.serve import again, become, conversations, farewell, lay_out_config
@@ -102,7 +103,7 @@ def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoRetur
         served = {"log_reader": "", **served, "log": str(record.facts.get("log", ""))}
         _attach_other(served["url"], served["key"], settings, facts, served)
     session = _session(f"{record.model} on port {record.port}", served["context_tokens"], agent, settings, facts)
-    session = replace(session, log_reader=served.get("log_reader", ""))
+    session = replace(session, log_reader=served.get("log_reader", ""), also=tuple(served.get("also", ())))
     # inside the server's session, with which it is removed
     folder = record.folder / f"attached-{os.getpid()}"
     endpoint = Endpoint(served["url"], served["key"], served["model"])
@@ -156,7 +157,8 @@ def _attach_other(
         shown = binding
         if served:
             # what the model server does shows in its log
-            session, shown = replace(session, log_reader=served["log_reader"]), replace(binding, log=served["log"])
+            session = replace(session, log_reader=served["log_reader"], also=tuple(served.get("also", ())))
+            shown = replace(binding, log=served["log"])
             settings = replace(settings, allow_read=(*settings.allow_read, served["log"]))
         command, files = agent.command(session, Endpoint.of_relay(binding, model), shown)
         trust = {"authorities": http.authorities()} if address.startswith("https:") else {}

@@ -16,7 +16,7 @@ from cclocal.planning.choose import check_agent
 from cclocal.planning.plan import Plan
 from cclocal.server.registry import check_proc, end_abandoned
 from cclocal.server.start import Server
-from cclocal.session import sandbox
+from cclocal.session import also, sandbox
 from cclocal.session.install import prepare_with_what_is_missing
 from cclocal.session.serve import (
     become,
@@ -94,10 +94,12 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
     now = prepare_with_what_is_missing(settings, catalog, facts)
     facts, env = now.facts, facts.env
     if not settings.server:
-        settings = sandbox.settle(settings, facts, is_harmless=any(variant.builtin for variant in now.model.variants))
+        is_harmless = not settings.also and any(variant.builtin for variant in now.model.variants)
+        settings = sandbox.settle(settings, facts, is_harmless=is_harmless)
         sandbox.confirm_folder(settings, facts)
         now = replace(now, settings=settings)
-    plan = now.plan()
+    now, others = also.with_others(now)
+    plan = also.whole_plan(now, others)
     if settings.safe:
         show_plan(plan, env.environ)
     if not settings.server:
@@ -113,13 +115,14 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
         # another model was chosen there
         confirm_after_failed_check(now.plan())
     now, limit = raise_limit(now, limit)
+    now, others = also.share_window(now, also.each(others, look_at_hub))
     is_known = now.plan().fit is not None
-    now = fetch(now)
+    now, others = fetch(now), also.each(others, also.fetch_safely)
     if not is_known:
         # without a header there was nothing to ask about before the file was here; the answer may be another model
         now = fetch(settle_memory(now, safe=False))
     refuse_unsafe(now)
-    plan = now.plan()
+    plan = also.whole_plan(now, others)
     for note in plan.notes:
         say(note, "yellow")
     lay_out_config(AGENTS[plan.agent].config_dir(plan.session))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from cclocal import tiny
 from cclocal.agents import AGENTS
 from cclocal.backends import BACKENDS, runtime_of
 from cclocal.checks import results
@@ -19,7 +20,7 @@ from cclocal.memory.fit import Fit
 from cclocal.models import hub, tags
 from cclocal.models.catalog import Catalog, Variant
 from cclocal.models.resolve import sources
-from cclocal.models.storage import SAVED_PROMPTS, Stored, free_bytes, users_of
+from cclocal.models.storage import BUILT, SAVED_PROMPTS, Stored, free_bytes, users_of
 from cclocal.models.storage import stored as stored_outside_backends
 from cclocal.paths import Env, read_table
 from cclocal.planning.choose import choose_agent
@@ -130,10 +131,25 @@ def _is_here(variant: Variant, env: Env) -> bool:
 
 def stored(catalog: Catalog, env: Env) -> list[Stored]:
     """Every model that cclocal can see, the largest first."""
-    rows = [*stored_outside_backends(catalog, env)]
+    rows = [*stored_outside_backends(catalog, env), *_built(catalog, env)]
     for name in BACKENDS:
         rows += runtime_of(name).stored(catalog, env)
     return sorted(rows, key=lambda row: -row.size_bytes)
+
+
+def _built(catalog: Catalog, env: Env) -> Iterator[Stored]:
+    """The tiny model, in each form that was built."""
+    model = next(model for model in catalog.models.values() if any(variant.builtin for variant in model.variants))
+    usual = catalog.rules.serving("gguf")
+    for form, path in tiny.built(env.folders.cache):
+        backend = catalog.rules.serving(form)
+        with contextlib.suppress(OSError):
+            files = [*path.iterdir()] if path.is_dir() else [path]
+            size, last_s = sum(file.stat().st_size for file in files), max(file.stat().st_mtime for file in files)
+            name, start = model.id, f"--{model.id}"
+            if backend != usual:
+                name, start = f"{name}-{form}", f"{start} --backend {backend}"
+            yield Stored(BUILT, name, size, start, last_s, path=str(path), is_ours=True, backend=backend)
 
 
 def show_stored(catalog: Catalog, env: Env, *, as_json: bool, names: Sequence[str] = ()) -> None:
@@ -218,8 +234,10 @@ def _remove(rows: Sequence[Stored], env: Env, *, yes: bool) -> None:
     for row in rows:
         left = Path(row.path)
         with busy(f"Removing {row.name}"):
-            if row.kind == SAVED_PROMPTS:
+            if row.kind in (SAVED_PROMPTS, BUILT) and left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
+            elif row.kind == BUILT:
+                left.unlink(missing_ok=True)
             elif row.kind == "backend":
                 runtime_of(row.backend).remove(row, env)
             else:

@@ -27,7 +27,8 @@ from cclocal.planning.plan import Plan
 from cclocal.prompt_cache.cache import PromptCache
 from cclocal.server.readiness import wait_until_ready
 from cclocal.server.registry import new_log
-from cclocal.server.start import Server, ServerStart, exec_agent, listen, new_binding, start_server
+from cclocal.server.request import ServerStart, Turn
+from cclocal.server.start import Server, exec_agent, listen, new_binding, start_server
 from cclocal.session.sandbox import sandbox_of, say_level, server_in_sandbox
 from cclocal.session.servers import ENDPOINT, check_port, is_taken
 from cclocal.settings import Settings
@@ -80,9 +81,15 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
                     "agent": plan.agent,
                     "cwd": "" if plan.settings.server else str(plan.session.cwd),
                     "log": str(log),
-                    "files": [path for path in (plan.request.model_file, plan.request.mmproj_file) if path],
+                    "files": [
+                        path
+                        for one in (plan, *plan.others)
+                        for path in (one.request.model_file, one.request.mmproj_file)
+                        if path
+                    ],
                 },
                 less_memory=server_in_sandbox(plan.with_less_memory(), binding, env)[0],
+                turns=_turns(plan, binding, env),
                 in_sandbox=plan.engine.sandbox is not None,
                 relay=plan.relay(binding),
                 looks_at=() if plan.settings.server else plan.session.folders,
@@ -112,6 +119,20 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
         server.order(ready=True, restore=cache.restore if cache else [])
         undo.pop_all()
     return server
+
+
+def _turns(plan: Plan, binding: Binding, env: Env) -> dict[str, Turn]:
+    """The models of a session with several, by their names in requests."""
+    if not plan.others:
+        return {}
+    return {
+        one.name: Turn(
+            one.word,
+            server_in_sandbox(one, binding, env)[0],
+            server_in_sandbox(one.with_less_memory(), binding, env)[0],
+        )
+        for one in (plan, *plan.others)
+    }
 
 
 def again(word: str, settings: Settings) -> str:
@@ -177,6 +198,7 @@ def _endpoint_file(plan: Plan, endpoint: Endpoint) -> str:
         "lean": plan.session.lean,
         "passed": plan.session.passed,
         "log_reader": plan.session.log_reader,
+        "also": plan.session.also,
         "agent": plan.agent,
     }
     return json.dumps(record)

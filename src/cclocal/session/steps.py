@@ -166,7 +166,7 @@ def settle_memory(now: Launch, *, safe: bool) -> Launch:
         say(f"{plan.model.name} {plan.memory}.", "dim" if requested.verdict == "roomy" else "yellow")
         return now
     if not can_ask():
-        _refuse_what_does_not_fit(plan)
+        refuse_unfitting(plan)
         if plan.requested is None:
             say(f"{plan.model.name} {plan.memory}.")
         return now
@@ -184,7 +184,8 @@ def settle_memory(now: Launch, *, safe: bool) -> Launch:
     return look_at_hub(now)
 
 
-def _refuse_what_does_not_fit(plan: Plan) -> None:
+def refuse_unfitting(plan: Plan) -> None:
+    """Raises DoesNotFitError for a model that does not fit as planned."""
     if plan.settings.mem_check and plan.fit is not None and plan.fit.verdict == "too_big":
         servers = [f"{name} (pid {pid}) holds {memory_size(held)}" for name, pid, held in resident_servers()]
         raise DoesNotFitError(
@@ -220,6 +221,6 @@ def raise_limit(now: Launch, held: int | None) -> tuple[Launch, int | None]:
         if error.hint:
             say(f"To restore it: {error.hint}", "yellow")
         now = replace(now, settings=now.settings.changed({"wired_limit": None}, "memory menu"))
-        _refuse_what_does_not_fit(now.plan())
+        refuse_unfitting(now.plan())
         return now, held
     return now, raised if raised is not None else held

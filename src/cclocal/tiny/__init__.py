@@ -16,7 +16,9 @@ model.zip is written by `python -m tools.tiny_model`, which computes the weights
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 from zipfile import ZipFile
 
 from cclocal.paths import write_private
@@ -46,6 +48,12 @@ def path_of(is_mlx: bool, folder: Path) -> Path:
     """Where the model is unpacked. The name has a checksum of its files, so that a new model gets a new name."""
     checksum = hashlib.sha256(_ARCHIVE.read_bytes() + _TEMPLATE.read_bytes()).hexdigest()[:8]
     return folder / f"tiny-copy-circuit-{checksum}{'-mlx' if is_mlx else '.gguf'}"
+
+
+def built(folder: Path) -> Iterator[tuple[Literal["gguf", "mlx"], Path]]:
+    """The forms of the model that are in `folder`, also of earlier versions, and where."""
+    for path in sorted(folder.glob("tiny-copy-circuit-*")):
+        yield "gguf" if path.suffix == ".gguf" else "mlx", path
 
 
 def build(folder: Path, *, is_mlx: bool = False) -> Path:

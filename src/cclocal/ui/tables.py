@@ -161,6 +161,10 @@ def plan_lines(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
     yield from _command_lines(server.argv)
     yield f"  sandbox: {_OF_SERVER if plan.engine.sandbox else 'none'}"
     yield f"  reached by the agent at {plan.agent_endpoint(plan.shown).url}, through the session's relay"
+    for other in plan.others:
+        yield f"Server after /model {other.name}"
+        yield from _command_lines(other.server_command(plan.shown)[0].argv)
+        yield f"  memory: {other.memory}"
     if not plan.settings.server:
         yield "Agent"
         yield f"  sandbox: {plan.session.level}"
@@ -220,6 +224,14 @@ def plan_json(plan: Plan, environ: Mapping[str, str]) -> dict[str, Any]:
         "wired_limit_mib": plan.wired_limit_mib,
         "remedies": [remedy.as_json() for remedy in plan.remedies if help_is_needed],
         "server": {"sandbox": bool(engine.sandbox), "argv": list(server.argv), "env": dict(server.env)},
+        "others": [
+            {
+                "model": other.name,
+                "memory": other.fit.as_json() if other.fit else None,
+                "argv": list(other.server_command(plan.shown)[0].argv),
+            }
+            for other in plan.others
+        ],
         "port": plan.port,
         "agent": {
             "name": plan.agent,

@@ -43,7 +43,9 @@ def write(header: Header, path: Path, *, random_weights: bool = False) -> int:
     architecture = header.architecture
     embeddings = [tensor for tensor in header.tensors if tensor.name == "token_embd.weight"]
     vocabulary = {f"{architecture}.vocab_size": embedding.dims[1] for embedding in embeddings}
-    metadata = {"tokenizer.ggml.model": "no_vocab", **vocabulary, **header.metadata}
+    # a template as agents need one
+    template = {"tokenizer.chat_template": "{% for tool in tools %}{{ tool }}{% endfor %}"}
+    metadata = {"tokenizer.ggml.model": "no_vocab", **template, **vocabulary, **header.metadata}
     head = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(header.tensors), len(metadata)))
     for key, value in metadata.items():
         head += _text(key) + struct.pack("<I", _kind(value)) + _value(value)

@@ -11,6 +11,8 @@ if [ "${CI:-}" = true ]; then
     "$here/llama_server.sh" >/dev/null
     "$here/vllm_mlx.sh" >/dev/null
     "$here/ollama.sh" >/dev/null || echo "Ollama could not be built here: its tests are left out" >&2
-elif ! command -v claude >/dev/null; then
+fi
+"$here/real_models.sh" >/dev/null
+if [ "${CI:-}" != true ] && ! command -v claude >/dev/null; then
     "$here/claude.sh" 2.1.331 >/dev/null
 fi

@@ -149,6 +149,8 @@ class Facts:
     cached: Mapping[tuple[str, str], Path] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     strict: frozenset[str] = frozenset()
+    #: the models whose chat templates know no tools
+    toolless: frozenset[str] = frozenset()
     #: the other models of the store that serves the chosen one, those that call tools
     tags: Mapping[str, Shape] = field(default_factory=dict)
     projector_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -156,9 +158,12 @@ class Facts:
     alternatives: tuple[Alternative, ...] = ()
     #: by checks.results.key: whether the agent can work, by the newest check
     proofs: Mapping[str, bool] = field(default_factory=dict)
+    #: whether a state that was restored was of use, by Plan.restores_key and what it was of
+    restores: Mapping[str, bool] = field(default_factory=dict)
     #: bytes that earlier starts used beyond their plan, by planning.memory.correction_key
     corrections: Mapping[str, int] = field(default_factory=dict)
 
-    def with_shape(self, model_path: str, shape: Shape) -> Facts:
+    def with_shape(self, model_path: str, shape: Shape, *, is_toolless: bool = False) -> Facts:
         """The same, with what a header says that was read from elsewhere."""
-        return replace(self, shapes={**self.shapes, model_path: shape})
+        toolless = self.toolless | {model_path} if is_toolless else self.toolless
+        return replace(self, shapes={**self.shapes, model_path: shape}, toolless=toolless)

@@ -59,6 +59,11 @@ class Folders:
         return self.state / "changed"
 
     @property
+    def restores(self) -> Path:
+        """Which engines can use a restored KV cache, and of which kinds of memory."""
+        return self.state / "restores.json"
+
+    @property
     def saved_prompts(self) -> Path:
         """Saved KV cache states of prompts."""
         return self.cache / "warm"

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 #: More digits make no number of anything.
 _MOST_DIGITS = 15
+#: The shortest reply that --out-tokens allows.
+LEAST_OUT_TOKENS = 256
 #: The levels of --sandbox.
 STRICT, BASH, OFF = "strict", "bash", "off"
 SANDBOXES = (STRICT, BASH, OFF)
@@ -110,7 +112,7 @@ class Settings:
         Option("--ctx TOKENS", "Context window.", scope="window", at_least=1, short="context window"),
     ] = None
     out_tokens: Annotated[
-        int | None, ForAgent("--out-tokens TOKENS", _OUT_TOKENS, at_least=256, short="longest reply")
+        int | None, ForAgent("--out-tokens TOKENS", _OUT_TOKENS, at_least=LEAST_OUT_TOKENS, short="longest reply")
     ] = None
     port: Annotated[int | None, Server("--port N", _PORT, at_least=1, at_most=65535, short="the server's port")] = None
     pass_env: Annotated[tuple[str, ...], ForAgent("--pass-env NAME", _EXTRA_VARIABLE, short="pass a variable")] = ()

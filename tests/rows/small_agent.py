@@ -22,6 +22,7 @@ IGNORED_IN_HOME: tuple[str, ...] = ()
 IGNORED_IN_FOLDER: tuple[str, ...] = ()
 MANAGED: tuple[str, ...] = ()
 CONVERSATIONS = "*.jsonl"
+CONTINUES: frozenset[str] = frozenset(("again",))
 LOOK = __name__
 WIRE = "anthropic"
 CALLS = Calls(("Bash", "command"), ("Write", "file_path", "content"))

@@ -22,6 +22,8 @@ from cclocal.paths import Env
 from cclocal.programs import Answers
 from cclocal.wires.wire import Calls
 
+#: The id of a conversation.
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: The agent if none was asked for.
 DEFAULT = claude.NAME
 
@@ -45,6 +47,8 @@ class Agent(Protocol):
     MANAGED: tuple[str, ...]
     #: where its configuration folder has its conversations, one file each, as a pattern; a file's name ends in the id
     CONVERSATIONS: str
+    #: words among its arguments with which it goes on with a conversation
+    CONTINUES: frozenset[str]
     #: the module that looks around for it
     LOOK: str
     #: the API that it speaks, by the names in cclocal.wires
@@ -113,6 +117,14 @@ AGENTS: dict[str, Agent] = {agent.NAME: agent for agent in (claude, codex, pi)}
 def look_of(name: str) -> Look:
     """The module that looks around for an agent, imported now."""
     return cast(Look, importlib.import_module(AGENTS[name].LOOK))
+
+
+def continued(agent: Agent, arguments: Sequence[str]) -> str | None:
+    """The id of the conversation that an agent goes on with; empty if its arguments name none; None for a new one."""
+    words = [part for word in arguments for part in word.split("=", 1)]
+    if not agent.CONTINUES & set(words):
+        return None
+    return next((word for word in words if _ID.fullmatch(word)), "")
 
 
 def taken_names() -> re.Pattern[str]:

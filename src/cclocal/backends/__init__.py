@@ -51,7 +51,12 @@ class StartedServer:
 
 
 class Runtime:
-    """A backend's effects. A subclass overrides what it needs; everything else does nothing."""
+    """A backend's effects. A subclass overrides what it needs; everything else does nothing.
+
+    COUNTED: a pattern whose first group is how many tokens were saved, in the answer to `save_request`.
+    """
+
+    COUNTED = ""
 
     def find(self, env: Env, settings: Settings, machine: Machine, answers: Answers) -> Iterator[Engine]:
         """The engines on this machine, best first. Raises BackendMissingError if one was asked for and does not run."""
@@ -93,8 +98,8 @@ class Runtime:
         """The prompt of a request, given as one of the chat API, in tokens as the server would make it."""
         raise NotImplementedError
 
-    def read_prompt(self, client: httpx.Client, tokens: list[int]) -> None:
-        """Have the server evaluate a prompt."""
+    def read_prompt(self, client: httpx.Client, tokens: list[int]) -> int:
+        """Have the server evaluate a prompt. Returns how many of its tokens were not in the KV cache already."""
         raise NotImplementedError
 
     def save_prompt(self, client: httpx.Client, name: str) -> int:
@@ -103,6 +108,10 @@ class Runtime:
 
     def restore_request(self, name: str) -> tuple[str, str, str]:
         """(method, path, body) of the request that restores a saved KV cache."""
+        raise NotImplementedError
+
+    def save_request(self, name: str) -> tuple[str, str, str]:
+        """(method, path, body) of the request that saves the KV cache under a file name."""
         raise NotImplementedError
 
     def restore_prompt(self, client: httpx.Client, name: str) -> bool:

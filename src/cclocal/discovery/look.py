@@ -31,7 +31,7 @@ from cclocal.memory.mlx import shape_of_config
 from cclocal.memory.shape import Shape, published_shape, shape_of
 from cclocal.models import catalog_file, hub, tags
 from cclocal.models.catalog import CONFIG, Catalog, Model, Rules, Variant
-from cclocal.models.headers import is_strict, of_folder, of_gguf
+from cclocal.models.headers import is_strict, of_folder, of_gguf, offers_tools
 from cclocal.models.repo_files import listed_bytes
 from cclocal.paths import Env, packaged, read_table, write_private
 from cclocal.planning.choose import choose_agent, choose_variant, level_of, model_path
@@ -82,6 +82,7 @@ def look(env: Env, settings: Settings, catalog: Catalog, *, engines_must_run: bo
         engines=engines,
         corrections=corrections(env),
         proofs={name: bool(row.get("works")) for name, row in results.known(env).items()},
+        restores={name: bool(works) for name, works in read_table(env.folders.restores).items()},
     )
     answers.save()
     return replace(facts, alternatives=_alternatives(catalog, facts))
@@ -174,10 +175,14 @@ def look_at_model(facts: Facts, model: Model, variant: Variant) -> Facts:
     facts = replace(facts, cached=_cached(variant, facts.env))
     shape, template = _header(model, variant, facts)
     path = model_path(variant, facts)
+    # a store says itself which of its models call tools
+    is_known = template is not None and not variant.tag
+    template = _own_template(variant, facts) or template or ""
     return replace(
         facts,
         shapes={path: shape} if shape else {},
         strict=frozenset((path,)) if is_strict(template) else frozenset(),
+        toolless=frozenset((path,)) if is_known and not offers_tools(template) else frozenset(),
         projector_bytes=_projector_bytes(variant, facts),
     )
 
@@ -219,8 +224,18 @@ def _projector_bytes(variant: Variant, facts: Facts) -> dict[str, int]:
     return {name: size} if size else {}
 
 
-def _header(model: Model, variant: Variant, facts: Facts) -> tuple[Shape | None, str]:
-    """(a variant's shape, its chat template): from its files once they are all here, else its published dimensions."""
+def _own_template(variant: Variant, facts: Facts) -> str:
+    """The chat template that the user or the catalog gives a model; empty if its own is used."""
+    with contextlib.suppress(OSError):
+        return (facts.env.folders.config / Path(variant.chat_template_file or "").expanduser()).read_text("utf-8")
+    return ""
+
+
+def _header(model: Model, variant: Variant, facts: Facts) -> tuple[Shape | None, str | None]:
+    """(a variant's shape, its chat template): from its files once they are all here, else its published dimensions.
+
+    The template is None as long as it is not known.
+    """
     files = (variant.builtin,) if variant.builtin else variant.files
     # the first of several parts says nothing of the others
     if variant.path or (files and all((variant.repo or "", file) in facts.cached for file in files)):
@@ -230,12 +245,12 @@ def _header(model: Model, variant: Variant, facts: Facts) -> tuple[Shape | None,
         header = tags.in_store(variant.tag, facts.env.environ)
     elif variant.builtin and variant.is_folder:
         packed = tiny.mlx_files()
-        return shape_of_config(json.loads(packed[CONFIG]), len(packed["model.safetensors"])), ""
+        return shape_of_config(json.loads(packed[CONFIG]), len(packed["model.safetensors"])), None
     elif variant.builtin:
-        return shape_of(read_header(tiny.gguf())), ""
+        return shape_of(read_header(tiny.gguf())), None
     else:
-        return published_shape(model.shape, variant.shape_form, variant.size_bytes), ""
-    return (header.shape, header.template) if header else (None, "")
+        return published_shape(model.shape, variant.shape_form, variant.size_bytes), None
+    return (header.shape, header.template) if header else (None, None)
 
 
 def corrections(env: Env) -> Mapping[str, int]:

@@ -20,11 +20,11 @@ Form = Literal["gguf", "mlx"]
 #: every layer with full attention.
 KNOWN = frozenset(
     """llama qwen2 qwen3 qwen3moe qwen3vlmoe gemma4 gpt-oss deepseek2 qwen35 qwen35moe qwen3next
-    nemotron_h_moe""".split()
+    nemotron_h_moe gemma3""".split()
 )
 #: Layers slide unless (i mod period) is the last of the period, where the file has no pattern of its own.
 #: Source: llama.cpp's src/llama-model.cpp (set_swa_pattern).
-_DEFAULT_PERIOD = {"gpt-oss": 2}
+_DEFAULT_PERIOD = {"gpt-oss": 2, "gemma3": 6}
 _GATED_DELTA = ("qwen3next", "qwen35", "qwen35moe")
 #: No real model has more layers or weights; a damaged or hostile header may claim to.
 MOST_LAYERS = 1000

@@ -185,6 +185,11 @@ def is_strict(template: str) -> bool:
     return bool(re.search(r"raise_exception\(\s*['\"][^'\"]*[Ss]ystem message[^'\"]*(beginning|first)", template))
 
 
+def offers_tools(template: str) -> bool:
+    """Whether a chat template tells the model of tools. Engines drop them in silence where it does not."""
+    return bool(re.search(r"\btools?\b|tool_calls", template))
+
+
 def traits(template: str) -> Traits:
     """What a chat template (Jinja) says about its model."""
     tool = next((parser for mark, parser in _TOOL_MARKS if mark in template), None)

@@ -23,8 +23,9 @@ from cclocal.models import hub
 from cclocal.models.catalog import Catalog
 from cclocal.paths import Env, read_rows, write_private
 
-#: The name of the row for saved prompts.
-SAVED_PROMPTS = "prompts"
+#: The kind of saved KV caches. Two rows: of prompts, and of conversations, whose names server/keep.py begins so.
+SAVED_PROMPTS: Literal["prompts"] = "prompts"
+_CONVERSATIONS, _OF_CONVERSATIONS = "conversations", "c-"
 #: The kind of a model that was built on this machine.
 BUILT: Literal["built"] = "built"
 #: Files outside the caches that are remembered; the oldest go first.
@@ -35,9 +36,9 @@ _KEPT_FILES = 100
 class Stored:
     """One thing on disk.
 
-    kind: "hub", "file" (the user's own), "built" (the tiny model), "prompts" (kept prompts), or "backend": in the store
-    of `backend`. flag: the options that start it. last_used_s: seconds since the epoch, 0 = unknown. is_ours: cclocal
-    started it.
+    kind: "hub", "file" (the user's own), "built" (the tiny model), "prompts" (kept KV caches), or "backend": in the
+    store of `backend`. flag: the options that start it. last_used_s: seconds since the epoch, 0 = unknown. is_ours:
+    cclocal started it.
     """
 
     kind: Literal["hub", "file", "built", "prompts", "backend"]
@@ -53,7 +54,7 @@ class Stored:
     @property
     def where(self) -> str:
         """The store it is in, as people know it."""
-        names = {"backend": self.backend, "prompts": "kept prompts", BUILT: "built here"}
+        names = {"backend": self.backend, SAVED_PROMPTS: "kept KV caches", BUILT: "built here"}
         return names.get(self.kind, self.kind)
 
     def as_json(self) -> dict[str, Any]:
@@ -144,12 +145,21 @@ def _files(catalog: Catalog, used: Mapping[str, dict[str, Any]]) -> Iterator[Sto
 
 
 def _saved_prompts(env: Env) -> Iterator[Stored]:
-    """All saved prompts as one row."""
+    """All saved prompts as one row, and all saved conversations as another."""
     folder = env.folders.saved_prompts
-    files = _files_in(folder, "*.bin").values()
-    if files:
+    found: dict[str, list[os.stat_result]] = {}
+    for name, file in _files_in(folder, "*.bin").items():
+        found.setdefault(_CONVERSATIONS if name.startswith(_OF_CONVERSATIONS) else "prompts", []).append(file)
+    for name, files in found.items():
         size, last = sum(file.st_size for file in files), max(file.st_mtime for file in files)
-        yield Stored("prompts", SAVED_PROMPTS, size, "", last, path=str(folder))
+        yield Stored(SAVED_PROMPTS, name, size, "", last, path=str(folder))
+
+
+def remove_saved(row: Stored) -> None:
+    """Remove the saved KV caches of a row."""
+    for path in Path(row.path).glob("*.*"):
+        if path.name.startswith(_OF_CONVERSATIONS) == (row.name == _CONVERSATIONS):
+            path.unlink(missing_ok=True)
 
 
 def free_bytes(folder: Path) -> tuple[int, int]:

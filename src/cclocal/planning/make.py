@@ -20,7 +20,7 @@ from cclocal.models.catalog import Model, Variant
 from cclocal.planning.choose import agent_session, choose_agent, choose_engine, choose_variant, model_path
 from cclocal.planning.memory import adjusted, fit_on, limit_words, what_helps, wired_limit
 from cclocal.planning.plan import Fetch, Plan, take_turns
-from cclocal.settings import Settings
+from cclocal.settings import LEAST_OUT_TOKENS, Settings
 
 
 def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
@@ -67,7 +67,7 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
     context = _context(model, variant, settings, shape)
     # llama.cpp rounds the window of a slot down to whole cells
     slot = context // variant.slots // CELLS * CELLS
-    out = _out_tokens(model, settings, agent, slot, variant.slots)
+    out = _out_tokens(model, settings, agent, slot, variant.slots, _native(model, shape))
     limit, limit_note = wired_limit(settings, facts.machine, engine)
     fit = fit_on(shape, variant, context, engine, facts, limit) if shape else None
     folders = facts.env.folders
@@ -91,7 +91,8 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
     saves = capture is not None and caching == "save"
     if saves:
         request = replace(request, prompt_folder=str(folders.saved_prompts))
-    kinds = {layer.kind for layer in shape.layers} if shape else set()
+    kinds = sorted({layer.kind for layer in shape.layers} - {"none"}) if shape else []
+    restores_key = " ".join((engine.form, engine.version, *engine.device_names, *kinds))
     result_key = results.key(model, variant, engine, agent.NAME, lean=session.lean)
     plan = Plan(
         model=model,
@@ -115,10 +116,14 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
         prompt_caching=caching,
         capture=capture,
         cache_key=_cache_key(variant, engine),
-        # llama.cpp cannot continue from a restored sliding window, and saves nothing beside a projector
-        can_save_prompt=saves and "sliding" not in kinds and not variant.mmproj,
+        # llama.cpp saves nothing beside a projector; what else it cannot restore was found out here
+        can_save_prompt=saves and not variant.mmproj and facts.restores.get(f"{restores_key} prompt", True),
+        can_save_conversation=saves and not variant.mmproj and facts.restores.get(f"{restores_key} conversation", True),
+        knows_restores=f"{restores_key} prompt" in facts.restores,
+        restores_key=restores_key,
         word=(settings.model or model.id) if model.untested else model.id,
         is_strict=path in facts.strict,
+        is_toolless=path in facts.toolless,
     )
     notes = [*_notes(plan, agent, facts), limit_note, think_note, *backend.notes(engine, facts), *agent.notes(session)]
     return replace(plan, notes=tuple(note for note in notes if note))
@@ -190,9 +195,13 @@ def _thinking(model: Model, variant: Variant, settings: Settings) -> tuple[Varia
     return replace(variant, template_kwargs=kwargs, reasoning_budget_tokens=None, sampling=sampling), None
 
 
+def _native(model: Model, shape: Shape | None) -> int:
+    """The window that a model was trained for: the file knows it, unless the catalog limits it further."""
+    return min(model.native_context_tokens, (shape and shape.native_context_tokens) or model.native_context_tokens)
+
+
 def _context(model: Model, variant: Variant, settings: Settings, shape: Shape | None) -> int:
-    # the file knows what it was trained for, unless the catalog limits it further
-    native = min(model.native_context_tokens, (shape and shape.native_context_tokens) or model.native_context_tokens)
+    native = _native(model, shape)
     if settings.ctx is None:
         return min(variant.context_tokens or model.context_tokens, native) // CELLS * CELLS
     if settings.ctx > native:
@@ -202,15 +211,17 @@ def _context(model: Model, variant: Variant, settings: Settings, shape: Shape | 
     return settings.ctx // CELLS * CELLS
 
 
-def _out_tokens(model: Model, settings: Settings, agent: Agent, slot: int, slots: int) -> int:
+def _out_tokens(model: Model, settings: Settings, agent: Agent, slot: int, slots: int, native: int) -> int:
     out = settings.out_tokens or model.out_tokens
     least = agent.window(slot, out).least_tokens
     if slot < least:
         context = settings.ctx if settings.ctx and slots == 1 else slot
+        helps = ["a larger --ctx"] if least <= native else []
+        helps += ["a smaller --out-tokens"] if least - out + LEAST_OUT_TOKENS <= slot else []
         raise UsageError(
             f"A context of {context:,} tokens{f', one slot of {slots},' if slots > 1 else ''} is too small for replies "
             f"of {out:,}: the agent needs {least:,} at least.{settings.origin('ctx')}{settings.origin('out_tokens')}",
-            hint="a larger --ctx or a smaller --out-tokens",
+            hint=" or ".join(helps) or f"another model: the window of this one ends at {native:,} tokens",
         )
     return out
 

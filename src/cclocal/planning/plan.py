@@ -69,8 +69,10 @@ class Plan:
     raising the wired limit is not offered. result_key: the key of the results of checks of this plan. is_proven: the
     newest check's result; None = there was none. prompt_caching: what is done about the fixed part of the prompt.
     cache_key: what a saved prompt depends on beside the agent and the model's file. can_save_prompt: its KV cache can
-    be restored. word: what `--model` must be given to mean this model. is_strict: its chat template takes one system
-    message. others: of the models that `/model` changes to.
+    be restored, as far as is known; can_save_conversation: that of a conversation too. knows_restores: it was tried.
+    restores_key: the engine and the model's kinds of memory, by which that is known. word: what `--model` must be given
+    to mean this model. is_strict: its chat template takes one system message; is_toolless: it knows no tools. others:
+    of the models that `/model` changes to.
     """
 
     model: Model
@@ -97,8 +99,12 @@ class Plan:
     capture: Capture | None = None
     cache_key: str = ""
     can_save_prompt: bool = False
+    can_save_conversation: bool = False
+    knows_restores: bool = False
+    restores_key: str = ""
     word: str = ""
     is_strict: bool = False
+    is_toolless: bool = False
     others: tuple[Plan, ...] = ()
 
     @property

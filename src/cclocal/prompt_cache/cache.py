@@ -34,6 +34,8 @@ from cclocal.planning.plan import Plan
 from cclocal.programs import last_line
 from cclocal.prompt_cache import prefill
 from cclocal.prompt_cache.capture import LIMIT_S, Request, first_requests
+from cclocal.prompt_cache.conversation import find, identity, note_restores
+from cclocal.server.keep import PREFIX, checksum
 from cclocal.server.readiness import Waiting, patiently
 from cclocal.server.start import Server
 from cclocal.wires import WIRES
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
 #: A shorter part is evaluated faster than it is restored.
 LEAST_TOKENS = 512
+#: What an engine may read of a prompt whose state it restored: a sliding window goes back to a checkpoint.
+MOST_READ_TOKENS = 64
 #: With less free disk space than this nothing is saved.
 SPARE_BYTES = 4 * 10**9
 #: All states together; the least recently used are removed first.
@@ -66,6 +70,8 @@ class PromptCache:
         self.state: Path
         #: what a server that is started again must be asked first, to have this prompt
         self.restore: list[tuple[str, str, str]] = []
+        #: what the server has of the prompt, or of the conversation: tokens, the bytes of their state, its file
+        self.kept: dict[str, int | str] = {}
         try:
             make_folder(env.folders.saved_prompts if plan.can_save_prompt else env.folders.cache)
         except FolderError as error:
@@ -137,23 +143,42 @@ class PromptCache:
         self, client: httpx.Client, server: Server, wait_for: Callable[[Callable[[], object], str], None]
     ) -> str | None:
         runtime = runtime_of(self.plan.variant.backend)
-        wire = WIRES[AGENTS[self.plan.agent].WIRE]
+        if self.plan.can_save_prompt:
+            _make_room(self.env.folders.saved_prompts)
+        if self.plan.can_save_prompt and (found := find(self.plan, self.env)):
+            state, count = found
+            if runtime.restore_prompt(client, state.name):
+                state.touch()
+                self.restore = [runtime.restore_request(state.name)]
+                self.kept = {"tokens": count, "bytes": state.stat().st_size, "state": state.name}
+                return f"{count:,} tokens of the conversation were restored from its last session."
+        wire, read = WIRES[AGENTS[self.plan.agent].WIRE], list[int]()
         prompts = [runtime.prompt_tokens(client, wire.as_chat(request)) for request in self.requests]
         same = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
         tokens = [column[0] for column in same]
         # by what is in it: another version of the agent that sends the same reads nothing again
-        about = f"{self.plan.cache_key} | {_identity(self.plan)} | {_digest(tokens)}"
+        about = f"{self.plan.cache_key} | {identity(self.plan)} | {_digest(tokens)}"
         self.state = self.env.folders.saved_prompts / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.bin"
         if not LEAST_TOKENS <= len(tokens) < self.plan.session.context_tokens:
             return None
         if self.plan.can_save_prompt and self._is_saved(tokens):
-            if runtime.restore_prompt(client, self.state.name):
+            works = runtime.restore_prompt(client, self.state.name)
+            if works and not self.plan.knows_restores:
+                wait_for(lambda: read.append(runtime.read_prompt(client, tokens)), "trying the restored prompt, once")
+                works = read[0] <= max(MOST_READ_TOKENS, len(tokens) // 10)
+                note_restores(self.plan, "prompt", works, self.env)
+                if not works:
+                    # the prompt has just been read, so the session is warm all the same
+                    self._forget()
+                    return None
+            if works:
                 # the time of its file decides which is removed first
                 self.state.touch()
+                self.kept = {"tokens": len(tokens), "bytes": self.state.stat().st_size}
                 self.restore = [runtime.restore_request(self.state.name)]
                 return f"{len(tokens):,} tokens of the prompt were restored from an earlier session."
-            # never used again: it is damaged in a way that the checksum does not show
-            self.state.with_suffix(".json").unlink(missing_ok=True)
+            # it is damaged in a way that the checksum does not show
+            self._forget()
         if not self.plan.can_save_prompt or shutil.disk_usage(self.state.parent).free < SPARE_BYTES:
             # Nothing will be saved, so prefill in the background instead of blocking the start.
             body = {"prompt": tokens, "n_predict": 0, "cache_prompt": True, "id_slot": 0}
@@ -170,13 +195,19 @@ class PromptCache:
             part.unlink(missing_ok=True)
         return None
 
+    def _forget(self) -> None:
+        """Never use this state again."""
+        self.state.with_suffix(".json").unlink(missing_ok=True)
+
     def _is_saved(self, tokens: list[int]) -> bool:
         """Whether the state is what was written, and of these tokens: a template may put the date first."""
         note = read_table(self.state.with_suffix(".json"))
         if note.get("digest") != _digest(tokens):
             return False
         with contextlib.suppress(OSError):
-            return self.state.stat().st_size == note.get("size_bytes") and _checksum(self.state) == note.get("sha256")
+            return self.state.stat().st_size == note.get("size_bytes") and checksum(str(self.state)) == note.get(
+                "sha256"
+            )
         return False
 
     def _keep(self, part: Path, tokens: list[int]) -> None:
@@ -184,12 +215,13 @@ class PromptCache:
         part.chmod(0o600)
         note = {
             "size_bytes": part.stat().st_size,
-            "sha256": _checksum(part),
+            "sha256": checksum(str(part)),
             "tokens": len(tokens),
             "digest": _digest(tokens),
             "about": self.about,
         }
         part.replace(self.state)
+        self.kept = {"tokens": len(tokens), "bytes": self.state.stat().st_size}
         write_private(self.state.with_suffix(".json"), json.dumps(note))
         _make_room(self.state.parent)
 
@@ -213,19 +245,8 @@ class PromptCache:
             )
 
 
-def _identity(plan: Plan) -> str:
-    """The model's file, and a chat template file: another one of the same name is another model."""
-    files = [Path(name) for name in (plan.request.model_file, plan.variant.chat_template_file) if name]
-    return " ".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files if file.exists())
-
-
 def _digest(tokens: list[int]) -> str:
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _make_room(folder: Path) -> None:
@@ -235,7 +256,8 @@ def _make_room(folder: Path) -> None:
         if is_left or (path.suffix == ".bin" and not path.with_suffix(".json").exists()):
             path.unlink(missing_ok=True)
     total = 0
-    for path in sorted(folder.glob("*.bin"), key=lambda path: path.stat().st_mtime, reverse=True):
+    prompts = (path for path in folder.glob("*.bin") if not path.name.startswith(PREFIX))
+    for path in sorted(prompts, key=lambda path: path.stat().st_mtime, reverse=True):
         total += path.stat().st_size
         if total > CAP_BYTES:
             path.with_suffix(".json").unlink(missing_ok=True)

@@ -21,6 +21,7 @@ import fcntl
 import json
 import os
 import re
+import select
 import signal
 import socket
 import sys
@@ -41,6 +42,7 @@ from cclocal.server.changes import (
 )
 from cclocal.server.descriptors import receive, tell
 from cclocal.server.guard import SHIELDED, Guarded, spawn
+from cclocal.server.keep import Conversation
 from cclocal.server.process import (
     AGENT_MARKER,
     LINUX,
@@ -74,6 +76,8 @@ MEMORY_WORDS = ("out of memory", "(failed|unable) to allocate", "cudaMalloc fail
 MOST_RELAYS = 20
 #: Seconds that programs which the agent left in the background are given to end by themselves, then to obey TERM.
 CHILDREN_LEAVE_S, CHILDREN_GRACE_S = 0.5, 2.0
+#: Seconds that a save before the server's end waits for the last request to be gone, and may take in all.
+SAVE_WAIT_S, SAVE_LIMIT_S = 5.0, 150.0
 SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -109,6 +113,8 @@ class Keeper:
         #: how often it is looked for; on Linux, and only of a server that was started for this session
         self.tick_s: float = min(TICK_S, session["stall_s"] / 4)
         self.feels_pulse: bool = LINUX and session["relay"]["is_ours"]
+        #: of which the server's state is saved, if it can be
+        self.kept = Conversation(session["keeps"]) if session["keeps"] else None
         self.oom_kills = _oom_kills()
         self.orders = b""
         #: on which a sandbox hands over its listening socket; those that were handed over
@@ -332,9 +338,15 @@ class Keeper:
                 self.state |= {"mount_points": order["mount_points"], "tmp": order["tmp"]}
                 self._write_state()
             if restore := order.get("restore"):
-                self.session["relay"]["restore"] = restore
-                self._tell_relay({"restore": restore})
+                self._restore_later(restore)
+            if self.kept and "kept" in order:
+                self.kept.begin(order["kept"])
         return True
+
+    def _restore_later(self, requests: list[list[str]]) -> None:
+        """Have a server that takes this one's place be asked this first."""
+        self.session["relay"]["restore"] = requests
+        self._tell_relay({"restore": requests})
 
     def _take_listener(self) -> None:
         """Give the relay the listening socket of a sandbox, which only then starts the agent."""
@@ -391,6 +403,7 @@ class Keeper:
         turn = self.session["turns"].get(model)
         if not turn or self.server_exit is not None:
             return
+        self._save_and_wait()
         self._log(f"{MODEL} {turn['word']}")
         self._log(f"Loading {model}, in the place of {self.model}.")
         self.model = model
@@ -448,6 +461,36 @@ class Keeper:
                 self._note("The model server answers again.")
             if "in_flight" in message:
                 self._feel_pulse(message)
+                if self.kept and self.agent_runs and self._is_first_model() and self.kept.is_due(message):
+                    self._save(wait_s=0.0)
+            if self.kept and "saved" in message:
+                words, restore = self.kept.saved(message["saved"], message["took_s"])
+                if words:
+                    self._log(words)
+                    self._restore_later([restore])
+
+    def _is_first_model(self) -> bool:
+        return self.model == "".join(self.session["relay"].get("models", ())[:1])
+
+    def _save(self, wait_s: float) -> None:
+        """Have the conversation's state saved, if it has an id."""
+        conversation = newest_conversation(self.session["conversations"], self.started)
+        if self.kept and conversation:
+            self._tell_relay({"save": self.kept.save(conversation), "wait_s": wait_s})
+
+    def _save_and_wait(self) -> None:
+        """The same before the server is ended, when the agent has ended or changes the model."""
+        is_there = self.server and self.server_exit is None and self.relay > 0 and self._is_first_model()
+        if not (self.kept and self.agent_runs and self.is_ready and is_there):
+            return
+        self.kept.learn()
+        if not self.kept.saving and self.kept.is_worth_it():
+            self._save(wait_s=SAVE_WAIT_S)
+        deadline = time.monotonic() + SAVE_LIMIT_S
+        while self.kept.saving and time.monotonic() < deadline and start_of(self.relay):
+            if select.select([self.relay_control], [], [], 0.2)[0]:
+                self._hear_relay()
+        self.kept.carry(newest_conversation(self.session["conversations"], self.started))
 
     def _note(self, text: str) -> None:
         """Write what happened to the log, for the status line and `cclocal stats`, and tell a launcher that waits."""
@@ -579,6 +622,8 @@ class Keeper:
 
     def _end(self) -> None:
         self._end_children()
+        with contextlib.suppress(OSError):
+            self._save_and_wait()
         self._end_server()
         if self.relay > 0:
             self._tell_relay({"down": True})

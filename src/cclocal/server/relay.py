@@ -7,9 +7,9 @@ relay that was killed is replaced. CONTROL is a socket to the keeper, a JSON obj
     in:  the options of `Relay`, then {"server": pid, "start": its start, "again": whether it replaces one, "model":
          its model} for each server, {"down": true} when it ended, {"gone": words} when there will be no other,
          {"failed": {model: words}} when another model could not be loaded, {"hold": true or false}, {"status": true},
-         {} with a descriptor: the listening socket of a sandbox
+         {"save": [method, path, body], "wait_s": …}, {} with a descriptor: the listening socket of a sandbox
     out: {"up": pid} when a server answers, {"wants": model} when a request is for another one, {"in_flight": …, …} for
-         a status
+         a status, {"saved": the answer's text, "took_s": …}
 
 Only the head of a request is changed: key, Host and Connection. Its body is kept in memory until the first byte of
 the answer, to be sent again to the next server. Nothing is written to disk or to a log.
@@ -31,7 +31,7 @@ if __name__ == "__main__":
     # -I -S: our own package is not on the path; of it only modules without other packages are imported
     sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
 
-from cclocal.server.choice import Choice
+from cclocal.server.backing import POLL_S, Backing
 from cclocal.server.descriptors import lines_from, tell
 from cclocal.server.framing import (
     NOT_PASSED,
@@ -47,70 +47,35 @@ from cclocal.server.framing import (
     replace,
     send,
 )
-from cclocal.server.process import end_group, end_strays
 from cclocal.server.prompt_size import PromptSize
-from cclocal.server.upstream import Upstream
 
-#: Seconds between two looks while a request waits for its server.
-POLL_S = 0.1
 #: Seconds in which the keeper reports a server's end after its connections were cut.
 NEWS_S = 2.0
-#: Seconds between a server's TERM and KILL where this program is the only guard that is left.
-GRACE_S = 2.0
 
 
 class Relay:
     """One session's relay.
 
-    Options: `session`, its id; `key`, the agent's; `url`, `is_ours` and `authorities`, see Upstream; `fields`, header
-    lines that carry the server's own key; `health`, a path that answers 200 once the server can be used; `restore`,
-    [method, path, body] requests that a replaced server gets first; `refusals`, rows that replace a server's error by
-    one that the agent understands: {"path": of the API, "status": if it matters, "pattern": of the error's text,
-    "becomes": a status, "kind": …, "message": a template of the pattern's groups}; and those of PromptSize and Choice.
+    Options: `key`, the agent's; `refusals`, rows that replace a server's error by one that the agent understands:
+    {"path": of the API, "status": if it matters, "pattern": of the error's text, "becomes": a status, "kind": …,
+    "message": a template of the pattern's groups}; and those of Backing and PromptSize.
     """
 
     def __init__(self, options: dict[str, Any], control: int) -> None:
         self.control = control
         self.key = options["key"].encode()
-        self.session: str = options["session"]
-        self.upstream = Upstream(options)
-        self.health: str = options["health"]
-        self.restore: list[list[str]] = options.get("restore", [])
         self.refusals: list[dict[str, Any]] = options.get("refusals", [])
-        self.prompts, self.choice, self.lock = PromptSize(options), Choice(options), _thread.allocate_lock()
-        #: how many servers there have been, and when the process of the last one started
-        self.generation, self.server_start = 0, ""
-        # a server that is not ours is not waited for: the agent is told that it does not answer
-        self.is_up = not self.upstream.is_ours
-        self.is_held = False
-        self.gone = ""
+        self.prompts, self.backing = PromptSize(options), Backing(options, control)
+        self.lock = _thread.allocate_lock()
         self.in_flight = self.answered = self.sent_again = self.cut = 0
         self.unread = 0  # answers that wait for the agent to read on
         self.last_end = self.last_byte = time.monotonic()
 
     def obey(self, message: dict[str, Any]) -> None:
         """Take one message of the keeper's."""
-        if "server" in message and self.upstream.is_ours:
-            with self.lock:
-                self.generation += 1
-                self.is_up, self.server_start = False, message["start"]
-                self.choice.loaded, self.choice.wanted = message.get("model", ""), ""
-                self.upstream.set_server(message["server"])
-            _thread.start_new_thread(self.bring_up, (self.generation, message["again"]))
-        if "down" in message and self.upstream.is_ours:
-            with self.lock:
-                self.is_up = False
-                self.upstream.set_server(0)
-        self.gone = message.get("gone", self.gone)
-        self.choice.failed.update(message.get("failed", {}))
-        self.is_held = message.get("hold", self.is_held)
-        self.restore = message.get("restore", self.restore)
+        self.backing.obey(message)
         if "status" in message:
-            self.tell(self.status())
-
-    def tell(self, message: dict[str, Any]) -> None:
-        """Send the keeper a message."""
-        tell(self.control, message)
+            tell(self.control, self.status())
 
     def status(self) -> dict[str, Any]:
         """Counts since the start; idle_s: since the last request ended, None while one is in flight; silent_s: since
@@ -125,19 +90,6 @@ class Relay:
             "idle_s": None if self.in_flight else round(now - self.last_end, 3),
             "silent_s": 0.0 if self.unread else round(now - self.last_byte, 3),
         }
-
-    def bring_up(self, generation: int, again: bool) -> None:
-        """Wait until a server answers, restore what the one before it had kept, and let requests through."""
-        while self.generation == generation and self.upstream.server:
-            if self.upstream.ask("GET", self.health, "", limit_s=5.0) == 200:
-                for method, path, body in self.restore if again and self.choice.is_first else ():
-                    self.upstream.ask(method, path, body, limit_s=60.0)
-                with self.lock:
-                    self.is_up = self.generation == generation and self.upstream.server > 0
-                if self.is_up:
-                    self.tell({"up": self.upstream.server})
-                return
-            time.sleep(POLL_S)
 
     # -- the agent
 
@@ -186,12 +138,13 @@ class Relay:
 
     def forward(self, client: socket.socket, head: Head, body: bytearray) -> bool:
         """Send a request to the server, and again to the next one if it dies before a byte of its answer."""
-        request = head.with_fields(NOT_PASSED, b"Connection: close", *self.upstream.fields)
-        failed_by, why, model = -1, "", self.choice.of(body)
+        upstream = self.backing.upstream
+        request = head.with_fields(NOT_PASSED, b"Connection: close", *upstream.fields)
+        failed_by, why, model = -1, "", self.backing.choice.of(body)
         while True:
-            generation = self.wait_for_server(client, model)
+            generation = self.backing.wait(client, model)
             try:
-                with self.upstream.dial() as server:
+                with upstream.dial() as server:
                     server.sendall(request)
                     server.sendall(body)
                     is_whole = self.answer(client, server, head, body)
@@ -201,40 +154,15 @@ class Relay:
             except OSError as error:
                 why = str(error)
             finally:
-                with self.lock:
-                    self.choice.at_server -= 1
+                self.backing.left()
             if failed_by == generation:
-                where = "" if self.upstream.is_ours else f" at {self.upstream.host}:{self.upstream.port}"
+                where = "" if upstream.is_ours else f" at {upstream.host}:{upstream.port}"
                 raise Refused("502 Bad Gateway", "api_error", f"The model server{where} does not answer: {why}.")
             failed_by = generation
             self.sent_again += 1
-            deadline = time.monotonic() + (NEWS_S if self.upstream.is_ours else POLL_S)
-            while self.is_up and self.generation == generation and time.monotonic() < deadline:
+            deadline = time.monotonic() + (NEWS_S if upstream.is_ours else POLL_S)
+            while self.backing.is_still(generation) and time.monotonic() < deadline:
                 check_client(client, POLL_S)
-
-    def wait_for_server(self, client: socket.socket, model: str) -> int:
-        """Which server answers, as soon as one with this model does. Raises Refused if none will, HungUp."""
-        while not self.enters(model):
-            if words := self.gone or self.choice.failed.pop(model, ""):
-                # a status after which the agent does not try again
-                raise Refused("400 Bad Request", "invalid_request_error", words)
-            check_client(client, POLL_S)
-        return self.generation
-
-    def enters(self, model: str) -> bool:
-        """Whether a request may go to the server now. For another model's that one is loaded first, once it is idle."""
-        with self.lock:
-            choice = self.choice
-            if not self.is_up or self.is_held or model in choice.failed:
-                return False
-            if model in ("", choice.loaded):
-                choice.at_server += 1
-                return True
-            if not choice.at_server:
-                self.is_up, choice.wanted = False, model
-        if choice.wanted == model:
-            self.tell({"wants": model})
-        return False
 
     def answer(self, client: socket.socket, server: socket.socket, head: Head, body: bytearray) -> bool | None:
         """Pass one answer on; whether it was whole. None = the server ended before it had begun."""
@@ -274,12 +202,6 @@ class Relay:
                 self.unread -= 1
             self.last_byte = time.monotonic()
 
-    def end_server(self) -> None:
-        """The keeper was killed: end the server and what it left behind, as the twin does."""
-        if server := self.upstream.server:
-            end_group(server, self.server_start, GRACE_S)
-            end_strays(self.session)
-
 
 def main(argv: list[str]) -> None:
     """Relay until the keeper is gone."""
@@ -292,7 +214,7 @@ def main(argv: list[str]) -> None:
         for fd in fds:
             _thread.start_new_thread(relay.accept, (socket.socket(fileno=fd),))
         relay.obey(json.loads(line))
-    relay.end_server()
+    relay.backing.end_server()
     os._exit(0)  # threads may wait for a server that is gone
 
 

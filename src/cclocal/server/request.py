@@ -31,7 +31,7 @@ class ServerStart:
     agent's folders, in which files that other programs obey are compared at the end (server/changes.py). level: what
     holds the agent; empty without one. conversations: the agent's files of them, as a pattern. farewell: what is said
     at the end, with `{id}` for the conversation. receipt: say at the end what it connected to. relay: the options of
-    the relay (server/relay.py).
+    the relay (server/relay.py). keeps: how the conversation's KV cache is saved (server/keep.py); None = it is not.
     """
 
     files: Mapping[str, str]
@@ -50,3 +50,4 @@ class ServerStart:
     receipt: bool = False
     terminal_reset: str = ""
     held_open: int | None = None
+    keeps: Mapping[str, Any] | None = None

@@ -92,8 +92,9 @@ class Server:
     def order(self, **what: Any) -> None:
         """Send the keeper an order. Raises OSError if it was killed.
 
-        ready: from now on a server that dies is started again. restore: requests that it then gets first. exec: the
-        agent takes this process's place. end: stop the server.
+        ready: from now on a server that dies is started again. restore: requests that it then gets first. kept: the
+        tokens and bytes of the state that the session begins with. exec: the agent takes this process's place. end:
+        stop the server.
         """
         self.control.sendall(json.dumps(what).encode() + b"\n")
 
@@ -200,6 +201,7 @@ def start_server(start: ServerStart, binding: Binding, listener: socket.socket, 
         "receipt": start.receipt,
         "shelf": str(env.folders.changed / binding.session_id),
         "held_open": held_open,
+        "keeps": start.keeps and dict(start.keeps),
     }
     with theirs, Path(binding.log).open("ab") as out:
         process = subprocess.Popen(

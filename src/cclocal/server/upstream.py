@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cclocal.server.framing import PIECE_BYTES
+from cclocal.server.framing import END_OF_HEAD, PIECE_BYTES
 from cclocal.server.process import LINUX
 
 #: Seconds in which a server that is not ours must take a connection.
@@ -81,8 +81,8 @@ class Upstream:
             return context.wrap_socket(connection, server_hostname=self.host)
         return connection
 
-    def ask(self, method: str, path: str, body: str, limit_s: float) -> int:
-        """The status of the answer to a request of our own; 0 if there is none."""
+    def ask(self, method: str, path: str, body: str, limit_s: float) -> tuple[int, str]:
+        """(the status of the answer to a request of our own, its text); 0 if there is none."""
         lines = (f"{method} {path} HTTP/1.1", "Connection: close", f"Content-Length: {len(body)}")
         head = b"\r\n".join((*(line.encode() for line in lines), *self.fields, b"", b""))
         try:
@@ -90,11 +90,11 @@ class Upstream:
                 server.settimeout(limit_s)
                 server.sendall(head + body.encode())
                 answer = server.recv(PIECE_BYTES)
-                while server.recv(PIECE_BYTES):
-                    pass
-            return int(answer[9:12])
+                while piece := server.recv(PIECE_BYTES):
+                    answer += piece
+            return int(answer[9:12]), answer.partition(END_OF_HEAD)[2].decode("utf-8", "replace")
         except (OSError, ValueError):
-            return 0
+            return 0, ""
 
     def _find_listener(self, server: int) -> tuple[str, str] | None:
         """The descriptor of the server's through which the port is listened on, and its socket (Linux).

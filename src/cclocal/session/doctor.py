@@ -176,7 +176,9 @@ def _disk(env: Env, rows: list[Stored]) -> Iterator[Finding]:
             hint = f"cclocal --fetch {row.name}    goes on; cclocal --rm {row.name}    removes it"
             yield Finding("disk", "note", words, hint)
         if row.kind == SAVED_PROMPTS:
-            yield Finding("disk", "info", f"kept prompts: {file_size(row.size_bytes)}", f"cclocal --rm {row.name}")
+            yield Finding(
+                "disk", "info", f"kept KV caches, {row.name}: {file_size(row.size_bytes)}", f"cclocal --rm {row.name}"
+            )
 
 
 def _redirections(settings: Settings, facts: Facts) -> Iterator[Finding]:

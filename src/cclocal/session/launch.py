@@ -31,6 +31,7 @@ from cclocal.session.steps import (
     hold_raised_limit,
     look_at_hub,
     raise_limit,
+    refuse_toolless,
     refuse_unsafe,
     settle_memory,
 )
@@ -110,6 +111,7 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
     now = replace(now, settings=settle_port(now.settings, plan.port, env))
     confirm_after_failed_check(plan)
     now = look_at_hub(now)
+    refuse_toolless(now)
     now = settle_memory(now, safe=settings.safe)
     if now.settings.model != settings.model:
         # another model was chosen there
@@ -122,6 +124,7 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
         # without a header there was nothing to ask about before the file was here; the answer may be another model
         now = fetch(settle_memory(now, safe=False))
     refuse_unsafe(now)
+    refuse_toolless(now)
     plan = also.whole_plan(now, others)
     for note in plan.notes:
         say(note, "yellow")

@@ -20,7 +20,7 @@ from cclocal.memory.fit import Fit
 from cclocal.models import hub, tags
 from cclocal.models.catalog import Catalog, Variant
 from cclocal.models.resolve import sources
-from cclocal.models.storage import BUILT, SAVED_PROMPTS, Stored, free_bytes, users_of
+from cclocal.models.storage import BUILT, SAVED_PROMPTS, Stored, free_bytes, remove_saved, users_of
 from cclocal.models.storage import stored as stored_outside_backends
 from cclocal.paths import Env, read_table
 from cclocal.planning.choose import choose_agent
@@ -234,7 +234,9 @@ def _remove(rows: Sequence[Stored], env: Env, *, yes: bool) -> None:
     for row in rows:
         left = Path(row.path)
         with busy(f"Removing {row.name}"):
-            if row.kind in (SAVED_PROMPTS, BUILT) and left.is_dir():
+            if row.kind == SAVED_PROMPTS:
+                remove_saved(row)
+            elif row.kind == BUILT and left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
             elif row.kind == BUILT:
                 left.unlink(missing_ok=True)
@@ -242,7 +244,8 @@ def _remove(rows: Sequence[Stored], env: Env, *, yes: bool) -> None:
                 runtime_of(row.backend).remove(row, env)
             else:
                 hub.remove(row.name, env.environ)
-        if left.is_file() or (left.is_dir() and any(path.lstat().st_size > 4096 for path in left.rglob("*"))):
+        rest = left.rglob("*") if left.is_dir() and row.kind != SAVED_PROMPTS else ()
+        if left.is_file() or any(path.lstat().st_size > 4096 for path in rest):
             why = "its store did not remove all of it"
             raise UsageError(f"{row.name} is still there: {why}.", hint=f"look at {row.path}")
         say(f"Removed {row.name}, {file_size(row.size_bytes)}.")

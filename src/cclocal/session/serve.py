@@ -25,6 +25,7 @@ from cclocal.paths import DISK_FULL, Env, make_folder, read_table, write_private
 from cclocal.planning.choose import choose_agent
 from cclocal.planning.plan import Plan
 from cclocal.prompt_cache.cache import PromptCache
+from cclocal.prompt_cache.conversation import keeps
 from cclocal.server.readiness import wait_until_ready
 from cclocal.server.registry import new_log
 from cclocal.server.request import ServerStart, Turn
@@ -100,6 +101,7 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
                 conversations=conversations(agent, plan.session),
                 farewell=farewell(again(plan.word, plan.settings), agent, env) if plan.is_interactive else "",
                 held_open=limit,
+                keeps=keeps(plan, log, conversations(agent, plan.session), env) if cache else None,
             ),
             binding,
             listener,
@@ -116,7 +118,7 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
         with contextlib.suppress(FolderError):
             remember(plan.variant.source or plan.model.id, plan.variant.path, env)
             write_private(env.folders.last_model, json.dumps({"model": plan.word}))
-        server.order(ready=True, restore=cache.restore if cache else [])
+        server.order(ready=True, restore=cache.restore if cache else [], kept=cache.kept if cache else {})
         undo.pop_all()
     return server
 

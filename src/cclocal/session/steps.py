@@ -13,6 +13,7 @@ from cclocal.facts import Facts
 from cclocal.memory.gguf import BadHeaderError
 from cclocal.models import hub, screen
 from cclocal.models.catalog import CONFIG, Catalog, Model
+from cclocal.models.headers import offers_tools
 from cclocal.models.repo_files import ask_hub, listed_bytes, peek, refuse_unnamed
 from cclocal.models.resolve import resolve
 from cclocal.paths import Env
@@ -82,7 +83,10 @@ def look_at_hub(now: Launch) -> Launch:
     if found := screen.of_config(CONFIG, header.config):
         commit = plan.variant.revision or hub.commit_of(plan.variant.repo or "")
         screen.refuse(found, plan.variant.source, commit, now.settings.trust_model)
-    return replace(now, facts=now.facts.with_shape(model_path(plan.variant, now.facts), header.shape))
+    path = model_path(plan.variant, now.facts)
+    has_template = plan.variant.repo and not plan.variant.is_folder
+    is_toolless = bool(has_template) and not offers_tools(header.template)
+    return replace(now, facts=now.facts.with_shape(path, header.shape, is_toolless=is_toolless))
 
 
 def _with_file_names(now: Launch) -> Launch:
@@ -110,6 +114,16 @@ def _with_file_names(now: Launch) -> Launch:
 def fetch(now: Launch) -> Launch:
     """With the model's files on disk."""
     return now.with_model_files() if _fetch(now.plan(), now.env) else now
+
+
+def refuse_toolless(now: Launch) -> None:
+    """Raises UsageError for an agent with tools on a model whose chat template knows none: it would never call one."""
+    plan = now.plan()
+    if plan.is_toolless and plan.session.tools and not plan.settings.server:
+        raise UsageError(
+            f"The chat template of {plan.model.name} knows no tools, so the model would never see the agent's.",
+            hint="--no-tools to chat with it, or chat_template_file of its variant in config.toml",
+        )
 
 
 def refuse_unsafe(now: Launch) -> None:

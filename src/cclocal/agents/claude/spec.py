@@ -30,6 +30,7 @@ NAME = "claude"
 INSTALL = "npm install -g @anthropic-ai/claude-code@2.1.331"
 TITLE = "Claude Code"
 CONVERSATIONS = "projects/*/*.jsonl"
+CONTINUES = frozenset("-c --continue -r --resume".split())
 LOOK = "cclocal.agents.claude.look"
 WIRE = "anthropic"
 CALLS = Calls(("Bash", "command"), ("Write", "file_path", "content"))

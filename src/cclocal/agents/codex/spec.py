@@ -30,6 +30,7 @@ NAME = "codex"
 TITLE = "Codex"
 INSTALL = "npm install -g @openai/codex@0.169.0"
 CONVERSATIONS = "sessions/*/*/*/*.jsonl"
+CONTINUES = frozenset("resume fork".split())
 LOOK = "cclocal.agents.codex.look"
 WIRE = "responses"
 CALLS = Calls(("exec_command", "cmd"))

@@ -25,6 +25,7 @@ NAME = PROGRAM = "pi"
 TITLE = "pi"
 INSTALL = "npm install -g @mariozechner/pi-coding-agent@0.73.1"
 CONVERSATIONS = "sessions/*/*.jsonl"
+CONTINUES = frozenset("-c --continue -r --resume --session --fork".split())
 LOOK = "cclocal.agents.pi.look"
 WIRE = "chat"
 CALLS = Calls(("bash", "command"), ("write", "path", "content"))

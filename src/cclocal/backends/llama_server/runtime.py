@@ -100,6 +100,8 @@ def _wheel(env: Env, machine: Machine, answers: Answers) -> Iterator[Engine]:
 class LlamaServer(Runtime):
     """llama.cpp's server: it counts tokens, and saves and restores the KV cache of a prompt."""
 
+    COUNTED = r'"n_saved": ?(\d+)'
+
     def find(self, env: Env, settings: Settings, machine: Machine, answers: Answers) -> Iterator[Engine]:
         """The llama-server asked for, else the one on PATH and then the wheel's."""
         asked = settings.llama_server
@@ -135,14 +137,20 @@ class LlamaServer(Runtime):
         body = {"content": rendered, "add_special": True, "parse_special": True}
         return [int(token) for token in client.post("/tokenize", json=body).raise_for_status().json()["tokens"]]
 
-    def read_prompt(self, client: httpx.Client, tokens: list[int]) -> None:
+    def read_prompt(self, client: httpx.Client, tokens: list[int]) -> int:
         """Evaluated into slot 0, without a reply."""
         body = {"prompt": tokens, "n_predict": 0, "cache_prompt": True, "id_slot": 0}
-        client.post("/completion", json=body, timeout=None).raise_for_status()
+        reply = client.post("/completion", json=body, timeout=None).raise_for_status().json()
+        return int(reply["timings"]["prompt_n"])
+
+    def save_request(self, name: str) -> tuple[str, str, str]:
+        """Of slot 0."""
+        return "POST", "/slots/0?action=save", json.dumps({"filename": name})
 
     def save_prompt(self, client: httpx.Client, name: str) -> int:
         """The KV cache of slot 0."""
-        reply = client.post("/slots/0?action=save", json={"filename": name}, timeout=None)
+        method, path, body = self.save_request(name)
+        reply = client.request(method, path, content=body, timeout=None)
         return int(reply.raise_for_status().json()["n_saved"])
 
     def restore_request(self, name: str) -> tuple[str, str, str]:

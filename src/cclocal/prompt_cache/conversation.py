@@ -1,0 +1,99 @@
+"""A conversation's KV cache from one session to the next: which state is restored, and what a keeper must know to save
+one (server/keep.py).
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cclocal.agents import AGENTS, continued
+from cclocal.backends import runtime_of
+from cclocal.paths import Env, make_folder, read_table, write_private
+from cclocal.planning.plan import Plan
+from cclocal.server.keep import CAP_BYTES, IDLE_S, PREFIX, checksum
+
+#: A script may ask once a hundred times a day, and go on with none of them: then only small states are written.
+MOST_ONCE_BYTES = 256 * 10**6
+
+
+def keeps(plan: Plan, log: Path, pattern: str, env: Env) -> dict[str, Any] | None:
+    """What the keeper needs in order to save the conversation; None if this session's is not saved.
+
+    `pattern`: of the files of the agent's conversations. Raises FolderError.
+    """
+    if not plan.can_save_conversation or plan.settings.server:
+        return None
+    runtime = runtime_of(plan.variant.backend)
+    goes_on = continued(AGENTS[plan.agent], plan.settings.agent_args) is not None
+    return {
+        "folder": str(make_folder(env.folders.saved_prompts)),
+        "save": runtime.save_request("{name}"),
+        "restore": runtime.restore_request("{name}"),
+        "counted": runtime.COUNTED,
+        "log": str(log),
+        "log_reader": plan.session.log_reader,
+        "about": _about(plan),
+        "idle_s": float(env.environ.get("CCLOCAL_TEST_IDLE_S") or IDLE_S),
+        "restores": [str(env.folders.restores), f"{plan.restores_key} conversation"],
+        "most_bytes": CAP_BYTES if plan.is_interactive or goes_on else MOST_ONCE_BYTES,
+        "note": {"agent": plan.agent, "cwd": str(plan.session.cwd), "pattern": pattern, "model": plan.word},
+    }
+
+
+def find(plan: Plan, env: Env) -> tuple[Path, int] | None:
+    """(the state of the conversation that the agent's arguments go on with, its tokens); None if there is none.
+
+    A state that is not what was written is left out. States of conversations that were deleted are removed.
+    """
+    wanted = continued(AGENTS[plan.agent], plan.settings.agent_args)
+    if wanted is None or not plan.can_save_conversation:
+        return None
+    fits = []
+    for state, note, changed_s in _states(env):
+        is_meant = note["conversation"] == wanted if wanted else note["cwd"] == str(plan.session.cwd)
+        if is_meant and note["about"] == _about(plan):
+            fits.append((changed_s, state, note))
+    for _, state, note in sorted(fits, key=lambda one: one[0], reverse=True)[:1]:
+        if state.stat().st_size == note["size_bytes"] and checksum(str(state)) == note["sha256"]:
+            return state, int(note["tokens"])
+    return None
+
+
+def _states(env: Env) -> Iterator[tuple[Path, dict[str, Any], float]]:
+    """Each saved conversation, its note, and when the agent changed it last, in seconds since the epoch.
+
+    Those whose conversation was deleted are removed.
+    """
+    there: dict[str, list[str]] = {}
+    for path in env.folders.saved_prompts.glob(f"{PREFIX}*.json"):
+        note, state = read_table(path), path.with_suffix(".bin")
+        pattern = str(note.get("pattern", ""))
+        if pattern not in there:
+            there[pattern] = glob.glob(pattern)  # noqa: PTH207 - an absolute pattern
+        file = next((file for file in there[pattern] if file.endswith(f"{note.get('conversation')}.jsonl")), "")
+        if file and state.exists():
+            yield state, note, Path(file).stat().st_mtime
+        else:
+            path.unlink(missing_ok=True)
+            state.unlink(missing_ok=True)
+
+
+def note_restores(plan: Plan, what: str, works: bool, env: Env) -> None:
+    """Remember whether this engine could use a restored state of this kind of memory. `what`: prompt, conversation."""
+    path = env.folders.restores
+    write_private(path, json.dumps({**read_table(path), f"{plan.restores_key} {what}": works}))
+
+
+def _about(plan: Plan) -> str:
+    """What a state depends on beside the conversation: the agent, the model's file, the engine and its KV cache."""
+    return f"{plan.agent} | {plan.cache_key} | {identity(plan)}"
+
+
+def identity(plan: Plan) -> str:
+    """The model's file, and a chat template file: another one of the same name is another model."""
+    files = [Path(name) for name in (plan.request.model_file, plan.variant.chat_template_file) if name]
+    return " ".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files if file.exists())

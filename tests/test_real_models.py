@@ -1,0 +1,146 @@
+"""Trained language models, where the copy circuit shows nothing: a real tokenizer, real logits, a sliding window.
+
+SmolLM2-135M-Instruct (a template without tools), and with CI=true Gemma 3 270M (a base model, whose window slides).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from bench.llama_fit_params import ask as ask_llama_cpp
+from cclocal import tiny
+from cclocal.memory.fit import fit as fit_memory
+from cclocal.memory.footprint import MemoryConfig
+from cclocal.models.headers import of_gguf
+from tests.conftest import CACHE, CLAUDES
+from tests.world import World, wait_for
+
+SMOLLM = CACHE / "models/SmolLM2-135M-Instruct.Q4_1.gguf"
+GEMMA = CACHE / "models/gemma-3-270m-q4_k_m.gguf"
+#: What the first turn of a warm session reads: its folder, date and question, and the end of a reply.
+NEW_TOKENS = 450
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("model", [SMOLLM, GEMMA], ids=lambda path: path.name[:6])
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+def test_the_plan_counts_what_llama_cpp_counts(world: World, model: Path, kv: str) -> None:
+    found = of_gguf(model)
+    assert found
+    for context_tokens in (4096, 32768):
+        fit = fit_memory(found.shape, MemoryConfig(context_tokens, kv_type=kv), None)
+        opinion = ask_llama_cpp(CACHE / "llama-server-0.3.36/build/bin/llama-fit-params", fit, world.env, model)
+        assert opinion
+        assert abs(opinion.cache_bytes - fit.footprint.kv_bytes) < 1 << 20
+        assert abs(opinion.weights_bytes - fit.footprint.weights_bytes) < 1 << 20
+
+
+def template() -> str:
+    """The tiny model's, which offers tools."""
+    return str(json.loads(tiny.mlx_files()["tokenizer_config.json"])["chat_template"])
+
+
+def add_model(world: World, model: Path) -> None:
+    """Make it a model of the user's own, with a template that offers tools, which its file has not.
+
+    SmolLM2's window is too small for an agent: the copy claims a larger one, beyond which its answers mean nothing.
+    """
+    if model == SMOLLM:
+        data = bytearray(model.read_bytes())
+        at = data.index(b"llama.context_length") + len(b"llama.context_length") + 4
+        data[at : at + 4] = (32768).to_bytes(4, "little")
+        path = world.root / "smollm.gguf"
+        path.write_bytes(data)
+    (world.root / "template.jinja").write_text(template())
+    folder = world.home / ".config/cclocal"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text(f"""
+[models.real]
+name = "A trained model"
+note = "for tests"
+context_tokens = 13312
+native_context_tokens = 32768
+out_tokens = 256
+[[models.real.variants]]
+backend = "llama-server"
+quant = "Q4"
+path = "{path if model == SMOLLM else model}"
+chat_template_file = "{world.root}/template.jinja"
+""")
+
+
+def first_turn(world: World, *words: str) -> dict[str, int]:
+    """The tokens of a session's first turn. Whatever the model babbles, the session ends in order."""
+    done = world.run("real", "--lean", "--", "-p", *words)
+    assert done.returncode in (0, 1), done.stderr
+    wait_for(lambda: not list(world.sessions.glob("*")), "the end of the session")
+    return dict(json.loads(world.run("stats", "--json").stdout)["turns"][0])
+
+
+def known(world: World) -> dict[str, bool]:
+    """What was found out about restoring, by the kinds of memory and what was restored."""
+    told = json.loads((world.home / ".local/state/cclocal/restores.json").read_text())
+    return {" ".join(name.split()[2:]): works for name, works in told.items()}
+
+
+def test_the_second_session_reads_only_what_is_its_own(world: World) -> None:
+    world.real("claude", CLAUDES[0].path)
+    add_model(world, SMOLLM)
+    cold, warm = first_turn(world, "Hi"), first_turn(world, "Hello")
+    assert cold["prompt_tokens"] == warm["prompt_tokens"]
+    assert warm["read_tokens"] < NEW_TOKENS < warm["kept_tokens"] / 3, warm
+    # a real tokenizer: 3.9 bytes a token, where the copy circuit has 2.3
+    assert cold["prompt_tokens"] < 3000
+    assert known(world) == {"full prompt": True}
+
+
+@pytest.mark.wide
+def test_a_conversation_goes_on_warm_although_the_window_slides(world: World) -> None:
+    """The engine showed by itself that it can: the plan does not go by the architecture.
+
+    The agent is a fake, whose questions are short and whose conversation is a file: the real one would let this model
+    babble for minutes.
+    """
+    world.fake_claude()
+    add_model(world, GEMMA)
+    projects = world.home / ".local/share/cclocal/claude/projects/p"
+    projects.mkdir(parents=True)
+    # beyond the 512 tokens of its window
+    story = " ".join(f"The {number}. word of a long story." for number in range(250))
+    turns = []
+    for words, content in ((("--",), story), (("--", "--continue"), f"{story} And now?")):
+        launcher = world.start("real", *words)
+        world.agent()
+        (projects / "01234567-89ab-cdef-0123-456789abcdef.jsonl").write_text("{}\n")
+        assert world.ask(content).status_code == 200
+        os.kill(world.watched(), signal.SIGTERM)
+        launcher.wait()
+        wait_for(lambda: not list(world.sessions.glob("*")), "the end of the session")
+        (world.record / "agent.json").unlink()
+        turns.append(json.loads(world.run("stats", "--json").stdout)["turns"][0])
+    cold, warm = turns
+    assert cold["read_tokens"] > 2000
+    # back to the engine's last checkpoint, a batch of 512 tokens
+    assert warm["read_tokens"] < 600 < warm["kept_tokens"] / 3, warm
+    assert known(world) == {"full sliding conversation": True}
+
+
+def test_a_template_that_knows_no_tools_is_told_before_the_load(world: World) -> None:
+    """SmolLM2's own: llama.cpp would drop the tools in silence, and the model would chat."""
+    world.fake_claude(exits=0)
+    world.fake_server()
+    add_model(world, SMOLLM)
+    copy = world.root / "smollm.gguf"
+    done = world.run("--model", str(copy), "--out-tokens", "256")
+    assert done.returncode == 2, done.stderr
+    assert "The chat template of smollm.gguf knows no tools" in done.stderr
+    assert "--no-tools" in done.stderr
+    assert not (world.record / "pids.json").exists()
+    assert world.run("--model", str(copy), "--out-tokens", "256", "--no-tools").returncode == 0
+    # a template of the user's own has them
+    assert world.run("real").returncode == 0

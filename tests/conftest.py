@@ -1,6 +1,7 @@
 """The real parts of the suite, and worlds to use them in.
 
-With CI=true every engine form, every agent version and every row of the matrices is run. Elsewhere: the engine of the
+With CI=true every engine form, every agent version and every row of the matrices is run; of agent and engine together
+two pairs instead of all four, the newest on the wheel and the oldest on the binary. Elsewhere: the engine of the
 wheel, one Claude Code (the one on PATH, else 2.1.331) and one row of each matrix; the summary says what was left out.
 
 Two markers: `wide` is a row that only CI=true runs; `starts` is set here on every test that starts a program of ours
@@ -209,6 +210,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         wide = [item for item in items if item.get_closest_marker("wide")]
         config.hook.pytest_deselected(items=wide)
         items[:] = [item for item in items if item not in wide]
+        return
+    crossed = [item for item in items if _is_crossed(item)]
+    config.hook.pytest_deselected(items=crossed)
+    items[:] = [item for item in items if item not in crossed]
+
+
+def _is_crossed(item: pytest.Item) -> bool:
+    """Whether this is one of the two pairs of agent and engine that are left out of a whole product."""
+    params = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
+    if not params or not {"claude", "engine"} <= params.keys():
+        return False
+    return bool((params["claude"].version == NEWEST) == (params["engine"].name == ENGINES[-1].name))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -14,6 +14,7 @@ OF_THE_DAY = {
     "ui/tables.py": "how many days ago something was used",
     "checks/results.py": "when a check was run",
     "models/storage.py": "when a model was used",
+    "server/keep.py": "when a conversation was saved",
     "session/running.py": "how long ago a session began, against the time that the kernel gave it",
     "server/keeper.py": "which conversations changed in a session, against the times of their files",
 }

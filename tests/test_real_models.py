@@ -144,3 +144,29 @@ def test_a_template_that_knows_no_tools_is_told_before_the_load(world: World) ->
     assert world.run("--model", str(copy), "--out-tokens", "256", "--no-tools").returncode == 0
     # a template of the user's own has them
     assert world.run("real").returncode == 0
+
+
+@pytest.mark.wide
+def test_guessed_tokens_change_nothing_but_the_steps(world: World) -> None:
+    """A file that is in the prompt is written again, greedily: the same text, several tokens a step."""
+    world.fake_claude()
+    add_model(world, SMOLLM)
+    config = world.home / ".config/cclocal/config.toml"
+    config.write_text(config.read_text() + "[models.real.variants.sampling]\ntemp = 0.0\ntop_k = 1\n")
+    numbers = [(number, number * 7 % 13) for number in range(25)]
+    lines = "\n".join(f"def function_{one}(value):\n    return value * {one} + {two}\n" for one, two in numbers)
+    texts, steps = [], []
+    for kind in ("off", "ngram-simple", "ngram-mod"):
+        launcher = world.start("real", "--speculate", kind, "--cold")
+        answer = world.ask(f"Repeat this file exactly:\n{lines}", out_tokens=128)
+        texts.append(answer.json()["content"][0]["text"])
+        os.kill(world.watched(), signal.SIGTERM)
+        launcher.wait()
+        wait_for(lambda: not list(world.sessions.glob("*")), "the end of the session")
+        (world.record / "agent.json").unlink()
+        steps.append(json.loads(world.run("stats", "--json").stdout)["turns"][0]["per_step"])
+    assert texts[0].startswith("def function_0(value):")
+    assert len(set(texts)) == 1
+    assert steps[0] is None
+    assert min(steps[1:]) >= 5, steps
+    assert "a step" in world.run("stats").stdout

@@ -292,14 +292,14 @@ class World:
         every = [json.loads(line) for line in lines]
         return [r for r in every if r["path"] != "/v1/models" and (r["body"] or {}).get("max_tokens") != 1]
 
-    def ask(self, content: Any = "Hi", limit_s: float = 60.0) -> httpx.Response:
+    def ask(self, content: Any = "Hi", limit_s: float = 60.0, out_tokens: int = 8) -> httpx.Response:
         """A message of the agent's, with what it was given."""
         got = self.agent()["env"]
         return httpx.post(
             f"{got['ANTHROPIC_BASE_URL']}/v1/messages",
             json={
                 "model": got["ANTHROPIC_MODEL"],
-                "max_tokens": 8,
+                "max_tokens": out_tokens,
                 "messages": [{"role": "user", "content": content}],
             },
             headers={"x-api-key": got["ANTHROPIC_AUTH_TOKEN"]},

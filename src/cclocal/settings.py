@@ -18,6 +18,8 @@ LEAST_OUT_TOKENS = 256
 #: The levels of --sandbox.
 STRICT, BASH, OFF = "strict", "bash", "off"
 SANDBOXES = (STRICT, BASH, OFF)
+#: The kinds of --speculate.
+SPECULATIONS = (OFF, "ngram-simple", "ngram-mod")
 
 MODELS, SESSION, MEMORY, OTHER = "Models", "The session", "Memory", "Another server"
 
@@ -68,6 +70,10 @@ _PORT = "Port of the server. [dim]default: any free one; with --server the model
 _EXTRA_VARIABLE = "Give the agent this variable too; repeatable. [dim]In CCLOCAL_PASS_ENV separated by spaces.[/]"
 _THINK = "Let the model think before it answers: slower, sometimes better. [dim]default: off[/]"
 _UBATCH = "Micro-batch (MLX: prefill step): larger reads prompts faster, needs more memory. [dim]default: 512 (2048)[/]"
+_SPECULATE = (
+    "Guess tokens from the text so far and check several at once: off, ngram-simple, ngram-mod. Faster where text is "
+    "copied, slower elsewhere. [dim]default: off[/]"
+)
 _WIRED = "Mac: raise the GPU's memory limit to this for the session (needs sudo)."
 _URL = "Use the server at this address and start none. --model selects one of its models."
 _INSECURE = "Allow --url http:// to another machine, although it is not encrypted."
@@ -126,6 +132,7 @@ class Settings:
     slots: Annotated[
         int | None, Memory("--slots N", "Conversations that share the context.", at_least=1, at_most=64)
     ] = None
+    speculate: Annotated[str | None, Server("--speculate KIND", _SPECULATE)] = None
     ubatch: Annotated[int | None, Memory("--ubatch --prefill-step TOKENS", _UBATCH, at_least=1, at_most=65536)] = None
     gpu_layers: Annotated[int | None, Memory("--gpu-layers N", "Layers to put on the GPU.", at_least=0)] = None
     cpu_moe: Annotated[int | None, Memory("--cpu-moe N", "Layers whose experts stay on the CPU.", at_least=0)] = None

@@ -24,8 +24,9 @@ class Turn(NamedTuple):
     """One reply, in tokens and seconds; None where the engine does not report it.
 
     prompt: the whole request; read: the part of it that was evaluated; kept: the part that was in the KV cache already;
-    written: the reply. first_s: until the first token; writing_s: from there to the last; whole_s: both. began_s: when
-    the server began with it, since the server's start. window: the context window of one conversation.
+    written: the reply; accepted: the part of it that was guessed. first_s: until the first token; writing_s: from there
+    to the last; whole_s: both. began_s: when the server began with it, since the server's start. window: the context
+    window of one conversation.
     """
 
     prompt_tokens: int | None = None
@@ -37,6 +38,13 @@ class Turn(NamedTuple):
     whole_s: float | None = None
     began_s: float | None = None
     window_tokens: int | None = None
+    accepted_tokens: int | None = None
+
+    @property
+    def per_step(self) -> float | None:
+        """Tokens written in one step of the model, where it speculates."""
+        written, accepted = self.written_tokens or 0, self.accepted_tokens
+        return written / (written - accepted) if accepted is not None and written > accepted else None
 
     @property
     def read_per_s(self) -> float | None:

@@ -72,6 +72,8 @@ class Variant:
     override_kv: tuple[str, ...] = ()
     tool_parser: str | None = None
     reasoning_parser: str | None = None
+    #: how several tokens are decoded in one step
+    speculate: Literal["off", "ngram-simple", "ngram-mod"] = "off"
     sampling: Sampling = field(default_factory=Sampling)
     think_sampling: Sampling | None = None
     extra_args: tuple[str, ...] = ()

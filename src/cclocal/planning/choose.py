@@ -13,7 +13,7 @@ from cclocal.facts import Engine, Facts, Machine
 from cclocal.memory.footprint import KV_TYPES
 from cclocal.models.catalog import CONFIG, Model, Variant
 from cclocal.planning.memory import adjusted
-from cclocal.settings import BASH, OFF, SANDBOXES, STRICT, Settings
+from cclocal.settings import BASH, OFF, SANDBOXES, SPECULATIONS, STRICT, Settings
 
 #: The sandbox level if none was asked for. On a Mac strict was never run (docs/unverified.md).
 _LEVELS = {"linux": STRICT, "macos": BASH}
@@ -25,6 +25,7 @@ CHOICES: Mapping[str, Collection[str]] = {
     "backend": BACKENDS,
     "kv": KV_TYPES,
     "sandbox": SANDBOXES,
+    "speculate": SPECULATIONS,
 }
 
 

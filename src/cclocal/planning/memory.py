@@ -15,7 +15,7 @@ from cclocal.memory.footprint import KV_TYPES, MemoryConfig
 from cclocal.memory.remedies import Remedy, remedies
 from cclocal.memory.shape import Shape
 from cclocal.models.catalog import Variant
-from cclocal.settings import Settings
+from cclocal.settings import SPECULATIONS, Settings
 from cclocal.units import GIB, MIB, memory_size
 
 #: The share of its memory that macOS lets the GPU wire, from so many GiB of RAM on: macOS 15 and older, 26 and newer.
@@ -41,11 +41,15 @@ def adjusted(variant: Variant, settings: Settings) -> Variant:
         raise UsageError(
             f"There is no KV cache type “{settings.kv}”.{settings.origin('kv')}", hint=f"--kv {' | '.join(KV_TYPES)}"
         )
+    if settings.speculate is not None and settings.speculate not in SPECULATIONS:
+        words = f"There is no kind of speculation “{settings.speculate}”.{settings.origin('speculate')}"
+        raise UsageError(words, hint=f"--speculate {' | '.join(SPECULATIONS)}")
     if settings.parser and "parser" not in BACKENDS[variant.backend].ASKED_BY:
         others = " or ".join(name for name, backend in BACKENDS.items() if "parser" in backend.ASKED_BY)
         raise UsageError(f"--parser is for {others}; {variant.backend} uses the model's own template.")
     changes: dict[str, Any] = {
         "kv_type": settings.kv,
+        "speculate": settings.speculate,
         "slots": settings.slots,
         "ubatch_tokens": settings.ubatch,
         "cache_ram_mib": settings.cache_ram_mib,

@@ -118,6 +118,7 @@ def _table(rows: list[Turn]) -> Table:
         ("first word", [seconds(turn.first_s) for turn in rows]),
         ("written", [count(turn.written_tokens) for turn in rows]),
         ("written/s", [count(turn.write_per_s) for turn in rows]),
+        ("a step", [f"{turn.per_step:.1f}" if turn.per_step else count(None) for turn in rows]),
         ("whole", [seconds(turn.whole_s) for turn in rows]),
     )
     reported = [(heading, cells) for heading, cells in columns if set(cells) != {count(None)}]
@@ -129,5 +130,6 @@ def _table(rows: list[Turn]) -> Table:
 
 
 def _as_json(turn: Turn) -> dict[str, float | None]:
-    row = {**turn._asdict(), "read_per_s": turn.read_per_s, "write_per_s": turn.write_per_s}
+    speeds = {"read_per_s": turn.read_per_s, "write_per_s": turn.write_per_s, "per_step": turn.per_step}
+    row = {**turn._asdict(), **speeds}
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}

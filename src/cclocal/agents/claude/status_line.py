@@ -102,7 +102,8 @@ def _last(turn: Turn) -> list[str]:
         text = [f"read {turn.read_tokens:,} in {turn.first_s:.1f} s, {kept:.0%} kept"]
     else:
         text = [f"first word after {turn.first_s:.1f} s"]
-    return [*text, f"{turn.write_per_s:.0f} tokens/s"] if turn.write_per_s else text
+    text += [f"{turn.write_per_s:.0f} tokens/s"] if turn.write_per_s else []
+    return [*text, f"{turn.per_step:.1f} a step"] if turn.per_step else text
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ _PLACE = re.compile(r"cached n_tokens = +(\d+)")
 _PROGRESS = re.compile(r"prompt processing.* (\d+(?:\.\d+)?) tokens per second")
 _WRITING = re.compile(r"n_gen = .* tg_3s = +(\d+(?:\.\d+)?) t/s")
 _READ = re.compile(r"prompt eval time = +(\d+(?:\.\d+)?) ms / +(\d+) tokens")
+_ACCEPTED = re.compile(r"draft acceptance.*\( *(\d+) accepted")
 _WRITTEN = re.compile(r"eval time = +(\d+(?:\.\d+)?) ms / +(\d+) tokens")
 
 
@@ -25,6 +26,7 @@ def turns(text: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """
     found: list[dict[str, Any]] = []
     tasks: dict[str, dict[str, Any]] = {}
+    done_by: dict[str, dict[str, Any]] = {}
     for line in text.splitlines():
         match = _TASK.match(line)
         if not match:
@@ -35,7 +37,9 @@ def turns(text: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
             began = {"began_s": _seconds(time), "window_tokens": int(new[1]) if new[1] else None}
             tasks[task] = {"prompt_tokens": int(new[2]), "place_tokens": 0, "began": began}
         elif now is None:
-            continue
+            # told after the reply's own line
+            if (guessed := _ACCEPTED.match(said)) and task in done_by:
+                done_by.pop(task)["accepted_tokens"] = int(guessed[1])
         elif at := _PLACE.match(said):
             now["place_tokens"] = int(at[1])
         elif said.startswith("init sampler"):
@@ -49,6 +53,7 @@ def turns(text: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         elif "first_s" in now and (done := _WRITTEN.match(said)):
             del tasks[task]
             found.append(_turn(now, float(done[1]) / 1000, int(done[2])))
+            done_by = {task: found[-1]}
         elif said.startswith("stop processing"):
             # cancelled by the client
             del tasks[task]

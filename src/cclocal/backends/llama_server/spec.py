@@ -27,6 +27,15 @@ NEEDED = ("--jinja", "--api-key-file", "--alias", "--parallel", "--ctx-size")
 #: Without it no KV cache is saved.
 SLOT_SAVE_PATH = "--slot-save-path"
 LOG_VERBOSITY = 4
+#: What each kind of speculation is to llama.cpp. The sizes of ngram-mod are not its own, with which a greedy reply was
+#: another text (tests/test_real_models.py compares them).
+SPECULATION = {
+    "ngram-simple": ("--spec-type", "ngram-simple"),
+    "ngram-mod": (
+        *("--spec-type", "ngram-mod", "--spec-ngram-mod-n-match", "12"),
+        *("--spec-ngram-mod-n-min", "2", "--spec-ngram-mod-n-max", "24"),
+    ),
+}
 #: llama.cpp's own default.
 DEFAULT_BATCH_TOKENS = 2048
 
@@ -149,6 +158,7 @@ class LlamaServerSpec(Backend):
         add("--top-k", sampling.top_k)
         add("--min-p", sampling.min_p)
         add("--repeat-penalty", sampling.repeat_penalty)
+        argv += SPECULATION.get(variant.speculate, ())
         argv += [flag for flag in ("--no-webui", "--offline") if flag in engine.flags]
         argv += variant.extra_args
         return Command(tuple(argv), keep=frozenset(SERVER_NAMES), keep_prefixes=SERVER_PREFIXES), {
@@ -178,6 +188,7 @@ def _variant_flags(variant: Variant) -> list[str]:
         "--reasoning-budget": variant.reasoning_budget_tokens is not None,
         "--chat-template-kwargs": variant.template_kwargs,
         "--chat-template-file": variant.chat_template_file,
+        "--spec-type": variant.speculate in SPECULATION,
         "--cache-type-k": variant.kv_type != "f16",
         "--cache-type-v": variant.kv_type != "f16",
         "--n-gpu-layers": variant.gpu_layers is not None,

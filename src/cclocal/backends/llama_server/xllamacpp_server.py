@@ -51,6 +51,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cache-type-k", choices=_KV_TYPES, help="the KV cache's type")
     p.add_argument("--cache-type-v", choices=_KV_TYPES)
     p.add_argument("--flash-attn", choices=("on", "off", "auto"))
+    p.add_argument("--spec-type", choices=("ngram-simple", "ngram-mod"), help="decode several tokens in one step")
+    p.add_argument("--spec-ngram-mod-n-match", type=int, metavar="N")
+    p.add_argument("--spec-ngram-mod-n-min", type=int, metavar="N")
+    p.add_argument("--spec-ngram-mod-n-max", type=int, metavar="N")
     p.add_argument("--n-gpu-layers", type=int, metavar="N", help="default: as many as fit")
     p.add_argument("--log-verbosity", type=int, metavar="N", help="3 = events, 4 = also the sizes of buffers")
     p.add_argument("--temp", type=float)
@@ -122,6 +126,12 @@ def _params(engine: Any, options: argparse.Namespace) -> Any:
     if options.flash_attn:
         kinds = {"on": "ENABLED", "off": "DISABLED", "auto": "AUTO"}
         p.flash_attn_type = getattr(engine.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{kinds[options.flash_attn]}")
+    if options.spec_type:
+        kind = options.spec_type.replace("-", "_").upper()
+        p.speculative.types = [getattr(engine.common_speculative_type, f"COMMON_SPECULATIVE_TYPE_{kind}")]
+        for name in ("n_match", "n_min", "n_max"):
+            if (value := getattr(options, f"spec_ngram_mod_{name}")) is not None:
+                setattr(p.speculative.ngram_mod, name, value)
     if options.n_gpu_layers is not None:
         p.n_gpu_layers = options.n_gpu_layers
     if options.log_verbosity is not None:

@@ -58,6 +58,8 @@ class OllamaSpec(Backend):
             return f"Ollama {engine.version} is too old: {OLDEST} or newer is needed"
         if variant.slots > 1 or variant.cpu_moe_layers:
             return "cclocal does not support --slots above 1 or --cpu-moe with Ollama"
+        if variant.speculate != "off":
+            return "Ollama has no setting for speculate"
         if engine.form == RUNNING and not variant.tag:
             return "an Ollama that is already running only serves models from its own store"
         if engine.form == RUNNING and variant.kv_type != "f16":

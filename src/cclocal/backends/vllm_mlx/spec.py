@@ -57,6 +57,7 @@ class VllmMlxSpec(Backend):
         if variant.slots > 1 or variant.cpu_moe_layers or variant.gpu_layers is not None:
             return "cclocal does not support --slots above 1, --cpu-moe or --gpu-layers with vllm-mlx"
         lost = [key for key in ("chat_template_file", "mmproj", "override_kv") if getattr(variant, key)]
+        lost += ["speculate"] if variant.speculate != "off" else []
         return f"vllm-mlx has no setting for {', '.join(lost)}" if lost else None
 
     def notes(self, engine: Engine, facts: Facts) -> tuple[str, ...]:

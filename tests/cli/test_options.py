@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -164,7 +165,6 @@ def test_a_folder_that_is_gone(world: World) -> None:
 
 
 def test_no_model_can_take_an_option_of_ours() -> None:
-    import re
 
     from cclocal.config_file import reserved
 
@@ -206,6 +206,28 @@ def test_the_catalog_for_scripts(world: World) -> None:
     assert [row["id"] for row in rows if row["default"]] == ["gemma-light"]
     assert rows[1]["flags"] == ["--gemma-light", "--light"]
     assert (rows[1]["context_tokens"], rows[1]["native_context_tokens"]) == (65536, 131072)
+
+
+def test_the_catalog_for_people_has_room_for_its_notes(world: World) -> None:
+    """At 80 columns without a column of names; the speed of a model's last session here stands before its note."""
+    logs = world.home / ".local/state/cclocal/logs"
+    logs.mkdir(parents=True)
+    (logs / "server-01234567.log").write_text(
+        "[keeper] 12:00:00 Model gemma-light\n"
+        "1.0.0.1 I slot   operator(): id  0 | task 8 | new prompt, n_ctx_slot = 32768, n_keep = 0, task.n_tokens = 9\n"
+        "1.0.0.2 I slot print_timing: id  0 | task 8 | prompt eval time =  96.62 ms / 9 tokens\n"
+        "1.0.0.3 I slot print_timing: id  0 | task 8 |        eval time = 1000.00 ms / 42 tokens\n"
+    )
+    narrow = world.run("--list-models", COLUMNS="80").stdout
+    assert "Gemma 4 E4B: 42" in narrow
+    assert max(len(line) for line in narrow.splitlines()) <= 80
+    assert len(narrow.splitlines()) < 120
+    wide = world.run("--list-models", COLUMNS="130").stdout
+    assert re.search(r"Gemma 4 E4B +5.0 GB +64k of 128k +\d+ tokens/s here: the default", wide)
+    planned = world.run("plan", "gemma-light").stdout
+    assert re.search(r"wrote \d+ tokens/s in its last session here", planned)
+    # of another machine nothing is known
+    assert "tokens/s" not in world.run("plan", "gemma-light", "--ram", "24").stdout
 
 
 def test_colours_only_where_wanted(world: World) -> None:

@@ -175,6 +175,7 @@ def plan(
     """What a model needs in memory, and how much context fits. Starts and downloads nothing."""
     from cclocal.discovery.look import last_start
     from cclocal.session.plan import look_at_machine, plan_catalog, plan_one
+    from cclocal.session.stats import measured
     from cclocal.ui import memory_view
 
     if last:
@@ -188,7 +189,10 @@ def plan(
     if word is None:
         memory_view.show_all(plan_catalog(catalog, call.settings, facts), as_json=as_json)
     else:
-        memory_view.show_one(plan_one(catalog, word, call.settings, facts), as_json=as_json)
+        # of another machine nothing was measured
+        speeds = {} if ram or macos else measured(call.env)
+        row = plan_one(catalog, word, call.settings, facts)
+        memory_view.show_one(replace(row, write_per_s=speeds.get(row.id) or speeds.get(word)), as_json=as_json)
 
 
 @takes("agent", "lean")

@@ -120,13 +120,21 @@ class FitRow:
     variant: Variant | None = None
     #: the smallest window with which the agent works
     least_tokens: int = CELLS
+    #: tokens written per second, in its last session on this machine
+    write_per_s: float | None = None
 
 
 def row_as_json(row: FitRow) -> dict[str, Any]:
     if row.fit is None:
         return {"model": row.id, "verdict": "unknown"}
     remedies = [remedy.as_json() for remedy in row.remedies]
-    return {"model": row.id, **row.fit.as_json(), "shape_source": row.source, "remedies": remedies}
+    return {
+        "model": row.id,
+        **row.fit.as_json(),
+        "shape_source": row.source,
+        "remedies": remedies,
+        "write_per_s": row.write_per_s,
+    }
 
 
 def show_one(row: FitRow, *, as_json: bool) -> None:
@@ -138,6 +146,8 @@ def show_one(row: FitRow, *, as_json: bool) -> None:
     screen = output()
     screen.print(fit_table(row.name, row.fit, screen.width))
     screen.print(f"read from {row.source}", style="dim", markup=False)
+    if row.write_per_s:
+        screen.print(f"wrote {row.write_per_s:.0f} tokens/s in its last session here", markup=False)
     screen.print()
     for line in chart(row.fit, row.least_tokens):
         screen.print(line, markup=False, soft_wrap=True)

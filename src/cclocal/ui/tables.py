@@ -20,6 +20,8 @@ from cclocal.ui.console import output, print_json
 from cclocal.units import file_size, window
 
 _DAY_S = 86400
+#: From this width on the catalog has a column of names.
+_WIDE = 120
 _OF_SERVER = "no network; it reads its engine and the model, and writes its log and the kept prompts"
 _STATES = {"ok": ("✓", "green"), "info": ("·", "dim"), "note": ("!", "yellow"), "problem": ("✗", "red")}
 
@@ -57,8 +59,8 @@ def plain_table(*columns: str, right: Sequence[str] = (), no_wrap: Sequence[str]
     return table
 
 
-def show_catalog(catalog: Catalog, *, as_json: bool) -> None:
-    """The catalog, for people or for scripts."""
+def show_catalog(catalog: Catalog, speeds: Mapping[str, float], *, as_json: bool) -> None:
+    """The catalog, for people or for scripts. `speeds`: tokens written per second, of models that ran here."""
     if as_json:
         print_json(
             [
@@ -71,6 +73,7 @@ def show_catalog(catalog: Catalog, *, as_json: bool) -> None:
                     "native_context_tokens": m.native_context_tokens,
                     "out_tokens": m.out_tokens,
                     "port": m.port,
+                    "write_per_s": speeds.get(m.id) and round(speeds[m.id], 1),
                     "default": m.id == catalog.default,
                     "variants": [
                         {"backend": v.backend, "quant": v.quant, "repo": v.repo, "size_bytes": v.size_bytes}
@@ -82,12 +85,19 @@ def show_catalog(catalog: Catalog, *, as_json: bool) -> None:
         )
         return
     columns = ("flag", "model", "size", "context", "note")
-    table = plain_table(*columns, right=("size", "context"), no_wrap=columns[:-1])
+    screen = output()
+    # the note begins with the model's name where there is no room for a column of names
+    is_wide = screen.width >= _WIDE
+    shown = [name for name in columns if is_wide or name != "model"]
+    table = plain_table(*shown, right=("size", "context"), no_wrap=shown[:-1])
     for model in catalog.models.values():
         context = f"{window(model.served_context_tokens)} of {window(model.native_context_tokens)}"
         size = file_size(model.variants[0].size_bytes)
-        table.add_row(f"--{model.id}", model.name, size, context, Text(model.note))
-    output().print(table)
+        here = f"{speeds[model.id]:.0f} tokens/s here: " if model.id in speeds else ""
+        name = (model.name,) if is_wide else ()
+        note = f"{here}{model.note}" if is_wide else f"{model.name}: {here}{model.note}"
+        table.add_row(f"--{model.id}", *name, size, context, Text(note))
+    screen.print(table)
 
 
 def show_stored(rows: Sequence[Stored], free_bytes: int, disk_bytes: int, *, as_json: bool) -> None:

@@ -147,6 +147,16 @@ def test_a_template_that_knows_no_tools_is_told_before_the_load(world: World) ->
 
 
 @pytest.mark.wide
+def test_its_check_ends_soon_where_it_calls_no_tool(world: World) -> None:
+    """SmolLM2 talks about calling one: ten minutes, as long as every row was tried with it."""
+    world.real("claude", CLAUDES[0].path)
+    add_model(world, SMOLLM)
+    done = world.run("check", "real", "--lean")
+    assert done.returncode == 1, done.stderr
+    assert "it calls no tool, so nothing more was tried" in done.stdout
+
+
+@pytest.mark.wide
 def test_guessed_tokens_change_nothing_but_the_steps(world: World) -> None:
     """A file that is in the prompt is written again, greedily: the same text, several tokens a step."""
     world.fake_claude()

@@ -67,6 +67,18 @@ def test_each_fault_is_found(agent: World, fault: str, row: str, works: bool) ->
     assert all(one["meaning"] for one in told["rows"])
 
 
+def test_a_model_that_only_talks_is_found_out_in_three_replies(agent: World) -> None:
+    agent.fake_server(obeys=True, faults=["talks"])
+    done = agent.run("check", "tiny")
+    assert done.returncode == 1
+    assert "cannot drive the agent: it calls no tool, so nothing more was tried" in done.stdout
+    # of the rows those that were tried
+    assert done.stdout.count("not exercised") == 1
+    assert len([request for request in agent.requests() if request["path"] == "/v1/messages"]) == 3
+    # the agent was not started for it
+    assert not (agent.record / "agent.json").exists()
+
+
 def test_a_file_in_the_folder_one_is_in(agent: World) -> None:
     agent.fake_server(obeys=True)
     (agent.project / "my.gguf").write_bytes(tiny.gguf())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cclocal.wires.wire import Body, Calls, Reply, Wire
@@ -10,7 +10,8 @@ from cclocal.wires.wire import Body, Calls, Reply, Wire
 if TYPE_CHECKING:
     import httpx
 
-_OUT_TOKENS = 1024
+#: Enough for each row's file and some words. A model that never ends a reply is cut here, in seconds or a minute.
+_OUT_TOKENS = 512
 
 
 def _tool(name: str, description: str, *required: str, **optional: Body) -> Body:
@@ -29,6 +30,8 @@ class Server:
     model: str
     title: str
     context_tokens: int
+    #: how many tool calls each reply had
+    calls_seen: list[int] = field(default_factory=list)
 
     @property
     def system(self) -> str:
@@ -48,7 +51,9 @@ class Server:
     def ask(self, messages: list[Body], *, out_tokens: int = _OUT_TOKENS, stream: bool = False) -> Reply:
         body = self.wire.body(self.model, self.system, self.tools, messages, out_tokens, stream=stream)
         reply = self.client.post(self.wire.PATH, json=body)
-        return self.wire.read(reply.status_code, reply.text, stream=stream)
+        answer = self.wire.read(reply.status_code, reply.text, stream=stream)
+        self.calls_seen.append(len(answer.calls))
+        return answer
 
     def create(self, path: str, content: str) -> list[Body]:
         return [user(self.calls.ask_to_write(path, content))]

@@ -115,6 +115,8 @@ def check(
         print_json(report)
     else:
         verdict = "can drive the agent." if report["works"] else "cannot be relied on: see what failed."
+        if report["stopped_early"]:
+            verdict = "cannot drive the agent: it calls no tool, so nothing more was tried."
         output().print(f"\n{plan.model.name} on {plan.variant.backend} {verdict}", style="bold", markup=False)
     if not report["works"]:
         raise Exit(1)

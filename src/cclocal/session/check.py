@@ -56,8 +56,9 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> tupl
                 _show(row, show=show)
                 if server.poll() is not None:
                     raise server.died("The server stopped during the check.")
-            found.append(_agent_row(plan, plan.agent_command(server.binding)[0], env.environ))
-            _show(found[-1], show=show)
+            if all(map(rows.was_tried, found)):
+                found.append(_agent_row(plan, plan.agent_command(server.binding)[0], env.environ))
+                _show(found[-1], show=show)
         finally:
             server.end()
     report = {
@@ -70,6 +71,7 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> tupl
         "kv_type": plan.variant.kv_type,
         "lean": plan.session.lean,
         "works": can_work(found),
+        "stopped_early": not all(map(rows.was_tried, found)),
         "rows": [row._asdict() for row in found],
     }
     results.keep(plan.result_key, report, env)
@@ -77,7 +79,7 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> tupl
 
 
 def _show(row: CheckRow, *, show: bool) -> None:
-    if not show:
+    if not show or not rows.was_tried(row):
         return
     screen = output()
     screen.print(Text.assemble((f"{row.status:<15}", _STYLES[row.status]), (row.name, "bold")))

@@ -145,8 +145,10 @@ class PromptCache:
         runtime = runtime_of(self.plan.variant.backend)
         if self.plan.can_save_prompt:
             _make_room(self.env.folders.saved_prompts)
-        if self.plan.can_save_prompt and (found := find(self.plan, self.env)):
-            state, count = found
+        found: list[tuple[Path, int] | None] = []
+        wait_for(lambda: found.append(find(self.plan, self.env)), "checking what was kept of the conversation")
+        if found[0]:
+            state, count = found[0]
             if runtime.restore_prompt(client, state.name):
                 state.touch()
                 self.restore = [runtime.restore_request(state.name)]

@@ -48,6 +48,8 @@ class Conversation:
         self.folder: str = options["folder"]
         #: tokens that are on disk or need not be, and the bytes of a token, as far as that is known
         self.kept_tokens, self.kept_at_first, self.token_bytes = 0, 0, 0.0
+        #: of the part that every conversation begins with, if it is known
+        self.prompt_tokens = 0
         self.written_bytes, self.state = 0, ""
         #: the conversation and the file that a save is running for
         self.saving = self.part = ""
@@ -61,15 +63,16 @@ class Conversation:
         """
         self.kept_tokens = self.kept_at_first = kept.get("tokens", 0)
         self.state = kept.get("state", "")
+        self.prompt_tokens = 0 if self.state else self.kept_tokens
         self.token_bytes = kept.get("bytes", 0) / self.kept_tokens if self.kept_tokens else 0.0
 
     def carry(self, conversation: str) -> None:
-        """Let a branch of the conversation that the session went on with have its state, where it has none of its own.
+        """Let a branch of the conversation that the session went on with have its state, if it has none of its own."""
+        if self.state and not self.written_bytes and conversation:
+            with contextlib.suppress(OSError, ValueError):
+                self._carry(conversation)
 
-        Raises OSError.
-        """
-        if not self.state or self.written_bytes or not conversation:
-            return
+    def _carry(self, conversation: str) -> None:
         old, new = os.path.join(self.folder, self.state.removesuffix(".bin")), self._path(conversation)
         with open(f"{old}.json", encoding="utf-8") as file:
             note = json.load(file)
@@ -87,13 +90,23 @@ class Conversation:
         return self.is_worth_it()
 
     def is_worth_it(self) -> bool:
-        """Whether a state saves more time than it costs: by the speeds of this session and of earlier saves."""
+        """Whether a state saves more time than it costs: by the speeds of this session and of earlier saves.
+
+        False if nothing can be saved: somebody may have removed the folder.
+        """
+        with contextlib.suppress(OSError):
+            return self._is_worth_it()
+        return False
+
+    def _is_worth_it(self) -> bool:
         found = [turn for turn in self._turns() if not turn.is_ours and turn.prompt_tokens]
         if not found:
             return False
         tokens = (found[-1].prompt_tokens or 0) + (found[-1].written_tokens or 0)
-        new = tokens - self.kept_tokens
-        if new < LEAST_TOKENS or (self.written_bytes and tokens < GROWTH * self.kept_tokens):
+        # a conversation that was compacted, or begun anew, has little to do with what was saved
+        new = tokens - (self.kept_tokens if tokens >= self.kept_tokens else self.prompt_tokens)
+        is_soon = self.written_bytes and self.kept_tokens <= tokens < GROWTH * self.kept_tokens
+        if new < LEAST_TOKENS or is_soon:
             return False
         size = tokens * self.token_bytes
         disk = os.statvfs(self.folder)
@@ -123,15 +136,19 @@ class Conversation:
                         yield path.removesuffix("json") + "bin", note
 
     def learn(self) -> None:
-        """Remember whether the state that was restored was of use to the first turn. Raises OSError.
+        """Remember whether the state that was restored was of use to the first turn."""
+        if self.state:
+            with contextlib.suppress(OSError):
+                self._learn()
 
-        Little use is no sign: another conversation may have been chosen. No use at all is one, as even another
+    def _learn(self) -> None:
+        """Little use is no sign: another conversation may have been chosen. No use at all is one, as even another
         conversation begins with the same prompt.
         """
         with open(self.options["log"], encoding="utf-8", errors="replace") as log:
             every = turns(log.read(_TAIL_BYTES), (self.options["log_reader"],))[0]
         kept = next((turn.kept_tokens for turn in every if not turn.is_ours and turn.kept_tokens is not None), None)
-        if not self.state or kept is None or LEAST_KEPT_TOKENS <= kept <= self.kept_at_first // 2:
+        if kept is None or LEAST_KEPT_TOKENS <= kept <= self.kept_at_first // 2:
             return
         path, about = self.options["restores"]
         known: dict[str, bool] = {}

@@ -440,12 +440,14 @@ class Keeper:
             with contextlib.suppress(OSError):
                 self._start_relay()
 
-    def _hear_relay(self) -> None:
+    def _hear_relay(self) -> bool:
+        """Take the relay's messages; False at its end."""
         text = b""
         with contextlib.suppress(OSError):
             text = os.read(self.relay_control, 4096)
         if not text:
-            self.events.drop_fd(self.relay_control)
+            with contextlib.suppress(KeyError, OSError):
+                self.events.drop_fd(self.relay_control)
         for line in text.splitlines():
             try:
                 message = json.loads(line)
@@ -468,6 +470,7 @@ class Keeper:
                 if words:
                     self._log(words)
                     self._restore_later([restore])
+        return bool(text)
 
     def _is_first_model(self) -> bool:
         return self.model == "".join(self.session["relay"].get("models", ())[:1])
@@ -487,9 +490,9 @@ class Keeper:
         if not self.kept.saving and self.kept.is_worth_it():
             self._save(wait_s=SAVE_WAIT_S)
         deadline = time.monotonic() + SAVE_LIMIT_S
-        while self.kept.saving and time.monotonic() < deadline and start_of(self.relay):
-            if select.select([self.relay_control], [], [], 0.2)[0]:
-                self._hear_relay()
+        while self.kept.saving and time.monotonic() < deadline:
+            if select.select([self.relay_control], [], [], 0.2)[0] and not self._hear_relay():
+                break
         self.kept.carry(newest_conversation(self.session["conversations"], self.started))
 
     def _note(self, text: str) -> None:
@@ -622,8 +625,7 @@ class Keeper:
 
     def _end(self) -> None:
         self._end_children()
-        with contextlib.suppress(OSError):
-            self._save_and_wait()
+        self._save_and_wait()
         self._end_server()
         if self.relay > 0:
             self._tell_relay({"down": True})

@@ -123,6 +123,14 @@ def test_in_mid_session_when_nothing_was_asked_for_a_while_and_never_again_after
     assert not kept.is_due({"answered": 4, "idle_s": 25.0})
 
 
+def test_a_save_whose_relay_was_killed_does_not_stop_the_next(kept: Conversation) -> None:
+    say(kept, turn(8000, 4000, 50, 100.0))
+    kept.save("01234567-89ab-cdef-0123-456789abcdef")
+    assert not kept.is_due({"answered": 3, "idle_s": 25.0})
+    kept.give_up()
+    assert kept.is_due({"answered": 3, "idle_s": 25.0})
+
+
 @pytest.mark.parametrize(("kept_tokens", "known"), [(3900, True), (3, False), (1500, None)])
 def test_what_an_engine_made_of_a_state_is_learned(kept: Conversation, kept_tokens: int, known: bool | None) -> None:
     """Little use is no sign: another conversation may have been chosen."""

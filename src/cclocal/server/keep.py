@@ -169,6 +169,10 @@ class Conversation:
         about = f"{conversation} | {self.options['about']}"
         return os.path.join(self.folder, PREFIX + hashlib.sha256(about.encode()).hexdigest()[:24])
 
+    def give_up(self) -> None:
+        """The relay that asked for a save is gone, and nobody answers any more. (What is half written goes later.)"""
+        self.saving = ""
+
     def saved(self, answer: str, took_s: float) -> tuple[str, list[str]]:
         """Keep what the server wrote. Returns (what was done, the request that restores it), empty if nothing was."""
         conversation, part, self.saving = self.saving, os.path.join(self.folder, self.part), ""

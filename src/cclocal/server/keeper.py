@@ -435,6 +435,8 @@ class Keeper:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.relay, os.WNOHANG)
         self.relay_control = self.relay = -1
+        if self.kept:
+            self.kept.give_up()
         if self.relays < MOST_RELAYS:
             self._note("The relay was killed and is started again.")
             with contextlib.suppress(OSError):

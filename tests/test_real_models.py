@@ -9,6 +9,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from cclocal.memory.fit import fit as fit_memory
 from cclocal.memory.footprint import MemoryConfig
 from cclocal.models.headers import of_gguf
 from tests.conftest import CACHE, CLAUDES
-from tests.world import World, wait_for
+from tests.world import World
 
 SMOLLM = CACHE / "models/SmolLM2-135M-Instruct.Q4_1.gguf"
 GEMMA = CACHE / "models/gemma-3-270m-q4_k_m.gguf"
@@ -78,8 +79,28 @@ def first_turn(world: World, *words: str) -> dict[str, int]:
     """The tokens of a session's first turn. Whatever the model babbles, the session ends in order."""
     done = world.run("real", "--lean", "--", "-p", *words)
     assert done.returncode in (0, 1), done.stderr
-    wait_for(lambda: not list(world.sessions.glob("*")), "the end of the session")
+    world.wait_for_end()
     return dict(json.loads(world.run("stats", "--json").stdout)["turns"][0])
+
+
+def asked(world: World, content: str, *words: str, out_tokens: int = 8) -> tuple[str, dict[str, Any]]:
+    """(the model's reply to a fake agent in a session of its own, what the turn cost).
+
+    The agent's conversation is a file that changes in the session.
+    """
+    launcher = world.start("real", *words)
+    world.agent()
+    conversation = world.home / ".local/share/cclocal/claude/projects/p/01234567-89ab-cdef-0123-456789abcdef.jsonl"
+    conversation.parent.mkdir(parents=True, exist_ok=True)
+    conversation.write_text("{}\n")
+    answer = world.ask(content, out_tokens=out_tokens)
+    assert answer.status_code == 200
+    os.kill(world.watched(), signal.SIGTERM)
+    launcher.wait()
+    world.wait_for_end()
+    (world.record / "agent.json").unlink()
+    told = json.loads(world.run("stats", "--json").stdout)["turns"][0]
+    return answer.json()["content"][0]["text"], told
 
 
 def known(world: World) -> dict[str, bool]:
@@ -103,27 +124,14 @@ def test_the_second_session_reads_only_what_is_its_own(world: World) -> None:
 def test_a_conversation_goes_on_warm_although_the_window_slides(world: World) -> None:
     """The engine showed by itself that it can: the plan does not go by the architecture.
 
-    The agent is a fake, whose questions are short and whose conversation is a file: the real one would let this model
-    babble for minutes.
+    The agent is a fake that wants short replies: the real one would let this model babble for minutes.
     """
     world.fake_claude()
     add_model(world, GEMMA)
-    projects = world.home / ".local/share/cclocal/claude/projects/p"
-    projects.mkdir(parents=True)
     # beyond the 512 tokens of its window
     story = " ".join(f"The {number}. word of a long story." for number in range(250))
-    turns = []
-    for words, content in ((("--",), story), (("--", "--continue"), f"{story} And now?")):
-        launcher = world.start("real", *words)
-        world.agent()
-        (projects / "01234567-89ab-cdef-0123-456789abcdef.jsonl").write_text("{}\n")
-        assert world.ask(content).status_code == 200
-        os.kill(world.watched(), signal.SIGTERM)
-        launcher.wait()
-        wait_for(lambda: not list(world.sessions.glob("*")), "the end of the session")
-        (world.record / "agent.json").unlink()
-        turns.append(json.loads(world.run("stats", "--json").stdout)["turns"][0])
-    cold, warm = turns
+    _, cold = asked(world, story)
+    _, warm = asked(world, f"{story} And now?", "--", "--continue")
     assert cold["read_tokens"] > 2000
     # back to the engine's last checkpoint, a batch of 512 tokens
     assert warm["read_tokens"] < 600 < warm["kept_tokens"] / 3, warm
@@ -165,16 +173,11 @@ def test_guessed_tokens_change_nothing_but_the_steps(world: World) -> None:
     config.write_text(config.read_text() + "[models.real.variants.sampling]\ntemp = 0.0\ntop_k = 1\n")
     numbers = [(number, number * 7 % 13) for number in range(25)]
     lines = "\n".join(f"def function_{one}(value):\n    return value * {one} + {two}\n" for one, two in numbers)
-    texts, steps = [], []
-    for kind in ("off", "ngram-simple", "ngram-mod"):
-        launcher = world.start("real", "--speculate", kind, "--cold")
-        answer = world.ask(f"Repeat this file exactly:\n{lines}", out_tokens=128)
-        texts.append(answer.json()["content"][0]["text"])
-        os.kill(world.watched(), signal.SIGTERM)
-        launcher.wait()
-        wait_for(lambda: not list(world.sessions.glob("*")), "the end of the session")
-        (world.record / "agent.json").unlink()
-        steps.append(json.loads(world.run("stats", "--json").stdout)["turns"][0]["per_step"])
+    replies = [
+        asked(world, f"Repeat this file exactly:\n{lines}", "--speculate", kind, "--cold", out_tokens=128)
+        for kind in ("off", "ngram-simple", "ngram-mod")
+    ]
+    texts, steps = [text for text, _ in replies], [turn["per_step"] for _, turn in replies]
     assert texts[0].startswith("def function_0(value):")
     assert len(set(texts)) == 1
     assert steps[0] is None

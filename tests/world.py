@@ -281,9 +281,14 @@ class World:
         self.agent()
         return int(self.state()["watched"])
 
-    def server_pids(self) -> dict[str, int]:
+    def server_pids(self) -> dict[str, Any]:
         wait_for((self.record / "pids.json").exists, "the server")
         return dict(json.loads((self.record / "pids.json").read_text()))
+
+    @property
+    def server_argv(self) -> list[str]:
+        """The arguments of the fake server that was started last."""
+        return list(self.server_pids()["argv"])
 
     def requests(self) -> list[dict[str, Any]]:
         """What the fake server was asked, but for the launcher's own readiness probes."""
@@ -292,13 +297,15 @@ class World:
         every = [json.loads(line) for line in lines]
         return [r for r in every if r["path"] != "/v1/models" and (r["body"] or {}).get("max_tokens") != 1]
 
-    def ask(self, content: Any = "Hi", limit_s: float = 60.0, out_tokens: int = 8) -> httpx.Response:
-        """A message of the agent's, with what it was given."""
+    def ask(
+        self, content: Any = "Hi", limit_s: float = 60.0, *, out_tokens: int = 8, model: str = ""
+    ) -> httpx.Response:
+        """A message of the agent's, with what it was given. `model`: another one than that."""
         got = self.agent()["env"]
         return httpx.post(
             f"{got['ANTHROPIC_BASE_URL']}/v1/messages",
             json={
-                "model": got["ANTHROPIC_MODEL"],
+                "model": model or got["ANTHROPIC_MODEL"],
                 "max_tokens": out_tokens,
                 "messages": [{"role": "user", "content": content}],
             },
@@ -319,6 +326,10 @@ class World:
             servers.append(wait_for(another, "another server"))
             wait_for(lambda: "listening" in self.log.read_text().rpartition("started again")[2], "an answer")
             os.kill(servers[-1], number)
+
+    def wait_for_end(self, limit_s: float = PATIENCE_S) -> None:
+        """Return when no session is left: its keeper removes its folder last."""
+        wait_for(lambda: not list(self.sessions.glob("*")), "the session's end", limit_s)
 
     # -- the invariant
 

@@ -65,6 +65,7 @@ def models_by_memory() -> str:
 def catalog_keys() -> str:
     """Every key of models.toml with its type."""
     from dataclasses import fields
+    from typing import Literal, get_args, get_origin, get_type_hints
 
     from cclocal.models.catalog import Model, Sampling, Variant
 
@@ -76,7 +77,13 @@ def catalog_keys() -> str:
     ):
         parts.append(f"### {title}\n")
         parts.append("| key | type |\n|---|---|")
-        parts += [f"| `{f.name}` | `{str(f.type).replace('|', 'or')}` |" for f in fields(owner) if f.name != "id"]
+        hints = get_type_hints(owner)
+        for field in fields(owner):
+            if field.name != "id":
+                # of a type with a name of its own the words that it allows
+                is_words = get_origin(hints[field.name]) is Literal
+                type_ = " or ".join(get_args(hints[field.name])) if is_words else str(field.type).replace("|", "or")
+                parts.append(f"| `{field.name}` | `{type_}` |")
         parts.append("")
     return "\n".join(parts)
 

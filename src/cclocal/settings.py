@@ -19,7 +19,8 @@ LEAST_OUT_TOKENS = 256
 STRICT, BASH, OFF = "strict", "bash", "off"
 SANDBOXES = (STRICT, BASH, OFF)
 #: The kinds of --speculate.
-SPECULATIONS = (OFF, "ngram-simple", "ngram-mod")
+Speculation = Literal["off", "ngram-simple", "ngram-mod"]
+SPECULATIONS = get_args(Speculation)
 
 MODELS, SESSION, MEMORY, OTHER = "Models", "The session", "Memory", "Another server"
 

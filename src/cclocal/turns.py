@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 OURS, STOPPED = "[keeper]", "The model server stopped"
 #: The session's file in which a sandboxed agent's program says what it did, and what it says.
 CONVERSATION = "Conversation"
+#: The id of a conversation, as a pattern.
+CONVERSATION_ID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 #: Which model a session began with: a line of the keeper's at the beginning of the log.
 MODEL = "Model"
 NOTES, SENT_ON = "notes", "The agent announced a step, made no call, and was sent on."

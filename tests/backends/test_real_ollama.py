@@ -20,8 +20,8 @@ import pytest
 
 from cclocal import tiny
 from tests.conftest import CACHE, CI, CLAUDES
-from tests.film import Terminal
-from tests.world import FAKES, World, alive, leave, wait_for
+from tests.two_models import write_with_two
+from tests.world import FAKES, World, alive, wait_for
 
 OLLAMA = CACHE / "ollama-0.17.4/bin/ollama"
 pytestmark = pytest.mark.skipif(
@@ -151,28 +151,7 @@ def test_the_model_is_changed_within_a_session(ollama: World, tmp_path: Path) ->
     planned = ollama.run(*words, "--dry-run")
     # the one whose template mentions no tools is not among them
     assert "/model changes to other:latest. They take turns" in planned.stdout + planned.stderr
-    ollama.terminal = (40, 120)
-    with ollama.on_terminal(*words, "Create the file one.txt with content: first") as child:
-        screen = Terminal(*ollama.terminal)
-        child.logfile_read = screen
-        screen.wait_for(child, "Done", 240)
-        child.expect(pexpect.TIMEOUT, timeout=3)
-        child.send("/model other:latest")
-        screen.wait_for(child, "/model other:latest")
-        child.send("\r")
-        screen.wait_for(child, "Switch model?")
-        child.send("\r")
-        screen.wait_for(child, "Set model to other:latest")
-        child.expect(pexpect.TIMEOUT, timeout=2)
-        child.send("Create the file two.txt with content: second")
-        screen.wait_for(child, "Create the file two.txt")
-        child.send("\r")
-        screen.wait_for(child, "Write(two.txt)", 240)
-        # what is below the prompt names the model that answers
-        screen.wait_for(child, "· other:latest", 240)
-        leave(child)
-    assert (ollama.project / "one.txt").read_text() == "first"
-    assert (ollama.project / "two.txt").read_text() == "second"
+    write_with_two(ollama, words, "other:latest")
     log = (ollama.home / ".local/state/cclocal/server.log").read_text()
     # both were loaded with the planned window
     assert log.count("KvSize:32768") == 2
@@ -224,7 +203,7 @@ def test_a_daemon_that_runs_survives_and_is_cleaned_whatever_is_killed(
     child.wait()
     if victim in ("agent", "server"):
         # its keeper takes the model away, also one that was put there again for a killed holder
-        wait_for(lambda: not list(ollama.sessions.glob("*")), "the session's end", 60)
+        ollama.wait_for_end(60)
     # what could not be taken away is at the next start
     ollama.fake_claude(exits=0)
     ollama.fake_server()

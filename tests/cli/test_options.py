@@ -165,7 +165,6 @@ def test_a_folder_that_is_gone(world: World) -> None:
 
 
 def test_no_model_can_take_an_option_of_ours() -> None:
-
     from cclocal.config_file import reserved
 
     files = (Path(__file__).parents[2] / "src/cclocal/cli").glob("*.py")

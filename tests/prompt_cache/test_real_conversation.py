@@ -45,7 +45,7 @@ def say(world: World, *args: str, options: tuple[str, ...] = ("--tiny",)) -> dic
     assert done.returncode == 0, done.stderr
     usage = json.loads(done.stdout.splitlines()[-1])["usage"]
     restored = "of the conversation were restored" in done.stderr
-    wait_for(lambda: not list(world.sessions.glob("*")), "the end of the session")
+    world.wait_for_end()
     return {"read": usage["input_tokens"], "kept": usage["cache_read_input_tokens"], "restored": restored}
 
 
@@ -132,7 +132,7 @@ def test_the_other_agents_go_on_warm_too(world: World, name: str) -> None:
     for words in ((*once, LONG), (*again, "How are you?")):
         done = world.run("--tiny", "--agent", name, "--", *words)
         assert done.returncode == 0, done.stderr
-        wait_for(lambda: not list(world.sessions.glob("*")), "the end of the session")
+        world.wait_for_end()
     assert "of the conversation were restored" in done.stderr
     rows = json.loads(world.run("stats", "--json").stdout)["turns"]
     assert rows[-1]["read_tokens"] < NEW_TOKENS < rows[-1]["kept_tokens"], rows

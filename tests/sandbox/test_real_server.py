@@ -75,7 +75,7 @@ def test_it_reads_the_model_and_reaches_nothing_else(world: World, level: str) -
     assert done.returncode == 0, done.stderr
     reached = set(re.findall("reached: (.*)", world.log.read_text()))
     assert reached == ({"the model"} if level == "strict" else set(REACHES))
-    wait_for(lambda: not list(world.sessions.glob("*")), "the session's end")
+    world.wait_for_end()
     planted = {str(path.parent.relative_to(world.root)) for path in world.root.rglob("planted")}
     kept = {"home/.cache/cclocal/warm"}
     assert planted == (kept if level == "strict" else {*kept, "home", "project", "bin", "home/.cache/cclocal"})

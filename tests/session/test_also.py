@@ -7,13 +7,12 @@ import threading
 from pathlib import Path
 
 import httpx
-import pexpect
 import pytest
 
 from cclocal import tiny
 from tests.conftest import BACKENDS, NEWEST, Claude
-from tests.film import Terminal
-from tests.world import World, leave, wait_for
+from tests.two_models import write_with_two
+from tests.world import World, wait_for
 
 
 @pytest.fixture
@@ -23,17 +22,6 @@ def files(world: World) -> tuple[Path, Path]:
     for path in found:
         path.write_bytes(tiny.gguf())
     return found
-
-
-def ask(world: World, model: str) -> httpx.Response:
-    got = world.agent()["env"]
-    return httpx.post(
-        f"{got['ANTHROPIC_BASE_URL']}/v1/messages",
-        json={"model": model, "max_tokens": 8, "messages": [{"role": "user", "content": "Hi"}]},
-        headers={"x-api-key": got["ANTHROPIC_AUTH_TOKEN"]},
-        trust_env=False,
-        timeout=60.0,
-    )
 
 
 def started(world: World, files: tuple[Path, Path]) -> tuple[str, ...]:
@@ -48,22 +36,20 @@ def test_a_request_for_the_other_model_loads_it_and_the_next_for_the_first_loads
     world.fake_claude()
     launcher = world.start(*started(world, files))
     world.agent()
-    argv = world.server_pids()["argv"]
-    assert str(files[0]) in argv  # type: ignore[operator]
+    assert str(files[0]) in world.server_argv
     for name in ("one", "two", "two", "a name that is none of them", "one"):
-        assert ask(world, name).status_code == 200
-        loaded = world.server_pids()["argv"]
-        assert str(files[name != "one"]) in loaded  # type: ignore[operator]
+        assert world.ask(model=name).status_code == 200
+        assert str(files[name != "one"]) in world.server_argv
     # neither counts as a server that died
     log = world.log.read_text()
     assert log.count("Loading two, in the place of one.") == 1
     assert log.count("Loading one, in the place of two.") == 1
     assert "stopped" not in log
     # one that dies is started again as what it was
-    ask(world, "two")
+    world.ask(model="two")
     world.kill_server()
-    assert ask(world, "two").status_code == 200
-    assert str(files[1]) in world.server_pids()["argv"]  # type: ignore[operator]
+    assert world.ask(model="two").status_code == 200
+    assert str(files[1]) in world.server_argv
     listed = world.run("ps").stdout
     assert "two" in listed
     launcher.terminate()
@@ -79,14 +65,14 @@ def test_one_that_cannot_be_loaded_is_told_to_the_agent_and_the_first_comes_back
     world.agent()
     world.fake_server(die_at_start=3, die_log="error: this is no model")
     answers: list[httpx.Response] = []
-    asking = threading.Thread(target=lambda: answers.append(ask(world, "two")))
+    asking = threading.Thread(target=lambda: answers.append(world.ask(model="two")))
     asking.start()
     wait_for(lambda: "could not be loaded" in world.log.read_text(), "the failure")
     world.fake_server()
     asking.join()
     assert answers[0].status_code == 400
     assert "two could not be loaded (exit 3). error: this is no model" in answers[0].text
-    assert ask(world, "one").status_code == 200
+    assert world.ask(model="one").status_code == 200
     launcher.terminate()
     launcher.wait()
 
@@ -100,8 +86,8 @@ def test_an_agent_that_attaches_may_choose_as_well(world: World, files: tuple[Pa
     argv = world.agent()["argv"]
     settings = json.loads(Path(argv[argv.index("--settings") + 1]).read_text())
     assert settings["availableModels"] == ["one", "two"]
-    assert ask(world, "two").status_code == 200
-    assert str(files[1]) in world.server_pids()["argv"]  # type: ignore[operator]
+    assert world.ask(model="two").status_code == 200
+    assert str(files[1]) in world.server_argv
     for process in (attached, server):
         process.terminate()
         process.wait()
@@ -129,28 +115,7 @@ def test_the_model_is_changed_within_a_session(world: World, claude: Claude, fil
     if claude.version != NEWEST:
         pytest.skip("one version of the agent is enough")
     world.real("claude", claude.path)
-    world.terminal = (40, 120)
-    words = started(world, files)
-    with world.on_terminal(*words, "--lean", "Create the file one.txt with content: first") as child:
-        screen = Terminal(*world.terminal)
-        child.logfile_read = screen
-        screen.wait_for(child, "Done", 240)
-        child.expect(pexpect.TIMEOUT, timeout=3)
-        child.send("/model two")
-        screen.wait_for(child, "/model two")
-        child.send("\r")
-        screen.wait_for(child, "Switch model?")
-        child.send("\r")
-        screen.wait_for(child, "Set model to two")
-        child.expect(pexpect.TIMEOUT, timeout=2)
-        child.send("Create the file two.txt with content: second")
-        screen.wait_for(child, "Create the file two.txt")
-        child.send("\r")
-        screen.wait_for(child, "Write(two.txt)", 240)
-        screen.wait_for(child, "· two", 240)
-        leave(child)
-    assert (world.project / "one.txt").read_text() == "first"
-    assert (world.project / "two.txt").read_text() == "second"
+    write_with_two(world, (*started(world, files), "--lean"), "two")
     # no request of its own goes back to the first
     assert world.log.read_text().count(", in the place of ") == 1
 
@@ -165,8 +130,8 @@ def test_two_models_of_vllm_mlx_take_turns(world: World) -> None:
     world.fake_claude()
     launcher = world.start("--model", str(world.root / "one"), "--also", str(world.root / "two"), "--ctx", "32768")
     world.agent()
-    assert ask(world, "two").json()["content"][0]["text"].startswith("I am a tiny")
-    assert ask(world, "one").status_code == 200
+    assert world.ask(model="two").json()["content"][0]["text"].startswith("I am a tiny")
+    assert world.ask(model="one").status_code == 200
     assert world.log.read_text().count(", in the place of ") == 2
     launcher.terminate()
     launcher.wait()

@@ -42,7 +42,7 @@ def test_it_is_kept_if_the_user_wants_that(world: World) -> None:
     world.fake_server()
     world.fake_claude(leaves=LEFT, exits=0)
     assert world.run("--tiny", "--keep-children").returncode == 0
-    wait_for(lambda: not list(world.sessions.glob("*")), "the session's end")
+    world.wait_for_end()
     [kept] = left_running(world)
     os.kill(kept, signal.SIGKILL)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import in_a_namespace
-from tests.world import World, wait_for
+from tests.world import World
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -21,7 +21,7 @@ def test_no_file_of_ours_stops_a_start_whatever_is_in_it(world: World) -> None:
     world.fake_server()
     world.fake_claude(exits=0)
     assert world.run("--tiny").returncode == 0
-    wait_for(lambda: not list(world.sessions.glob("*")), "the end of the session's folder")
+    world.wait_for_end()
     for folder in (".cache", ".local"):
         for path in (world.home / folder).rglob("*.json"):
             path.write_text(DEEP)

@@ -18,10 +18,10 @@ def test_the_second_try_takes_less_memory_if_memory_was_the_cause(world: World, 
     world.fake_claude()
     launcher = world.start("--tiny")
     world.agent()
-    first = world.server_pids()["argv"]
+    first = world.server_argv
     world.kill_server(times=2)
-    wait_for(lambda: world.server_pids()["argv"] != first, "another command")
-    less = " ".join(world.server_pids()["argv"])  # type: ignore[arg-type]
+    wait_for(lambda: world.server_argv != first, "another command")
+    less = " ".join(world.server_argv)
     assert "--ubatch-size 128" in less
     assert "--cache-type-k q8_0" in less
     assert "--ctx-size 32768" in less
@@ -36,11 +36,11 @@ def test_any_other_cause_changes_nothing(world: World) -> None:
     world.fake_claude()
     launcher = world.start("--tiny")
     world.agent()
-    first = world.server_pids()["argv"]
+    first = world.server_argv
     world.kill_server(times=2)
     third = wait_for(lambda: world.state()["server"], "the third")
     wait_for(lambda: world.server_pids()["server"] == third, "its start")
-    assert world.server_pids()["argv"] == first
+    assert world.server_argv == first
     launcher.terminate()
     launcher.wait()
 

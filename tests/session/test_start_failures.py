@@ -166,5 +166,5 @@ def test_a_model_in_a_sessions_record_is_in_use(world: World) -> None:
     assert (repo / "blobs/x").exists()
     child.kill()
     child.wait()
-    wait_for(lambda: not list(world.sessions.glob("*")), "the session's end")
+    world.wait_for_end()
     assert world.run("--rm", "org/m", "--yes").returncode == 0

@@ -195,7 +195,7 @@ def test_the_end_of_a_session_says_how_to_go_on(
     shell.expect("Back to the cloud: type claude")
     # what changed is said after it, on the terminal too
     shell.expect(r"\.envrc")
-    wait_for(lambda: not list(world.sessions.glob("*")), "the session's end")
+    world.wait_for_end()
     assert json.loads(world.run("stats", "--json").stdout)["conversation"] == id_
     assert f"id of the conversation: {id_}" in world.run("stats").stdout
     again = world.run("tiny", "--resume", id_, "-p", "go on")

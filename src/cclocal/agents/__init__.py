@@ -20,10 +20,9 @@ from cclocal.command import Binding, CommandAndFiles, Endpoint
 from cclocal.facts import AgentFound
 from cclocal.paths import Env
 from cclocal.programs import Answers
+from cclocal.turns import CONVERSATION_ID
 from cclocal.wires.wire import Calls
 
-#: The id of a conversation.
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: The agent if none was asked for.
 DEFAULT = claude.NAME
 
@@ -124,7 +123,7 @@ def continued(agent: Agent, arguments: Sequence[str]) -> str | None:
     words = [part for word in arguments for part in word.split("=", 1)]
     if not agent.CONTINUES & set(words):
         return None
-    return next((word for word in words if _ID.fullmatch(word)), "")
+    return next((word for word in words if re.fullmatch(CONVERSATION_ID, word)), "")
 
 
 def taken_names() -> re.Pattern[str]:

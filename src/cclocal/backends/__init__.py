@@ -53,7 +53,7 @@ class StartedServer:
 class Runtime:
     """A backend's effects. A subclass overrides what it needs; everything else does nothing.
 
-    COUNTED: a pattern whose first group is how many tokens were saved, in the answer to `save_request`.
+    COUNTED: a pattern; in the answer to `save_request` its first group is the number of saved tokens.
     """
 
     COUNTED = ""

@@ -27,6 +27,13 @@ def _sessions() -> list[str]:
     return [session_of(log) for log in newest_first(Env.of(os.environ))]
 
 
+#: The session that a command is about.
+_Session = Annotated[
+    str | None,
+    Argument(metavar="ID", help="Default: the newest session.", show_default=False, autocompletion=_sessions),
+]
+
+
 @takes()
 def ps(call: Call, as_json: Json = False) -> None:
     """What runs: sessions and servers, with their ports, memory and folders."""
@@ -52,10 +59,7 @@ def stop(
 @takes()
 def stats(
     call: Call,
-    session: Annotated[
-        str | None,
-        Argument(metavar="ID", help="Default: the newest session.", show_default=False, autocompletion=_sessions),
-    ] = None,
+    session: _Session = None,
     as_json: Json = False,
     as_html: Annotated[bool, Option("--html", help="Write a page with charts: one file, no network.")] = False,
 ) -> None:
@@ -76,10 +80,7 @@ def update(call: Call, as_json: Json = False) -> None:
 @takes()
 def logs(
     call: Call,
-    session: Annotated[
-        str | None,
-        Argument(metavar="ID", help="Default: the newest session.", show_default=False, autocompletion=_sessions),
-    ] = None,
+    session: _Session = None,
     lines: Annotated[
         int | None, Option("--lines", "-n", metavar="N", min=0, help="Only its last N lines.", show_default=False)
     ] = None,

@@ -177,7 +177,7 @@ def look_at_model(facts: Facts, model: Model, variant: Variant) -> Facts:
     path = model_path(variant, facts)
     # a store says itself which of its models call tools
     is_known = template is not None and not variant.tag
-    template = _own_template(variant, facts) or template or ""
+    template = _own_template(variant) or template or ""
     return replace(
         facts,
         shapes={path: shape} if shape else {},
@@ -224,10 +224,11 @@ def _projector_bytes(variant: Variant, facts: Facts) -> dict[str, int]:
     return {name: size} if size else {}
 
 
-def _own_template(variant: Variant, facts: Facts) -> str:
+def _own_template(variant: Variant) -> str:
     """The chat template that the user or the catalog gives a model; empty if its own is used."""
-    with contextlib.suppress(OSError):
-        return (facts.env.folders.config / Path(variant.chat_template_file or "").expanduser()).read_text("utf-8")
+    if variant.chat_template_file:
+        with contextlib.suppress(OSError):
+            return Path(variant.chat_template_file).read_text("utf-8")
     return ""
 
 

@@ -13,6 +13,7 @@ from annotated_types import Ge, Le
 from cclocal.config_file import nearest
 from cclocal.errors import UsageError
 from cclocal.memory.shape import Form
+from cclocal.settings import Speculation
 
 #: How a model lies on disk: a GGUF file, the folder of an MLX model, or a tag in Ollama's store.
 FileForm = Literal["gguf", "mlx", "tag"]
@@ -73,7 +74,7 @@ class Variant:
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     #: how several tokens are decoded in one step
-    speculate: Literal["off", "ngram-simple", "ngram-mod"] = "off"
+    speculate: Speculation = "off"
     sampling: Sampling = field(default_factory=Sampling)
     think_sampling: Sampling | None = None
     extra_args: tuple[str, ...] = ()

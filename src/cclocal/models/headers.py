@@ -80,17 +80,22 @@ def of_gguf(path: Path, *, complete: bool = False) -> ModelHeader | None:
         there, needed = sum(file.stat().st_size for file in files), sum(t.size_bytes for t in header.tensors)
         if complete and there < needed:
             raise BadHeaderError(f"it is cut off: {file_size(there)} of at least {file_size(needed)} are there")
-        return ModelHeader(shape_of(header), str(header.metadata.get("tokenizer.chat_template") or ""))
+        return ModelHeader(shape_of(header), template_of(header))
     except UnknownHeaderError:
         return None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be used: {error}.") from None
 
 
+def template_of(header: Header) -> str:
+    """The chat template in a GGUF header; empty if there is none."""
+    return str(header.metadata.get("tokenizer.chat_template") or "")
+
+
 def template_of_gguf(path: Path) -> str:
     """The chat template of a GGUF file; empty if there is none, or if the file's format is newer than we know."""
     try:
-        return str(_header_of(path).metadata.get("tokenizer.chat_template") or "")
+        return template_of(_header_of(path))
     except (OSError, ValueError):
         return ""
 

@@ -155,5 +155,4 @@ def peek(variant: Variant, env: Env) -> ModelHeader:
         source = "config.json and the file sizes on the hub"
         return ModelHeader(shape_of_config(config, weights), source=source, config=config)
     header = headers.joined([hub.peek(repo, file, read_header, variant.revision) for file in variant.files])
-    template = str(header.metadata.get("tokenizer.chat_template") or "")
-    return ModelHeader(shape_of(header), template, source="the header on the hub")
+    return ModelHeader(shape_of(header), headers.template_of(header), source="the header on the hub")

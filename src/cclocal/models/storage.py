@@ -23,7 +23,8 @@ from cclocal.models import hub
 from cclocal.models.catalog import Catalog
 from cclocal.paths import Env, read_rows, write_private
 
-#: The kind of saved KV caches. Two rows: of prompts, and of conversations, whose names server/keep.py begins so.
+#: The kind of saved KV caches. Prompts and conversations have a row each; server/keep.py gives the files of
+#: conversations names that begin with the second word.
 SAVED_PROMPTS: Literal["prompts"] = "prompts"
 _CONVERSATIONS, _OF_CONVERSATIONS = "conversations", "c-"
 #: The kind of a model that was built on this machine.

@@ -92,6 +92,8 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
     if saves:
         request = replace(request, prompt_folder=str(folders.saved_prompts))
     kinds = sorted({layer.kind for layer in shape.layers} - {"none"}) if shape else []
+    # llama.cpp saves nothing beside a projector. Whether it can restore these kinds of memory is tried on this machine.
+    is_kept = saves and not variant.mmproj
     restores_key = " ".join((engine.form, engine.version, *engine.device_names, *kinds))
     result_key = results.key(model, variant, engine, agent.NAME, lean=session.lean)
     plan = Plan(
@@ -116,9 +118,8 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
         prompt_caching=caching,
         capture=capture,
         cache_key=_cache_key(variant, engine),
-        # llama.cpp saves nothing beside a projector; what else it cannot restore was found out here
-        can_save_prompt=saves and not variant.mmproj and facts.restores.get(f"{restores_key} prompt", True),
-        can_save_conversation=saves and not variant.mmproj and facts.restores.get(f"{restores_key} conversation", True),
+        can_save_prompt=is_kept and facts.restores.get(f"{restores_key} prompt", True),
+        can_save_conversation=is_kept and facts.restores.get(f"{restores_key} conversation", True),
         knows_restores=f"{restores_key} prompt" in facts.restores,
         restores_key=restores_key,
         word=(settings.model or model.id) if model.untested else model.id,

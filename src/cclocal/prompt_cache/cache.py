@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
@@ -34,8 +34,8 @@ from cclocal.planning.plan import Plan
 from cclocal.programs import last_line
 from cclocal.prompt_cache import prefill
 from cclocal.prompt_cache.capture import LIMIT_S, Request, first_requests
-from cclocal.prompt_cache.conversation import find, identity, note_restores
-from cclocal.server.keep import PREFIX, checksum
+from cclocal.prompt_cache.conversation import find, identity, is_whole, note_restores
+from cclocal.server.keep import PREFIX, SPARE_BYTES, checksum, remove_oldest
 from cclocal.server.readiness import Waiting, patiently
 from cclocal.server.start import Server
 from cclocal.wires import WIRES
@@ -43,13 +43,12 @@ from cclocal.wires import WIRES
 if TYPE_CHECKING:
     import httpx
 
+T = TypeVar("T")
 #: A shorter part is evaluated faster than it is restored.
 LEAST_TOKENS = 512
 #: What an engine may read of a prompt whose state it restored: a sliding window goes back to a checkpoint.
 MOST_READ_TOKENS = 64
-#: With less free disk space than this nothing is saved.
-SPARE_BYTES = 4 * 10**9
-#: All states together; the least recently used are removed first.
+#: The states of all prompts together; the least recently used are removed first.
 CAP_BYTES = 8 * 10**9
 _REQUEST_LIMIT_S = 30.0
 #: Seconds in which the keeper reports a server's end after its connections are cut.
@@ -113,14 +112,14 @@ class PromptCache:
         behind it for ever (llama.cpp takes one waiting task when a slot becomes free, and a save frees none).
         """
 
-        def wait_for(ask: Callable[[], object], phase: str) -> None:
+        def wait_for(ask: Callable[[], T], phase: str) -> T:
             began = time.monotonic()
 
             def look() -> None:
                 server.check_alive()
                 on_wait(Waiting(phase, time.monotonic() - began, last_line(server.log)))
 
-            patiently(ask, look)
+            return patiently(ask, look)
 
         # until it is done or at its own limit: it happens once per version, and is remembered
         wait_for(self.thread.join, "recording the agent's first request, once")
@@ -140,21 +139,19 @@ class PromptCache:
             return None
 
     def _fill(
-        self, client: httpx.Client, server: Server, wait_for: Callable[[Callable[[], object], str], None]
+        self, client: httpx.Client, server: Server, wait_for: Callable[[Callable[[], Any], str], Any]
     ) -> str | None:
         runtime = runtime_of(self.plan.variant.backend)
         if self.plan.can_save_prompt:
             _make_room(self.env.folders.saved_prompts)
-        found: list[tuple[Path, int] | None] = []
-        wait_for(lambda: found.append(find(self.plan, self.env)), "checking what was kept of the conversation")
-        if found[0]:
-            state, count = found[0]
+        if found := wait_for(lambda: find(self.plan, self.env), "checking what was kept of the conversation"):
+            state, count = found
             if runtime.restore_prompt(client, state.name):
                 state.touch()
                 self.restore = [runtime.restore_request(state.name)]
                 self.kept = {"tokens": count, "bytes": state.stat().st_size, "state": state.name}
                 return f"{count:,} tokens of the conversation were restored from its last session."
-        wire, read = WIRES[AGENTS[self.plan.agent].WIRE], list[int]()
+        wire = WIRES[AGENTS[self.plan.agent].WIRE]
         prompts = [runtime.prompt_tokens(client, wire.as_chat(request)) for request in self.requests]
         same = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
         tokens = [column[0] for column in same]
@@ -166,8 +163,8 @@ class PromptCache:
         if self.plan.can_save_prompt and self._is_saved(tokens):
             works = runtime.restore_prompt(client, self.state.name)
             if works and not self.plan.knows_restores:
-                wait_for(lambda: read.append(runtime.read_prompt(client, tokens)), "trying the restored prompt, once")
-                works = read[0] <= max(MOST_READ_TOKENS, len(tokens) // 10)
+                read = wait_for(lambda: runtime.read_prompt(client, tokens), "trying the restored prompt, once")
+                works = read <= max(MOST_READ_TOKENS, len(tokens) // 10)
                 note_restores(self.plan, "prompt", works, self.env)
                 if not works:
                     # the prompt has just been read, so the session is warm all the same
@@ -204,13 +201,7 @@ class PromptCache:
     def _is_saved(self, tokens: list[int]) -> bool:
         """Whether the state is what was written, and of these tokens: a template may put the date first."""
         note = read_table(self.state.with_suffix(".json"))
-        if note.get("digest") != _digest(tokens):
-            return False
-        with contextlib.suppress(OSError):
-            return self.state.stat().st_size == note.get("size_bytes") and checksum(str(self.state)) == note.get(
-                "sha256"
-            )
-        return False
+        return note.get("digest") == _digest(tokens) and is_whole(self.state, note)
 
     def _keep(self, part: Path, tokens: list[int]) -> None:
         """Keep what a server wrote, with a checksum. Raises OSError or FolderError."""
@@ -257,10 +248,4 @@ def _make_room(folder: Path) -> None:
         is_left = path.suffix == ".part" and not psutil.pid_exists(int(f"0{path.stem.rpartition('.')[2]}"))
         if is_left or (path.suffix == ".bin" and not path.with_suffix(".json").exists()):
             path.unlink(missing_ok=True)
-    total = 0
-    prompts = (path for path in folder.glob("*.bin") if not path.name.startswith(PREFIX))
-    for path in sorted(prompts, key=lambda path: path.stat().st_mtime, reverse=True):
-        total += path.stat().st_size
-        if total > CAP_BYTES:
-            path.with_suffix(".json").unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+    remove_oldest((str(path) for path in folder.glob("*.bin") if not path.name.startswith(PREFIX)), CAP_BYTES)

@@ -4,9 +4,10 @@ one (server/keep.py).
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cclocal.paths import Env, make_folder, read_table, write_private
 from cclocal.planning.plan import Plan
 from cclocal.server.keep import CAP_BYTES, IDLE_S, PREFIX, checksum
 
-#: A script may ask once a hundred times a day, and go on with none of them: then only small states are written.
+#: A script may run many sessions of one question a day and resume none of them: of those only small states are saved.
 MOST_ONCE_BYTES = 256 * 10**6
 
 
@@ -25,7 +26,7 @@ def keeps(plan: Plan, log: Path, pattern: str, env: Env) -> dict[str, Any] | Non
 
     `pattern`: of the files of the agent's conversations. Raises FolderError.
     """
-    if not plan.can_save_conversation or plan.settings.server:
+    if not plan.can_save_conversation:
         return None
     runtime = runtime_of(plan.variant.backend)
     goes_on = continued(AGENTS[plan.agent], plan.settings.agent_args) is not None
@@ -58,9 +59,16 @@ def find(plan: Plan, env: Env) -> tuple[Path, int] | None:
         if is_meant and note["about"] == _about(plan):
             fits.append((changed_s, state, note))
     for _, state, note in sorted(fits, key=lambda one: one[0], reverse=True)[:1]:
-        if state.stat().st_size == note["size_bytes"] and checksum(str(state)) == note["sha256"]:
+        if is_whole(state, note):
             return state, int(note["tokens"])
     return None
+
+
+def is_whole(state: Path, note: Mapping[str, Any]) -> bool:
+    """Whether a saved state is what was written, by its note."""
+    with contextlib.suppress(OSError):
+        return state.stat().st_size == note.get("size_bytes") and checksum(str(state)) == note.get("sha256")
+    return False
 
 
 def _states(env: Env) -> Iterator[tuple[Path, dict[str, Any], float]]:

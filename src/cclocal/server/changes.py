@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 
+from cclocal.turns import CONVERSATION_ID
+
 #: More is not looked at: files, and files of more bytes.
 MOST_FILES, MOST_BYTES = 300, 256 * 1024
 #: The folder of cclocal's state in which each sandboxed session has its /tmp.
@@ -19,7 +21,7 @@ TMP = "tmp"
 #: What agents themselves leave in it.
 _OF_AGENTS = ("claude-*", "codex-*", "node-compile-cache", "pi-*", "bun-*", ".*")
 #: The id that ends the name of a conversation's file.
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=\.jsonl$)")
+_ID = re.compile(CONVERSATION_ID + r"(?=\.jsonl$)")
 #: Begins the content of a link, which is the path that it points at.
 _LINK = b"\0"
 

@@ -62,7 +62,7 @@ class Head:
 
     @property
     def is_short_error(self) -> bool:
-        """Whether an answer is an error whose words are worth reading."""
+        """Whether an answer is an error that is short enough to be read whole."""
         length = self.fields.get(b"content-length")
         return self.first[9:10] in (b"4", b"5") and length is not None and int(length) <= MOST_ERROR_BYTES
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from cclocal.turns import Turn, end_of, turns
@@ -28,7 +28,7 @@ IDLE_S = 20.0
 GROWTH = 1.25
 #: A save that took longer is not repeated before the session's end: a request would have to wait for it.
 MOST_SECONDS = 1.0
-#: With less free disk space than this nothing is saved, and all states together take no more than that.
+#: Nothing is saved with less free disk space; the states of all conversations together take at most so much.
 SPARE_BYTES, CAP_BYTES = 4 * 10**9, 16 * 10**9
 _TAIL_BYTES = 262_144
 
@@ -170,11 +170,14 @@ class Conversation:
         return os.path.join(self.folder, PREFIX + hashlib.sha256(about.encode()).hexdigest()[:24])
 
     def give_up(self) -> None:
-        """The relay that asked for a save is gone, and nobody answers any more. (What is half written goes later.)"""
+        """Forget a save whose relay was killed: no answer will come. (A later launch removes the part file.)"""
         self.saving = ""
 
     def saved(self, answer: str, took_s: float) -> tuple[str, list[str]]:
-        """Keep what the server wrote. Returns (what was done, the request that restores it), empty if nothing was."""
+        """Give what the server wrote its name and its note.
+
+        Returns (a line for the log, the request that restores it), both empty if nothing was saved.
+        """
         conversation, part, self.saving = self.saving, os.path.join(self.folder, self.part), ""
         counted = re.search(self.options["counted"], answer)
         try:
@@ -209,27 +212,28 @@ class Conversation:
         self._write_json(f"{path}.json", note)
         self.kept_tokens, self.token_bytes = tokens, size / max(tokens, 1)
         self.written_bytes += size
-        self._make_room()
+        remove_oldest((state for state, _ in self._notes()), CAP_BYTES)
         words = f"The conversation was saved: {tokens:,} tokens, {size / 1e6:,.1f} MB in {self.took_s:.1f} s"
         if self.written_bytes > size:
             words += f"; {self.written_bytes / 1e6:,.1f} MB in this session"
-        return f"{words}.", [
-            word.replace("{name}", f"{os.path.basename(path)}.bin") for word in self.options["restore"]
-        ]
+        state = f"{os.path.basename(path)}.bin"
+        return f"{words}.", [word.replace("{name}", state) for word in self.options["restore"]]
 
     def _write_json(self, path: str, table: Mapping[str, Any]) -> None:
         with open(os.open(f"{path}.part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(table, file)
         os.replace(f"{path}.part", path)
 
-    def _make_room(self) -> None:
-        """Remove the states that were used longest ago until the others are below the cap."""
-        total = 0
-        for path, _ in sorted(self._notes(), key=lambda one: os.path.getmtime(one[0]), reverse=True):
-            total += os.path.getsize(path)
-            if total > CAP_BYTES:
-                os.unlink(path.removesuffix("bin") + "json")
-                os.unlink(path)
+
+def remove_oldest(states: Iterable[str], cap_bytes: int) -> None:
+    """Remove the states that were used longest ago, and their notes, until the others are below the cap."""
+    total = 0
+    for state in sorted(states, key=os.path.getmtime, reverse=True):
+        total += os.path.getsize(state)
+        if total > cap_bytes:
+            for path in (state.removesuffix("bin") + "json", state):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
 
 
 def checksum(path: str) -> str:

@@ -104,8 +104,9 @@ class Keeper:
         #: the server's exit status when it will not be started again
         self.server_exit: int | None = None
         self.restarts: list[float] = []
-        #: of the session's models: the one that is served, and the one before it until it answers
-        self.model, self.model_before = "".join(session["relay"].get("models", ())[:1]), ""
+        #: of the session's models: the first, the one that is served, and the one before that until it answers
+        self.first_model = self.model = "".join(session["relay"].get("models", ())[:1])
+        self.model_before = ""
         self.news: list[str] = []
         #: the server's last sign of life (log bytes, processor seconds), and how long there was none
         self.pulse, self.still_s, self.looked_at = (0, 0.0), 0.0, time.monotonic()
@@ -372,8 +373,9 @@ class Keeper:
         if self.model_before:
             last = "".join(f" {line}" for line in self._last_lines(1))
             failed, before, self.model_before = self.model, self.model_before, ""
-            self._note(f"{failed} could not be loaded ({how}{why}).{last}")
-            self._tell_relay({"failed": {failed: f"{failed} could not be loaded ({how}{why}).{last}"}})
+            words = f"{failed} could not be loaded ({how}{why}).{last}"
+            self._note(words)
+            self._tell_relay({"failed": {failed: words}})
             self._change_model(before)
             return
         if self.is_ready:
@@ -465,7 +467,7 @@ class Keeper:
                 self._note("The model server answers again.")
             if "in_flight" in message:
                 self._feel_pulse(message)
-                if self.kept and self.agent_runs and self._is_first_model() and self.kept.is_due(message):
+                if self.kept and self.agent_runs and self.model == self.first_model and self.kept.is_due(message):
                     self._save(wait_s=0.0)
             if self.kept and "saved" in message:
                 words, restore = self.kept.saved(message["saved"], message["took_s"])
@@ -473,9 +475,6 @@ class Keeper:
                     self._log(words)
                     self._restore_later([restore])
         return bool(text)
-
-    def _is_first_model(self) -> bool:
-        return self.model == "".join(self.session["relay"].get("models", ())[:1])
 
     def _save(self, wait_s: float) -> None:
         """Have the conversation's state saved, if it has an id."""
@@ -485,8 +484,8 @@ class Keeper:
 
     def _save_and_wait(self) -> None:
         """The same before the server is ended, when the agent has ended or changes the model."""
-        is_there = self.server and self.server_exit is None and self.relay > 0 and self._is_first_model()
-        if not (self.kept and self.agent_runs and self.is_ready and is_there):
+        is_there = self.server and self.server_exit is None and self.relay > 0
+        if not (self.kept and self.agent_runs and self.is_ready and is_there and self.model == self.first_model):
             return
         self.kept.learn()
         if not self.kept.saving and self.kept.is_worth_it():

@@ -216,15 +216,20 @@ def session_of(log: Path) -> str:
     return log.stem.removeprefix("server-")
 
 
+def log_named(session: str, command: str, env: Env) -> Path:
+    """The log of a session. Raises UsageError if there is none, with what `command` can be given."""
+    known = [session_of(log) for log in reversed(newest_first(env))]
+    if session not in known:
+        raise UsageError(f"There is no log of a session “{session}”.", hint=f"{command} [{' | '.join(known)}]")
+    return env.folders.log_of(session)
+
+
 def read_log(env: Env, session: str | None, *, lines: int | None, follow: bool) -> Iterator[str]:
     """The server log of a session, or the newest, piece by piece. `lines`: only so many of its last.
 
     With `follow` also what is added to it; of the newest also what newer ones say. Raises UsageError if there is none.
     """
-    newest = env.folders.log_of(session) if session else env.folders.newest_log
-    if session and not newest.exists():
-        known = " | ".join(session_of(log) for log in newest_first(env))
-        raise UsageError(f"There is no log of a session “{session}”.", hint=f"cclocal logs [{known}]")
+    newest = log_named(session, "cclocal logs", env) if session else env.folders.newest_log
     if not newest.exists():
         raise UsageError(f"There is no server log yet in {env.folders.state}.", hint="cclocal --tiny")
     while True:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 from cclocal.backends import BACKENDS
 from cclocal.errors import UsageError
@@ -32,11 +31,6 @@ def with_others(now: Launch) -> tuple[Launch, tuple[Launch, ...]]:
     return now, tuple(others)
 
 
-def each(others: Sequence[Launch], step: Callable[[Launch], Launch]) -> tuple[Launch, ...]:
-    """The same after a step of a launch."""
-    return tuple(map(step, others))
-
-
 def share_window(now: Launch, others: Sequence[Launch]) -> tuple[Launch, tuple[Launch, ...]]:
     """The first model and the others with one context window, the largest that each of them can have.
 
@@ -45,19 +39,17 @@ def share_window(now: Launch, others: Sequence[Launch]) -> tuple[Launch, tuple[L
     """
     if not others:
         return now, ()
-    least = min((plan.context_tokens, plan.model.name) for plan in (now.plan(), *(other.plan() for other in others)))
-    window, name = least
-    if window < now.plan().context_tokens:
+    plans = [one.plan() for one in (now, *others)]
+    window, name = min((plan.context_tokens, plan.model.name) for plan in plans)
+    if window < plans[0].context_tokens:
         say(f"The context window is {window:,} tokens, because {name} can have no more.", "yellow")
-    changed = partial(_with_window, window=window)
-    found = changed(now), each(others, changed)
-    for one in found[1]:
+    changed = [
+        replace(one, settings=one.settings.changed({"ctx": window}, "--also: one window for all"))
+        for one in (now, *others)
+    ]
+    for one in changed[1:]:
         refuse_unfitting(one.plan())
-    return found
-
-
-def _with_window(one: Launch, window: int) -> Launch:
-    return replace(one, settings=one.settings.changed({"ctx": window}, "--also: one window for all"))
+    return changed[0], tuple(changed[1:])
 
 
 def fetch_safely(one: Launch) -> Launch:

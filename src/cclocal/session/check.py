@@ -56,7 +56,8 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> tupl
                 _show(row, show=show)
                 if server.poll() is not None:
                     raise server.died("The server stopped during the check.")
-            if all(map(rows.was_tried, found)):
+            is_whole = all(map(rows.was_tried, found))
+            if is_whole:
                 found.append(_agent_row(plan, plan.agent_command(server.binding)[0], env.environ))
                 _show(found[-1], show=show)
         finally:
@@ -71,7 +72,7 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> tupl
         "kv_type": plan.variant.kv_type,
         "lean": plan.session.lean,
         "works": can_work(found),
-        "stopped_early": not all(map(rows.was_tried, found)),
+        "stopped_early": not is_whole,
         "rows": [row._asdict() for row in found],
     }
     results.keep(plan.result_key, report, env)

@@ -117,9 +117,9 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
         # another model was chosen there
         confirm_after_failed_check(now.plan())
     now, limit = raise_limit(now, limit)
-    now, others = also.share_window(now, also.each(others, look_at_hub))
+    now, others = also.share_window(now, [look_at_hub(other) for other in others])
     is_known = now.plan().fit is not None
-    now, others = fetch(now), also.each(others, also.fetch_safely)
+    now, others = fetch(now), tuple(map(also.fetch_safely, others))
     if not is_known:
         # without a header there was nothing to ask about before the file was here; the answer may be another model
         now = fetch(settle_memory(now, safe=False))

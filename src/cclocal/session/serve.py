@@ -101,7 +101,7 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
                 conversations=conversations(agent, plan.session),
                 farewell=farewell(again(plan.word, plan.settings), agent, env) if plan.is_interactive else "",
                 held_open=limit,
-                keeps=keeps(plan, log, conversations(agent, plan.session), env) if cache else None,
+                keeps=keeps(plan, log, conversations(agent, plan.session), env),
             ),
             binding,
             listener,

@@ -12,7 +12,7 @@ from cclocal.backends import BACKENDS
 from cclocal.errors import UsageError
 from cclocal.paths import Env
 from cclocal.server.keeper import LOG_WAS_CUT
-from cclocal.server.registry import newest_first, running, session_of
+from cclocal.server.registry import log_named, newest_first, running, session_of
 from cclocal.session.serve import os_errors_in_words
 from cclocal.turns import Turn, conversation, end_of, model, news, turns
 from cclocal.ui.console import output, print_json, say
@@ -35,10 +35,7 @@ def show(session: str | None, env: Env, *, as_json: bool, as_html: bool) -> None
     folders = env.folders
     if not folders.newest_log.exists():
         raise UsageError("No sessions yet.", hint="cclocal --tiny")
-    path = folders.log_of(session) if session else folders.newest_log.resolve()
-    known = [session_of(log) for log in reversed(newest_first(env))]
-    if session and session not in known:
-        raise UsageError(f"There is no log of a session “{session}”.", hint=f"cclocal stats [{' | '.join(known)}]")
+    path = log_named(session, "cclocal stats", env) if session else folders.newest_log.resolve()
     text, name = path.read_text("utf-8", "replace"), session_of(path)
     every, now = turns(text, tuple(backend.LOG_READER for backend in BACKENDS.values() if backend.LOG_READER))
     if not any(record.folder.name == name for record in running(env)):
@@ -83,7 +80,7 @@ def show(session: str | None, env: Env, *, as_json: bool, as_html: bool) -> None
     notes.append(what if has_counts else f"Session {about}.")
     if id_ := conversation(text):
         notes.append(f"The agent's id of the conversation: {id_}")
-    if others := [other for other in known if other != name]:
+    if others := [other for log in reversed(newest_first(env)) if (other := session_of(log)) != name]:
         notes.append(f"Others: cclocal stats {' | '.join(others)}")
     out.print(Text("\n" * bool(rows) + "\n".join(notes), style="dim"))
 

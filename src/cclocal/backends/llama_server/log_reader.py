@@ -26,7 +26,7 @@ def turns(text: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """
     found: list[dict[str, Any]] = []
     tasks: dict[str, dict[str, Any]] = {}
-    done_by: dict[str, dict[str, Any]] = {}
+    newest = ""
     for line in text.splitlines():
         match = _TASK.match(line)
         if not match:
@@ -38,8 +38,8 @@ def turns(text: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
             tasks[task] = {"prompt_tokens": int(new[2]), "place_tokens": 0, "began": began}
         elif now is None:
             # told after the reply's own line
-            if (guessed := _ACCEPTED.match(said)) and task in done_by:
-                done_by.pop(task)["accepted_tokens"] = int(guessed[1])
+            if task == newest and (guessed := _ACCEPTED.match(said)):
+                found[-1]["accepted_tokens"] = int(guessed[1])
         elif at := _PLACE.match(said):
             now["place_tokens"] = int(at[1])
         elif said.startswith("init sampler"):
@@ -53,7 +53,7 @@ def turns(text: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         elif "first_s" in now and (done := _WRITTEN.match(said)):
             del tasks[task]
             found.append(_turn(now, float(done[1]) / 1000, int(done[2])))
-            done_by = {task: found[-1]}
+            newest = task
         elif said.startswith("stop processing"):
             # cancelled by the client
             del tasks[task]

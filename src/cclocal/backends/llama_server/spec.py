@@ -27,8 +27,8 @@ NEEDED = ("--jinja", "--api-key-file", "--alias", "--parallel", "--ctx-size")
 #: Without it no KV cache is saved.
 SLOT_SAVE_PATH = "--slot-save-path"
 LOG_VERBOSITY = 4
-#: What each kind of speculation is to llama.cpp. The sizes of ngram-mod are not its own, with which a greedy reply was
-#: another text (tests/test_real_models.py compares them).
+#: llama.cpp's flags for each kind of speculation. With its own sizes of ngram-mod a greedy reply was a different text;
+#: with these it is the same (tests/test_real_models.py).
 SPECULATION = {
     "ngram-simple": ("--spec-type", "ngram-simple"),
     "ngram-mod": (

@@ -150,6 +150,10 @@ def test_a_template_that_knows_no_tools_is_told_before_the_load(world: World) ->
     assert "--no-tools" in done.stderr
     assert not (world.record / "pids.json").exists()
     assert world.run("--model", str(copy), "--out-tokens", "256", "--no-tools").returncode == 0
+    # nor does a session change to it
+    done = world.run("--tiny", "--also", str(copy), "--ctx", "32768")
+    assert done.returncode == 2, done.stderr
+    assert "The chat template of smollm.gguf knows no tools" in done.stderr
     # a template of the user's own has them
     assert world.run("real").returncode == 0
 

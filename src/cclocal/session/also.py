@@ -9,7 +9,7 @@ from dataclasses import replace
 from cclocal.backends import BACKENDS
 from cclocal.errors import UsageError
 from cclocal.planning.plan import Plan
-from cclocal.session.steps import Launch, fetch, refuse_unfitting, refuse_unsafe
+from cclocal.session.steps import Launch, fetch, refuse_toolless, refuse_unfitting, refuse_unsafe
 from cclocal.ui.console import say
 
 
@@ -53,9 +53,10 @@ def share_window(now: Launch, others: Sequence[Launch]) -> tuple[Launch, tuple[L
 
 
 def fetch_safely(one: Launch) -> Launch:
-    """With its files on disk. Raises UnsafeModelError (40) for files that could run code."""
+    """With its files on disk. Raises UnsafeModelError (40) for files that could run code, UsageError without tools."""
     there = fetch(one)
     refuse_unsafe(there)
+    refuse_toolless(there)
     return there
 
 

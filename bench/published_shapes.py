@@ -296,11 +296,16 @@ def _gemma4(size_name: str) -> Header:
     return _header("gemma4", metadata, tensors())
 
 
-def _gated_delta(name: str) -> Header:
-    """Qwen3.5, Qwen3.6 and Qwen3-Next: three recurrent layers, one of attention."""
-    size, state, groups, steps, experts, used, expert_inner, vocabulary = 256, 128, 16, 32, 0, 0, 512, 248320
+def gated_delta(name: str, draft_layers: int = 0, words: int = 248320) -> Header:
+    """Qwen3.5, Qwen3.6 and Qwen3-Next: three recurrent layers, one of attention; and a little model of that kind.
+
+    `draft_layers`: of a head for multi-token prediction (MTP), after the others. `words`: in the vocabulary.
+    """
+    size, state, groups, steps, experts, used, expert_inner, vocabulary = 256, 128, 16, 32, 0, 0, 512, words
     if name == "9b":
         width, layers, heads, kv, inner, architecture = 4096, 32, 16, 4, 12288, "qwen35"
+    elif name == "little":
+        width, layers, heads, kv, inner, architecture = 256, 4, 2, 1, 512, "qwen35"
     elif name == "27b":
         # inner was not seen published; it decides only how the weights, whose sum is known, are spread
         width, layers, heads, kv, inner, architecture, steps = 5120, 64, 24, 4, 17408, "qwen35", 48
@@ -315,7 +320,7 @@ def _gated_delta(name: str) -> Header:
     metadata: dict[str, Any] = {
         "vocab_size": vocabulary,
         "context_length": 262144,
-        "block_count": layers,
+        "block_count": layers + draft_layers,
         "embedding_length": width,
         "feed_forward_length": inner,
         "attention.head_count": heads,
@@ -333,6 +338,8 @@ def _gated_delta(name: str) -> Header:
     }
     if not is_next:
         metadata |= {"full_attention_interval": 4, "rope.dimension_sections": [11, 11, 10, 0]}
+    if draft_layers:
+        metadata["nextn_predict_layers"] = draft_layers
     if experts:
         metadata |= {
             "expert_count": experts,
@@ -343,10 +350,13 @@ def _gated_delta(name: str) -> Header:
 
     def tensors() -> Tensors:
         yield from _ends(width, vocabulary)
-        for i in range(layers):
+        for i in range(layers + draft_layers):
             at = f"blk.{i}."
             yield from _norms(at, width, "attn_norm", "post_attention_norm")
-            if (i + 1) % 4 == 0:
+            if i >= layers:
+                yield f"{at}nextn.eh_proj.weight", [2 * width, width], Q4_K
+                yield from _norms(at, width, "nextn.enorm", "nextn.hnorm", "nextn.shared_head_norm")
+            if (i + 1) % 4 == 0 or i >= layers:
                 yield from _qkv(at, width, heads * size * 2, kv * size)
                 yield f"{at}attn_output.weight", [heads * size, width], Q4_K
                 yield from _norms(at, size, "attn_q_norm", "attn_k_norm")
@@ -444,10 +454,10 @@ HEADERS: Mapping[str, Callable[[], Header]] = {
     "qwen2.5-coder-7b": _qwen2,
     "qwen3-coder-30b-a3b": _qwen3moe,
     "qwen3-vl-30b-a3b": lambda: _qwen3moe("qwen3vlmoe"),
-    "qwen3-next-80b-a3b": lambda: _gated_delta("next-80b-a3b"),
-    "qwen3.5-9b": lambda: _gated_delta("9b"),
-    "qwen3.6-27b": lambda: _gated_delta("27b"),
-    "qwen3.6-35b-a3b": lambda: _gated_delta("35b-a3b"),
+    "qwen3-next-80b-a3b": lambda: gated_delta("next-80b-a3b"),
+    "qwen3.5-9b": lambda: gated_delta("9b"),
+    "qwen3.6-27b": lambda: gated_delta("27b"),
+    "qwen3.6-35b-a3b": lambda: gated_delta("35b-a3b"),
 }
 
 
@@ -470,7 +480,8 @@ def shape_row(name: str) -> dict[str, Any]:
         "score_heads": 2 * shape.query_heads if latent else shape.query_heads if unfused else 0,
         "unpacked_elements": shape.query_heads * (plain + number("attention.value_length_mla")) if latent else 0,
     }
-    for key in ("form", "bound"):
+    # none of these files has a head for multi-token prediction
+    for key in ("form", "bound", "draft_layers"):
         del row[key]
     return row
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from cclocal import tiny
 from cclocal.memory.fit import fit as fit_memory
 from cclocal.memory.footprint import MemoryConfig
 from cclocal.models.headers import of_gguf
-from tests.conftest import CACHE, CLAUDES
+from tests.conftest import CACHE, CLAUDES, ENGINES, Engine
+from tests.mtp_model import write_model
 from tests.world import World
 
 SMOLLM = CACHE / "models/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -187,3 +189,68 @@ def test_guessed_tokens_change_nothing_but_the_steps(world: World) -> None:
     assert steps[0] is None
     assert min(steps[1:]) >= 5, steps
     assert "a step" in world.run("stats").stdout
+
+
+def test_the_fastest_kind_of_speculation_is_found_and_used(world: World) -> None:
+    """With an engine that cannot be started with one of the kinds."""
+    world.fake_claude(exits=0)
+    add_model(world, SMOLLM)
+    wheel = f"{sys.executable} -P -m cclocal.backends.llama_server.xllamacpp_server"
+    (world.bin / "llama-server").write_text(
+        f"""#!/bin/sh
+case "$*" in
+*--version*) echo "version: 4242 (wrapped)" ;;
+*--spec-type?ngram-mod*) echo "error: unknown kind of speculation"; exit 1 ;;
+*) exec {wheel} "$@" ;;
+esac
+"""
+    )
+    (world.bin / "llama-server").chmod(0o755)
+    done = world.run("check", "real", "--tune", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("No GPU was found") == 1
+    told = json.loads(done.stdout)["speculation"]
+    assert [row["kind"] for row in told["trials"]] == ["off", "ngram-simple", "ngram-mod"]
+    assert told["trials"][2]["why"] == "the server did not start: error: unknown kind of speculation"
+    assert told["trials"][1]["rewrite"]["per_step"] > 1.2
+    assert told["trials"][1]["why"] == ""
+    assert told["kind"] in ("off", "ngram-simple")
+    # the choice is kept, and what is typed goes before it
+    (kept,) = json.loads((world.home / ".local/state/cclocal/tuned.json").read_text()).values()
+    assert kept["kind"] == told["kind"]
+    plan = json.loads(world.run("real", "--dry-run", "--json").stdout)
+    assert plan["sources"]["speculate"] == "measured here"
+    assert ("--spec-type" in plan["server"]["argv"]) == (told["kind"] != "off")
+    assert (
+        "ngram-mod"
+        in json.loads(world.run("real", "--speculate", "ngram-mod", "--dry-run", "--json").stdout)["server"]["argv"]
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+def test_a_head_that_guesses_ahead_is_used_and_planned(world: World, engine: Engine) -> None:
+    """MTP: one more layer's KV cache, a recurrent state for each guess, and buffers of its own."""
+    world.real("llama-server", engine.binary)
+    world.fake_claude()
+    model = world.root / "little.gguf"
+    write_model(model)
+    launcher = world.start("--model", str(model), "--ctx", "16384", "--out-tokens", "512", "--speculate", "mtp")
+    world.agent()
+    assert world.ask("Hello", out_tokens=24).status_code == 200
+    os.kill(world.watched(), signal.SIGTERM)
+    launcher.wait()
+    world.wait_for_end()
+    told = json.loads(world.run("plan", "--last", "--json").stdout)
+    planned, allocated = told["plan"], told["allocated"]
+    for part in ("kv_bytes", "state_bytes"):
+        assert abs(planned[part] - allocated[part]) < 20_000, (part, told)
+    assert planned["compute_bytes"] >= allocated["compute_bytes"] // 2
+    (turn,) = json.loads(world.run("stats", "--json").stdout)["turns"]
+    assert turn["accepted_tokens"] is not None
+
+
+def test_what_has_no_such_head_is_refused(world: World) -> None:
+    world.fake_claude()
+    done = world.run("--tiny", "--speculate", "mtp")
+    assert done.returncode == 2
+    assert "Tiny copy circuit has no head for multi-token prediction (MTP)." in done.stderr

@@ -16,6 +16,7 @@ from packaging.version import Version
 from cclocal.errors import SandboxError
 from cclocal.memory.shape import Shape
 from cclocal.paths import Env
+from cclocal.settings import Speculation
 
 
 def version_in(text: str) -> Version | None:
@@ -160,6 +161,8 @@ class Facts:
     proofs: Mapping[str, bool] = field(default_factory=dict)
     #: whether a state that was restored was of use, by Plan.restores_key and what it was of
     restores: Mapping[str, bool] = field(default_factory=dict)
+    #: the kind of speculation that was the fastest here, by checks.tuning.key
+    tuned: Mapping[str, Speculation] = field(default_factory=dict)
     #: bytes that earlier starts used beyond their plan, by planning.memory.correction_key
     corrections: Mapping[str, int] = field(default_factory=dict)
 

@@ -19,8 +19,9 @@ LEAST_OUT_TOKENS = 256
 STRICT, BASH, OFF = "strict", "bash", "off"
 SANDBOXES = (STRICT, BASH, OFF)
 #: The kinds of --speculate.
-Speculation = Literal["off", "ngram-simple", "ngram-mod"]
-SPECULATIONS = get_args(Speculation)
+Speculation = Literal["off", "ngram-simple", "ngram-mod", "mtp"]
+SPECULATIONS: tuple[Speculation, ...] = get_args(Speculation)
+MTP: Speculation = "mtp"
 
 MODELS, SESSION, MEMORY, OTHER = "Models", "The session", "Memory", "Another server"
 
@@ -72,8 +73,8 @@ _EXTRA_VARIABLE = "Give the agent this variable too; repeatable. [dim]In CCLOCAL
 _THINK = "Let the model think before it answers: slower, sometimes better. [dim]default: off[/]"
 _UBATCH = "Micro-batch (MLX: prefill step): larger reads prompts faster, needs more memory. [dim]default: 512 (2048)[/]"
 _SPECULATE = (
-    "Guess tokens from the text so far and check several at once: off, ngram-simple, ngram-mod. Faster where text is "
-    "copied, slower elsewhere. [dim]default: off[/]"
+    "Guess tokens and check several at once: ngram-simple, ngram-mod (from the text so far), mtp (by the model's own "
+    "head) or off. [dim]default: what cclocal check found to be the fastest here, else off[/]"
 )
 _WIRED = "Mac: raise the GPU's memory limit to this for the session (needs sudo)."
 _URL = "Use the server at this address and start none. --model selects one of its models."

@@ -13,7 +13,7 @@ from cclocal.facts import Engine, Facts, Machine
 from cclocal.models.catalog import FileForm, Variant
 from cclocal.paths import Env, find_program
 from cclocal.programs import Answers
-from cclocal.settings import Settings
+from cclocal.settings import Settings, Speculation
 from cclocal.wires.wire import Refusal
 
 NAME = "small"
@@ -25,6 +25,7 @@ LOG_READER = ""
 FORMS: tuple[FileForm, ...] = ("gguf",)
 WIRES = frozenset({"anthropic"})
 ASKED_BY: frozenset[str] = frozenset()
+SPECULATIONS: tuple[Speculation, ...] = ()
 
 
 def rank(machine: Machine) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pexpect
 import pytest
 
 from cclocal import tiny
@@ -94,6 +95,21 @@ def test_an_agent_that_writes_nothing_fails_it(world: World) -> None:
     code, status, _ = rows(world)
     assert code == 1
     assert status["The real agent writes a real file"] == "fail"
+
+
+def test_an_interrupted_check_keeps_what_it_showed(agent: World) -> None:
+    """Ctrl-C while the agent works: every row before is there, and nothing is said of what was not tried."""
+    agent.fake_server(obeys=True)
+    (agent.bin / "claude").write_text(WRITES.replace("printf", "touch started; sleep 60; printf"))
+    with agent.on_terminal("check", "tiny") as child:
+        child.expect("The beginning of the conversation is dropped|A prompt beyond the window is refused")
+        child.expect("Claude Code writes a file")
+        child.sendintr()
+        child.expect(r"was not tried to the end: 15 rows are known")
+        child.expect(pexpect.EOF)
+        child.close()
+    assert child.exitstatus == 130
+    assert not (agent.home / ".local/state/cclocal/proofs.json").exists()
 
 
 def test_a_failed_check_is_remembered_and_asked_about(agent: World) -> None:

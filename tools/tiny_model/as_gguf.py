@@ -33,7 +33,7 @@ def gguf(feed_forward: int = FEED_FORWARD, template: str = CHAT_TEMPLATE) -> byt
     vocabulary = Vocabulary()
     embedding, output, width = embeddings(vocabulary)
     blocks = layers(width)
-    metadata = _metadata(vocabulary, width, len(blocks), feed_forward, template)
+    metadata = fields(vocabulary, width, len(blocks), feed_forward, template)
     size = len(vocabulary.tokens)
     tensors: list[tuple[str, Sequence[int], int, bytes]] = [
         ("token_embd.weight", (width, size), F16, _f16(embedding, width)),
@@ -52,9 +52,10 @@ def gguf(feed_forward: int = FEED_FORWARD, template: str = CHAT_TEMPLATE) -> byt
     return _file(metadata, tensors)
 
 
-def _metadata(
+def fields(
     vocabulary: Vocabulary, width: int, blocks: int, feed_forward: int, template: str
 ) -> list[tuple[str, int, object]]:
+    """The metadata of its header: key, type, value. Arrays have the type of their items beside them."""
     ids = vocabulary.id
     return [
         ("general.architecture", STRING, "llama"),

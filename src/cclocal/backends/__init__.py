@@ -25,6 +25,7 @@ from cclocal.models.storage import Stored
 from cclocal.paths import Env
 from cclocal.programs import Answers
 from cclocal.settings import Settings
+from cclocal.turns import Turn
 
 if TYPE_CHECKING:
     import httpx
@@ -100,6 +101,10 @@ class Runtime:
 
     def read_prompt(self, client: httpx.Client, tokens: list[int]) -> int:
         """Have the server evaluate a prompt. Returns how many of its tokens were not in the KV cache already."""
+        raise NotImplementedError
+
+    def write(self, client: httpx.Client, tokens: list[int], most_tokens: int) -> tuple[str, Turn]:
+        """(the most likely continuation of a prompt, what it cost): the same text at each call."""
         raise NotImplementedError
 
     def save_prompt(self, client: httpx.Client, name: str) -> int:

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 from cclocal.command import Binding, CommandAndFiles, Endpoint, Readiness
 from cclocal.facts import Engine, Facts, Machine
 from cclocal.models.catalog import FileForm, Model, Variant
+from cclocal.settings import Speculation
 from cclocal.wires.wire import Refusal
 
 
@@ -52,6 +53,8 @@ class Backend(Protocol):
     REFUSALS: tuple[Refusal, ...] = ()
     #: whether it cuts a prompt beyond its window without a word
     CUTS_PROMPTS: bool = False
+    #: the kinds of --speculate that it may offer beside "off"
+    SPECULATIONS: tuple[Speculation, ...] = ()
     #: how its server is ended: each signal in turn, with the seconds it is given to obey
     STOP: tuple[tuple[str, float], ...] = (("TERM", 5.0), ("KILL", 2.0))
     #: the APIs that it speaks, by the names in cclocal.wires

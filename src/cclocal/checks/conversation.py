@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,14 @@ if TYPE_CHECKING:
 
 #: Enough for each row's file and some words. A model that never ends a reply is cut here, in seconds or a minute.
 _OUT_TOKENS = 512
+#: Seconds for the first reply, when nothing is known of the model's speed: 512 tokens at less than one a second.
+_FIRST_LIMIT_S = 900.0
+#: Seconds for each later one: a multiple of the slowest so far, as a prompt may be longer, but not less than this.
+_TIMES_SLOWEST, _LEAST_LIMIT_S = 5, 60.0
+
+
+class TooSlowError(Exception):
+    """A reply took longer than the model's speed explains."""
 
 
 def _tool(name: str, description: str, *required: str, **optional: Body) -> Body:
@@ -30,8 +39,10 @@ class Server:
     model: str
     title: str
     context_tokens: int
-    #: how many tool calls each reply had
+    #: how many tool calls each reply had, and how many seconds it took
     calls_seen: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    first_limit_s: float = _FIRST_LIMIT_S
 
     @property
     def system(self) -> str:
@@ -49,11 +60,30 @@ class Server:
         return [_tool(write, "Writes a file.", *needed), run] if write else [run]
 
     def ask(self, messages: list[Body], *, out_tokens: int = _OUT_TOKENS, stream: bool = False) -> Reply:
+        """The reply to a conversation. Raises TooSlowError if it takes too long."""
         body = self.wire.body(self.model, self.system, self.tools, messages, out_tokens, stream=stream)
-        reply = self.client.post(self.wire.PATH, json=body)
-        answer = self.wire.read(reply.status_code, reply.text, stream=stream)
+        status, text = self._post(body)
+        answer = self.wire.read(status, text, stream=stream)
         self.calls_seen.append(len(answer.calls))
         return answer
+
+    def _post(self, body: Body) -> tuple[int, str]:
+        limit_s = max(_LEAST_LIMIT_S, _TIMES_SLOWEST * max(self.seconds)) if self.seconds else self.first_limit_s
+        began, pieces = time.monotonic(), []
+        timeout = self.client.timeout
+        timeout.read = limit_s
+        try:
+            with self.client.stream("POST", self.wire.PATH, json=body, timeout=timeout) as reply:
+                for piece in reply.iter_text():
+                    pieces.append(piece)
+                    if time.monotonic() - began > limit_s:
+                        raise TooSlowError(f"no whole reply in {limit_s:.0f} s")
+        except Exception as error:
+            if type(error).__name__ != "ReadTimeout":
+                raise
+            raise TooSlowError(f"no reply in {limit_s:.0f} s") from None
+        self.seconds.append(time.monotonic() - began)
+        return reply.status_code, "".join(pieces)
 
     def create(self, path: str, content: str) -> list[Body]:
         return [user(self.calls.ask_to_write(path, content))]

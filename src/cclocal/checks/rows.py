@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 from cclocal import http
-from cclocal.checks.conversation import Server, user, with_result
+from cclocal.checks.conversation import Server, TooSlowError, user, with_result
 from cclocal.command import Endpoint
 from cclocal.wires.wire import Calls, Reply, Wire
 
-if TYPE_CHECKING:
-    pass
-
-#: Seconds for one answer: a slow machine takes minutes.
-_LIMIT_S = 1800.0
+#: Seconds for each step of a request but the reply itself, which has a limit of its own.
+_LIMIT_S = 30.0
 #: Quotes of both kinds, braces, backslashes, tabs and line ends: characters that JSON escapes.
 _DENSE = 'a = "x" + \'y\'\nif a != \'"\':\n\tprint(f"{a!r} \\\\ {{}}")\n# end'
 #: Text that some servers' tool and thinking parsers treat as their own marks.
@@ -54,8 +52,10 @@ def was_tried(row: CheckRow) -> bool:
     return (row.status, row.detail, row.meaning) != _UNTRIED
 
 
-def run(endpoint: Endpoint, wire: Wire, calls: Calls, title: str, context_tokens: int) -> Iterator[CheckRow]:
-    """Every row about the server, as soon as its outcome is known.
+def run(
+    endpoint: Endpoint, wire: Wire, calls: Calls, title: str, context_tokens: int
+) -> Iterator[tuple[str, Callable[[], CheckRow]]]:
+    """Every row about the server: its name, and what tries it.
 
     `calls`: the agent's tools. `title`: its name in messages.
     """
@@ -64,15 +64,21 @@ def run(endpoint: Endpoint, wire: Wire, calls: Calls, title: str, context_tokens
         client.headers["connection"] = "close"
         server = Server(client, wire, calls, endpoint.model, title, context_tokens)
         for row in _ROWS:
-            try:
-                # the rest would take minutes to show the same
-                is_hopeless = len(server.calls_seen) >= ENOUGH_REPLIES and not any(server.calls_seen)
-                outcome = _UNTRIED if is_hopeless else row(server)
-            except Exception as error:
-                # any error is a failed row: the server sent something that cannot be read
-                meaning = "The server closed the connection, or its answer cannot be read."
-                outcome = "fail", f"{type(error).__name__}: {error}", meaning
-            yield CheckRow(row.__doc__ or "", *outcome, needed=row in _NEEDED)
+            yield row.__doc__ or "", partial(_tried, row, server)
+
+
+def _tried(row: Callable[[Server], Outcome], server: Server) -> CheckRow:
+    try:
+        # the rest would take minutes to show the same
+        is_hopeless = len(server.calls_seen) >= ENOUGH_REPLIES and not any(server.calls_seen)
+        outcome = _UNTRIED if is_hopeless else row(server)
+    except TooSlowError as error:
+        outcome = "fail", str(error), "The server hangs, or is too slow for an agent."
+    except Exception as error:
+        # any error is a failed row: the server sent something that cannot be read
+        meaning = "The server closed the connection, or its answer cannot be read."
+        outcome = "fail", f"{type(error).__name__}: {error}", meaning
+    return CheckRow(row.__doc__ or "", *outcome, needed=row in _NEEDED)
 
 
 # -- the rows ---------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cclocal.prompt_cache.breakdown import Breakdown
 
 _MODEL_HELP = options()["model"][1].help
+_TUNE = "Find the fastest kind of speculation, alone or not at all. [dim]default: after a check that passed[/]"
 _Model = partial(Argument, metavar="[MODEL]", show_default=False, autocompletion=complete_model)
 
 
@@ -93,11 +94,13 @@ def env(
 def check(
     call: Call,
     model: Annotated[str | None, _Model(help=_MODEL_HELP, envvar="CCLOCAL_MODEL", show_envvar=False)] = None,
+    tune: Annotated[bool | None, Option("--tune/--no-tune", help=_TUNE, show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
     """Prove that a model drives the agent: real requests, real tool calls, a real file. Exit 0 only if it does."""
     from cclocal.models.resolve import canonical
     from cclocal.session.check import check as story
+    from cclocal.session.check import verdicts
     from cclocal.session.serve import os_errors_in_words
     from cclocal.ui.console import output, print_json
 
@@ -110,15 +113,15 @@ def check(
         llama_server=str(Path(program).expanduser().absolute()) if program and "/" in program else program,
     )
     with os_errors_in_words(call.env):
-        plan, report = story(settings, catalog, call.env, show=not as_json)
+        plan, report = story(settings, catalog, call.env, show=not as_json, calibrate=tune)
     if as_json:
         print_json(report)
     else:
-        verdict = "can drive the agent." if report["works"] else "cannot be relied on: see what failed."
-        if report["stopped_early"]:
-            verdict = "cannot drive the agent: it calls no tool, so nothing more was tried."
-        output().print(f"\n{plan.model.name} on {plan.variant.backend} {verdict}", style="bold", markup=False)
-    if not report["works"]:
+        for verdict in verdicts(report):
+            output().print(f"\n{plan.model.name} on {plan.variant.backend} {verdict}", style="bold", markup=False)
+    if report.get("interrupted"):
+        raise KeyboardInterrupt
+    if not report.get("works", True):
         raise Exit(1)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from cclocal import tiny
 from cclocal.agents import look_of, taken_names
 from cclocal.backends import BACKENDS, runtime_of
-from cclocal.checks import results
+from cclocal.checks import results, tuning
 from cclocal.command import has_room_for_socket
 from cclocal.config_file import UserFile
 from cclocal.discovery.hardware import machine
@@ -83,6 +83,7 @@ def look(env: Env, settings: Settings, catalog: Catalog, *, engines_must_run: bo
         corrections=corrections(env),
         proofs={name: bool(row.get("works")) for name, row in results.known(env).items()},
         restores={name: bool(works) for name, works in read_table(env.folders.restores).items()},
+        tuned=tuning.known(env),
     )
     answers.save()
     return replace(facts, alternatives=_alternatives(catalog, facts))

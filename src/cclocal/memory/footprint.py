@@ -27,6 +27,8 @@ KV_TYPES: Mapping[str, Fraction] = {
     "q5_1": Fraction(24, 32),
     "q4_0": Fraction(18, 32),
 }
+#: What a head for multi-token prediction guesses ahead: llama.cpp's own default.
+DRAFT_TOKENS = 3
 #: llama.cpp rounds every cache up to this many cells.
 CELLS = 256
 #: Per token of the micro-batch with flash attention: measured 0.21 ± 0.06 MiB, and an f16 mask over the context.
@@ -47,7 +49,7 @@ class MemoryConfig:
     gpu_layers counts as llama.cpp's --n-gpu-layers does, the output being the last; None = all. cpu_moe_layers: the
     experts of so many layers stay in host memory. prefill_step_tokens and prefix_cache_bytes are MLX's.
     projector_bytes: a vision model's projector. correction_bytes: added to the compute buffers, an earlier start's own
-    numbers less its plan's.
+    numbers less its plan's. draft_tokens: how many a head for multi-token prediction guesses ahead; 0 = it is not used.
     """
 
     context_tokens: int
@@ -62,6 +64,7 @@ class MemoryConfig:
     prefix_cache_bytes: int = 0
     projector_bytes: int = 0
     correction_bytes: int = 0
+    draft_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +88,20 @@ def footprint(shape: Shape, config: MemoryConfig, *, memory: Memory) -> Footprin
     if shape.form == "mlx":
         return _mlx(shape, config)
     caches = layer_kv_bytes(shape, config)
-    states = [layer.state_bytes * config.slots for layer in shape.layers]
+    drafts = _draft_kv_bytes(shape, config)
+    # a state is kept for each guess, to go back to: llama.cpp's n_rs_seq
+    states = [layer.state_bytes * config.slots * (1 + config.draft_tokens) for layer in shape.layers]
+    # the head computes in buffers of its own, at most as large
+    compute = compute_bytes(shape, config) * (2 if drafts else 1)
     weights = shape.weights_bytes if memory == "host" else shape.device_weights_bytes
     kept, first, copied = (0, 0, 0) if memory == "host" else _kept_on_host(shape, config)
     # the prompt cache (--cache-ram) is in host memory, which a device may share
     beside, apart = (0, config.cache_ram_bytes) if memory == "discrete" else (config.cache_ram_bytes, 0)
     return Footprint(
         weights_bytes=weights - kept,
-        kv_bytes=sum(caches[first:]),
+        kv_bytes=sum(caches[first:]) + drafts,
         state_bytes=sum(states[first:]),
-        compute_bytes=max(0, compute_bytes(shape, config) + config.correction_bytes) + copied,
+        compute_bytes=max(0, compute + config.correction_bytes) + copied,
         other_bytes=config.projector_bytes + beside,
         host_bytes=shape.weights_bytes - weights + kept + sum(caches[:first]) + sum(states[:first]) + apart,
     )
@@ -132,6 +139,13 @@ def layer_kv_bytes(shape: Shape, config: MemoryConfig) -> list[int]:
         int((layer.key_elements + max(layer.value_elements, widest)) * cells.get(layer.kind, 0) * per_element)
         for layer in shape.layers
     ]
+
+
+def _draft_kv_bytes(shape: Shape, config: MemoryConfig) -> int:
+    """The KV cache of the head for multi-token prediction, if it is used."""
+    layers = shape.draft_layers if config.draft_tokens else ()
+    elements = sum(layer.key_elements + layer.value_elements for layer in layers)
+    return int(elements * _per_slot(config) * KV_TYPES[config.kv_type] * config.slots)
 
 
 def _round_up(tokens: int) -> int:
@@ -182,13 +196,17 @@ def _mlx(shape: Shape, config: MemoryConfig) -> Footprint:
 def read_buffers(log: str) -> Footprint | None:
     """The buffers that llama.cpp's log reports while it loads a model; None if it reports none.
 
-    A device's compute buffer is named each time it grows, so its last size counts; caches of several kinds add up.
+    A device's compute buffer is named each time it grows, so its last size counts; caches of several kinds add up, and
+    so do contexts: a head for multi-token prediction has one of its own. Each begins with its output buffer.
     """
     sizes: dict[tuple[str, str], int] = {}
+    earlier: dict[tuple[str, str], int] = {}
     for device, part, mib in _LINE.findall(_PROJECTOR.sub("", log)):
         size = round(float(mib) * MIB)
         key = (device, part)
-        sizes[key] = size if part in ("compute", "output") else sizes.get(key, 0) + size
+        if part == "output":
+            earlier = dict(sizes)
+        sizes[key] = size + (earlier if part in ("compute", "output") else sizes).get(key, 0)
     if not any(part in ("KV", "RS") for _, part in sizes):
         return None
     # what is not on the host, unless everything is

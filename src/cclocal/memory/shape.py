@@ -53,7 +53,8 @@ class Shape:
     per-layer embeddings always do. layer_weights_bytes and expert_weights_bytes: the same, layer by layer, where it is
     known. bound: the architecture is not known, so this is an upper bound. form: the file it came from, which decides
     who serves it and so what is allocated. score_heads: query heads whose prefill scores MLX materialises;
-    unpacked_elements: what it makes of every cached token besides, while it reads a prompt.
+    unpacked_elements: what it makes of every cached token besides, while it reads a prompt. draft_layers: those of its
+    head for multi-token prediction (MTP), beside `layers`; they keep something only while the head is used.
     """
 
     architecture: str
@@ -69,6 +70,7 @@ class Shape:
     form: Form = "gguf"
     score_heads: int = 0
     unpacked_elements: int = 0
+    draft_layers: tuple[Layer, ...] = ()
 
 
 def shape_of(header: Header) -> Shape:
@@ -76,8 +78,9 @@ def shape_of(header: Header) -> Shape:
     numbers = Numbers(header.metadata, f"{header.architecture}.")
     if not re.fullmatch(r"[\w.-]{1,64}", header.architecture, re.ASCII):
         raise BadHeaderError("its architecture has no plain name")
-    count = numbers.one("block_count") - numbers.one("nextn_predict_layers", 0)
-    if not 0 < count <= MOST_LAYERS:
+    draft_count = numbers.one("nextn_predict_layers", 0)
+    count = numbers.one("block_count") - draft_count
+    if not 0 < count <= MOST_LAYERS or draft_count > MOST_LAYERS:
         raise BadHeaderError(f"it claims {count:,} layers")
     layers = _layers(header, numbers, count)
     names = {tensor.name for tensor in header.tensors}
@@ -96,7 +99,18 @@ def shape_of(header: Header) -> Shape:
         bound=header.architecture not in KNOWN,
         layer_weights_bytes=_by_layer(header, count, _OF_LAYER),
         expert_weights_bytes=_by_layer(header, count, _OF_EXPERTS),
+        draft_layers=_draft_layers(header, layers, draft_count),
     )
+
+
+def _draft_layers(header: Header, layers: tuple[Layer, ...], count: int) -> tuple[Layer, ...]:
+    """The layers of a head for multi-token prediction, if the file has their weights (some converters leave them out).
+
+    Each is one more layer of full attention. Source: llama.cpp's src/llama-model.cpp, LLAMA_CONTEXT_TYPE_MTP.
+    """
+    largest = max(layers, key=lambda layer: (layer.kind == "full", layer.key_elements + layer.value_elements))
+    has_weights = any(".nextn." in tensor.name for tensor in header.tensors)
+    return (replace(largest, kind="full", state_bytes=0),) * count if has_weights else ()
 
 
 def _by_layer(header: Header, count: int, wanted: re.Pattern[str]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from cclocal.agents import Agent
 from cclocal.backends import BACKENDS, Backend
 from cclocal.backends.request import ServeRequest
-from cclocal.checks import results
+from cclocal.checks import results, tuning
 from cclocal.command import SHOWN
 from cclocal.errors import UsageError
 from cclocal.facts import Engine, Facts
@@ -20,7 +20,7 @@ from cclocal.models.catalog import Model, Variant
 from cclocal.planning.choose import agent_session, choose_agent, choose_engine, choose_variant, model_path
 from cclocal.planning.memory import adjusted, fit_on, limit_words, what_helps, wired_limit
 from cclocal.planning.plan import Fetch, Plan, take_turns
-from cclocal.settings import LEAST_OUT_TOKENS, Settings
+from cclocal.settings import LEAST_OUT_TOKENS, MTP, Settings, Speculation
 
 
 def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
@@ -64,6 +64,9 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
     engine = choose_engine(backend, agent.WIRE, model, variant, facts)
     path = model_path(variant, facts)
     shape = facts.shapes.get(path)
+    speculations = _speculations(backend, engine, variant, shape)
+    tuning_key = tuning.key(model, variant, engine)
+    variant, is_tuned = _speculation(model, variant, settings, facts.tuned.get(tuning_key), shape)
     context = _context(model, variant, settings, shape)
     # llama.cpp rounds the window of a slot down to whole cells
     slot = context // variant.slots // CELLS * CELLS
@@ -112,7 +115,7 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
         remedies=what_helps(fit, engine, facts, model.id, agent.window(slot, out).least_tokens) if fit else (),
         wired_limit_mib=limit,
         limit_words=limit_words(fit, facts.machine) if fit else None,
-        sources=_sources(settings, reason, engine),
+        sources=_sources(settings, reason, engine) | ({"speculate": "measured here"} if is_tuned else {}),
         result_key=result_key,
         is_proven=facts.proofs.get(result_key),
         prompt_caching=caching,
@@ -122,6 +125,8 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
         can_save_conversation=is_kept and facts.restores.get(f"{restores_key} conversation", True),
         knows_restores=f"{restores_key} prompt" in facts.restores,
         restores_key=restores_key,
+        speculations=speculations,
+        tuning_key=tuning_key,
         word=(settings.model or model.id) if model.untested else model.id,
         is_strict=path in facts.strict,
         is_toolless=path in facts.toolless,
@@ -142,6 +147,36 @@ def _also(
         if context <= shape.native_context_tokens and found.verdict != "too_big":
             fits.append(tag)
     return tuple(fits)
+
+
+def _speculations(backend: Backend, engine: Engine, variant: Variant, shape: Shape | None) -> tuple[Speculation, ...]:
+    """The kinds of speculation that could be used. None beside a projector: nobody has shown that they go together."""
+    kinds = () if variant.mmproj else backend.SPECULATIONS
+    has_head = bool(shape and shape.draft_layers)
+    return tuple(
+        kind
+        for kind in kinds
+        if (has_head or kind != MTP) and not backend.unsupported(engine, replace(variant, speculate=kind))
+    )
+
+
+def _speculation(
+    model: Model, variant: Variant, settings: Settings, fastest: Speculation | None, shape: Shape | None
+) -> tuple[Variant, bool]:
+    """(the variant with the kind of speculation asked for, else the fastest one by measurement; whether it is that).
+
+    Raises UsageError for MTP, if that was asked for, on a model without a head for it.
+    """
+    is_tuned = settings.speculate is None and fastest is not None and not variant.mmproj
+    variant = replace(variant, speculate=fastest) if is_tuned and fastest else variant
+    if variant.speculate == MTP and shape and not shape.draft_layers:
+        if settings.speculate == MTP:
+            raise UsageError(
+                f"{model.name} has no head for multi-token prediction (MTP).{settings.origin('speculate')}",
+                hint="--speculate ngram-simple",
+            )
+        variant = replace(variant, speculate="off")
+    return variant, is_tuned
 
 
 def _sources(settings: Settings, backend_reason: str | None, engine: Engine) -> dict[str, str]:

@@ -11,11 +11,11 @@ from cclocal.backends import BACKENDS
 from cclocal.errors import UsageError
 from cclocal.facts import Engine, Facts, Gpu, Machine
 from cclocal.memory.fit import MARGIN_BYTES, MLX_MARGIN_BYTES, Budget, Fit, fit
-from cclocal.memory.footprint import KV_TYPES, MemoryConfig
+from cclocal.memory.footprint import DRAFT_TOKENS, KV_TYPES, MemoryConfig
 from cclocal.memory.remedies import Remedy, remedies
 from cclocal.memory.shape import Shape
 from cclocal.models.catalog import Variant
-from cclocal.settings import SPECULATIONS, Settings
+from cclocal.settings import MTP, SPECULATIONS, Settings
 from cclocal.units import GIB, MIB, memory_size
 
 #: The share of its memory that macOS lets the GPU wire, from so many GiB of RAM on: macOS 15 and older, 26 and newer.
@@ -82,6 +82,7 @@ def fit_on(
         gpu_layers=variant.gpu_layers,
         cpu_moe_layers=variant.cpu_moe_layers,
         projector_bytes=facts.projector_bytes.get(variant.mmproj or "", 0),
+        draft_tokens=DRAFT_TOKENS if variant.speculate == MTP else 0,
     )
     if engine:
         correction = facts.corrections.get(correction_key(engine, shape, config), 0)
@@ -110,6 +111,7 @@ def correction_key(engine: Engine, shape: Shape, config: MemoryConfig) -> str:
     """What compute buffers depend on beside the context: engine, devices, the model's dimensions, micro-batch."""
     devices = ",".join(engine.device_names) or "cpu"
     attention = "" if config.flash_attention else " without flash attention"
+    attention += " with MTP" if config.draft_tokens else ""
     widest = max((layer.key_elements for layer in shape.layers), default=0)
     dimensions = (
         f"{shape.architecture} {len(shape.layers)}x{shape.query_heads}x{widest}, {shape.weights_bytes >> 20} MiB"

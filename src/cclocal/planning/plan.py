@@ -15,7 +15,7 @@ from cclocal.facts import Engine
 from cclocal.memory.fit import Fit
 from cclocal.memory.remedies import Remedy
 from cclocal.models.catalog import ANY, CONFIG, Model, Variant
-from cclocal.settings import Settings
+from cclocal.settings import Settings, Speculation
 from cclocal.units import file_size
 from cclocal.wires import WIRES
 from cclocal.wires.wire import Refusal
@@ -70,9 +70,10 @@ class Plan:
     newest check's result; None = there was none. prompt_caching: what is done about the fixed part of the prompt.
     cache_key: what a saved prompt depends on beside the agent and the model's file. can_save_prompt: its KV cache can
     be restored, as far as is known; can_save_conversation: that of a conversation too. knows_restores: it was tried.
-    restores_key: the engine and the model's kinds of memory, by which that is known. word: what `--model` must be given
-    to mean this model. is_strict: its chat template takes one system message; is_toolless: it knows no tools. others:
-    of the models that `/model` changes to.
+    restores_key: the engine and the model's kinds of memory, by which that is known. speculations: the kinds that could
+    be used, beside none; tuning_key: by which the fastest one is known. word: what `--model` must be given to mean this
+    model. is_strict: its chat template takes one system message; is_toolless: it knows no tools. others: of the models
+    that `/model` changes to.
     """
 
     model: Model
@@ -102,6 +103,8 @@ class Plan:
     can_save_conversation: bool = False
     knows_restores: bool = False
     restores_key: str = ""
+    speculations: tuple[Speculation, ...] = ()
+    tuning_key: str = ""
     word: str = ""
     is_strict: bool = False
     is_toolless: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ from cclocal.agents.session import Asked
 from cclocal.checks import results, rows
 from cclocal.checks.rows import CheckRow, Status, can_work
 from cclocal.command import Command
-from cclocal.errors import FolderError
+from cclocal.errors import FolderError, UsageError
 from cclocal.models.catalog import Catalog
 from cclocal.paths import Env
 from cclocal.planning.choose import choose_agent
 from cclocal.planning.plan import Plan
-from cclocal.session.launch import serve, survey
-from cclocal.settings import Settings
-from cclocal.ui.console import output
+from cclocal.server.start import Server
+from cclocal.session.launch import Seen, serve, survey
+from cclocal.session.tune import tune
+from cclocal.settings import OFF, Settings
+from cclocal.ui.console import busy, output
 from cclocal.wires import WIRES
 
 FILE, CONTENT = "proof.txt", "it works on this machine"
@@ -33,35 +35,55 @@ _AGENT_LIMIT_S = 3600.0
 _STYLES = {"pass": "green", "fail": "red", "not exercised": "yellow"}
 
 
-def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> tuple[Plan, dict[str, Any]]:
+def check(
+    settings: Settings, catalog: Catalog, env: Env, *, show: bool, calibrate: bool | None = None
+) -> tuple[Plan, dict[str, Any]]:
     """(what was served, whether the agent `works` with it and every row, for scripts). The result is remembered.
 
-    `show`: each row on the screen as soon as it is known.
+    `show`: each row on the screen as soon as it is known. `calibrate`: whether the fastest kind of speculation is found
+    too; True: that alone, None: if the model works and nothing was chosen by hand. Interrupted, it ends with the rows
+    so far.
     """
     agent = choose_agent(settings)
     # empty cache, no questions: the check tests a first start
     once = Asked(agent.ask_for_file(FILE, CONTENT), prints=True)
     settings = replace(settings, agent_args=agent.arguments(once), cold=True, yes=True)
+    with _own_folder():
+        seen = survey(settings, catalog, env)
+        if calibrate:
+            return tune(settings, catalog, seen, show=show)
+        plan, report = _check(settings, catalog, seen, env, show=show)
+        is_open = plan.speculations and settings.speculate is None and not plan.variant.builtin
+        if calibrate is None and report["works"] and is_open:
+            with contextlib.suppress(KeyboardInterrupt, UsageError):
+                report["speculation"] = tune(settings, catalog, seen, show=show)[1]["speculation"]
+    return plan, report
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[None]:
     try:
         Path.cwd()
     except FileNotFoundError:
         raise FolderError("The current folder no longer exists.", hint="cd to a folder that exists") from None
     with tempfile.TemporaryDirectory(prefix="cclocal-check-") as folder, contextlib.chdir(folder):
-        plan, server, _ = serve(settings, catalog, survey(settings, catalog, env))
-        found: list[CheckRow] = []
-        try:
-            endpoint = plan.agent_endpoint(server.binding)
-            for row in rows.run(endpoint, WIRES[agent.WIRE], agent.CALLS, agent.TITLE, plan.session.context_tokens):
-                found.append(row)
-                _show(row, show=show)
-                if server.poll() is not None:
-                    raise server.died("The server stopped during the check.")
-            is_whole = all(map(rows.was_tried, found))
-            if is_whole:
-                found.append(_agent_row(plan, plan.agent_command(server.binding)[0], env.environ))
-                _show(found[-1], show=show)
-        finally:
-            server.end()
+        yield
+
+
+def _check(settings: Settings, catalog: Catalog, seen: Seen, env: Env, *, show: bool) -> tuple[Plan, dict[str, Any]]:
+    plan, server, _ = serve(settings, catalog, seen)
+    found: list[CheckRow] = []
+    is_interrupted = False
+    try:
+        for row in _rows(plan, server, env.environ, show=show):
+            found.append(row)
+            _show(row, show=show)
+    except KeyboardInterrupt:
+        is_interrupted = True
+    finally:
+        server.end()
+    is_whole = all(map(rows.was_tried, found))
+    works = can_work(found)
     report = {
         "model": plan.model.id,
         "backend": plan.variant.backend,
@@ -71,12 +93,31 @@ def check(settings: Settings, catalog: Catalog, env: Env, *, show: bool) -> tupl
         "context_tokens": plan.context_tokens,
         "kv_type": plan.variant.kv_type,
         "lean": plan.session.lean,
-        "works": can_work(found),
+        "works": works and not is_interrupted,
+        "interrupted": is_interrupted,
         "stopped_early": not is_whole,
         "rows": [row._asdict() for row in found],
     }
-    results.keep(plan.result_key, report, env)
+    # what failed has failed; that the rest works was not shown
+    if not (works and is_interrupted):
+        results.keep(plan.result_key, report, env)
     return plan, report
+
+
+def _rows(plan: Plan, server: Server, environ: Mapping[str, str], *, show: bool) -> Iterator[CheckRow]:
+    """Every row, as soon as its outcome is known. Raises ServerDiedError."""
+    agent, found = AGENTS[plan.agent], []
+    endpoint = plan.agent_endpoint(server.binding)
+    for title, attempt in rows.run(endpoint, WIRES[agent.WIRE], agent.CALLS, agent.TITLE, plan.session.context_tokens):
+        with busy(title) if show else contextlib.nullcontext():
+            found.append(attempt())
+        yield found[-1]
+        if server.poll() is not None:
+            raise server.died("The server stopped during the check.")
+    if all(map(rows.was_tried, found)):
+        with busy(f"{agent.TITLE} writes a file") if show else contextlib.nullcontext():
+            row = _agent_row(plan, plan.agent_command(server.binding)[0], environ)
+        yield row
 
 
 def _show(row: CheckRow, *, show: bool) -> None:
@@ -109,3 +150,17 @@ def _agent_row(plan: Plan, command: Command, environ: Mapping[str, str]) -> Chec
     meaning = f"{title} works with it." if is_good else f"{title} does not work with it."
     status: Status = "pass" if is_good else "fail"
     return CheckRow("The real agent writes a real file", status, said[0][:120], meaning, needed=True)
+
+
+def verdicts(report: Mapping[str, Any]) -> Iterator[str]:
+    """What a check showed, in words."""
+    if report.get("interrupted"):
+        yield f"was not tried to the end: {len(report['rows'])} rows are known."
+    elif report.get("stopped_early"):
+        yield "cannot drive the agent: it calls no tool, so nothing more was tried."
+    elif "works" in report:
+        yield "can drive the agent." if report["works"] else "cannot be relied on: see what failed."
+    if "speculation" in report:
+        kind = report["speculation"]["kind"]
+        found = "writes no faster with any kind of speculation" if kind == OFF else f"writes fastest with {kind}"
+        yield f"{found}. Sessions use {kind} from now on; --speculate chooses another kind."

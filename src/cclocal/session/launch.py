@@ -36,7 +36,7 @@ from cclocal.session.steps import (
     settle_memory,
 )
 from cclocal.settings import Settings
-from cclocal.ui.console import say
+from cclocal.ui.console import say, say_once
 from cclocal.ui.tables import show_plan
 from cclocal.units import how_it_ended
 
@@ -127,6 +127,6 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
     refuse_toolless(now)
     plan = also.whole_plan(now, others)
     for note in plan.notes:
-        say(note, "yellow")
+        say_once(note, "yellow")
     lay_out_config(AGENTS[plan.agent].config_dir(plan.session))
     return plan, start(plan, env, limit), facts

@@ -25,7 +25,7 @@ from cclocal.server import wired_limit
 from cclocal.session.servers import settle_port
 from cclocal.settings import Settings
 from cclocal.ui import memory_view
-from cclocal.ui.console import busy, can_ask, confirm, download_bar, say
+from cclocal.ui.console import busy, can_ask, confirm, download_bar, say, say_once
 from cclocal.units import memory_size
 
 
@@ -177,7 +177,7 @@ def settle_memory(now: Launch, *, safe: bool) -> Launch:
             raise KeyboardInterrupt
         return now
     if requested.verdict in ("roomy", "unknown") and not safe:
-        say(f"{plan.model.name} {plan.memory}.", "dim" if requested.verdict == "roomy" else "yellow")
+        say_once(f"{plan.model.name} {plan.memory}.", "dim" if requested.verdict == "roomy" else "yellow")
         return now
     if not can_ask():
         refuse_unfitting(plan)

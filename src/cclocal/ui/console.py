@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
@@ -79,6 +80,12 @@ def say(text: str, style: str = "") -> None:
     """One line for the user, broken between words only where it is read on a terminal."""
     screen = console()
     screen.print(escape(text), style=style, soft_wrap=not screen.is_terminal)
+
+
+@cache
+def say_once(text: str, style: str = "") -> None:
+    """The same, but only once in this process: a calibration starts several servers."""
+    say(text, style)
 
 
 def print_json(data: Any) -> None:

@@ -13,11 +13,13 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
+from cclocal.checks.tuning import TASKS, Trial, judged
 from cclocal.models.catalog import Catalog
 from cclocal.models.storage import SAVED_PROMPTS, Stored
 from cclocal.planning.plan import Plan
+from cclocal.turns import Turn
 from cclocal.ui.console import output, print_json
-from cclocal.units import file_size, window
+from cclocal.units import count, file_size, window
 
 _DAY_S = 86400
 #: From this width on the catalog has a column of names.
@@ -132,6 +134,26 @@ def _when(seconds: float) -> str:
         return ""
     days = int((time.time() - seconds) // _DAY_S)
     return "today" if days <= 0 else "yesterday" if days == 1 else f"{days} days ago"
+
+
+# -- the trials of a calibration
+
+_TRIAL = "{:<14}{:>24}  {:>24}"
+
+
+def show_tuning(trials: Sequence[Trial]) -> None:
+    """The newest trial, below the headings if it is the first."""
+    screen = output()
+    if len(trials) == 1:
+        line = _TRIAL.format("speculation", *(f"{task}, tokens/s" for task in TASKS))
+        screen.print(f"\n{line}", style="bold", markup=False)
+    trial = judged(trials)[-1]
+    cells = []
+    for task in TASKS:
+        turn = trial.replies[task][1] if task in trial.replies else Turn()
+        step = f" ({turn.per_step:.1f} a step)" if turn.per_step else ""
+        cells.append(f"{count(turn.write_per_s)}{step}")
+    screen.print(_TRIAL.format(trial.kind, *cells) + (f"  {trial.why}" if trial.why else ""), markup=False)
 
 
 # -- a plan

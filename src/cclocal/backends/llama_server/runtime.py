@@ -19,6 +19,7 @@ from cclocal.facts import Engine, Machine
 from cclocal.paths import Env, find_program
 from cclocal.programs import Answers, ask, help_of
 from cclocal.settings import Settings
+from cclocal.turns import Turn
 
 if TYPE_CHECKING:
     import httpx
@@ -142,6 +143,20 @@ class LlamaServer(Runtime):
         body = {"prompt": tokens, "n_predict": 0, "cache_prompt": True, "id_slot": 0}
         reply = client.post("/completion", json=body, timeout=None).raise_for_status().json()
         return int(reply["timings"]["prompt_n"])
+
+    def write(self, client: httpx.Client, tokens: list[int], most_tokens: int) -> tuple[str, Turn]:
+        """By slot 0, greedily."""
+        body = {"prompt": tokens, "n_predict": most_tokens, "temperature": 0, "cache_prompt": True, "id_slot": 0}
+        reply = client.post("/completion", json=body, timeout=None).raise_for_status().json()
+        cost = reply["timings"]
+        return str(reply["content"]), Turn(
+            prompt_tokens=len(tokens),
+            read_tokens=int(cost["prompt_n"]),
+            first_s=cost["prompt_ms"] / 1000,
+            written_tokens=int(cost["predicted_n"]),
+            writing_s=cost["predicted_ms"] / 1000,
+            accepted_tokens=cost.get("draft_n_accepted"),
+        )
 
     def save_request(self, name: str) -> tuple[str, str, str]:
         """Of slot 0."""

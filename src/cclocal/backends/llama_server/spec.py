@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from packaging.version import Version
 from cclocal.backends.request import SERVER_TIMEOUT_S, Backend, PromptCaching, ServeRequest
 from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Binding, Command, CommandAndFiles
 from cclocal.facts import Engine, Facts, Machine, version_in
+from cclocal.memory.footprint import DRAFT_TOKENS
 from cclocal.models.catalog import Variant
+from cclocal.settings import MTP, Speculation
 from cclocal.wires.wire import Refusal
 
 #: The two forms of the engine.
@@ -29,12 +32,13 @@ SLOT_SAVE_PATH = "--slot-save-path"
 LOG_VERBOSITY = 4
 #: llama.cpp's flags for each kind of speculation. With its own sizes of ngram-mod a greedy reply was a different text;
 #: with these it is the same (tests/test_real_models.py).
-SPECULATION = {
+SPECULATION: Mapping[Speculation, tuple[str, ...]] = {
     "ngram-simple": ("--spec-type", "ngram-simple"),
     "ngram-mod": (
         *("--spec-type", "ngram-mod", "--spec-ngram-mod-n-match", "12"),
         *("--spec-ngram-mod-n-min", "2", "--spec-ngram-mod-n-max", "24"),
     ),
+    MTP: ("--spec-type", "draft-mtp", "--spec-draft-n-max", str(DRAFT_TOKENS)),
 }
 #: llama.cpp's own default.
 DEFAULT_BATCH_TOKENS = 2048
@@ -58,6 +62,7 @@ class LlamaServerSpec(Backend):
         Refusal("no pictures", "Failed to load image or audio file"),
     )
     ASKED_BY = frozenset({"llama_server"})
+    SPECULATIONS = tuple(SPECULATION)
     #: TERM waits for the batch in flight (58-88 s measured on a large CPU model), so KILL follows. On a Mac a process
     #: that is killed may leak wired memory, so TERM comes first.
 

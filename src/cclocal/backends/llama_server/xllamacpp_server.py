@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cache-type-k", choices=_KV_TYPES, help="the KV cache's type")
     p.add_argument("--cache-type-v", choices=_KV_TYPES)
     p.add_argument("--flash-attn", choices=("on", "off", "auto"))
-    p.add_argument("--spec-type", choices=("ngram-simple", "ngram-mod"), help="decode several tokens in one step")
+    kinds = ("ngram-simple", "ngram-mod", "draft-mtp")
+    p.add_argument("--spec-type", choices=kinds, help="decode several tokens in one step")
+    p.add_argument("--spec-draft-n-max", type=int, metavar="N", help="draft-mtp: tokens guessed in a step")
     p.add_argument("--spec-ngram-mod-n-match", type=int, metavar="N")
     p.add_argument("--spec-ngram-mod-n-min", type=int, metavar="N")
     p.add_argument("--spec-ngram-mod-n-max", type=int, metavar="N")
@@ -132,6 +134,8 @@ def _params(engine: Any, options: argparse.Namespace) -> Any:
         for name in ("n_match", "n_min", "n_max"):
             if (value := getattr(options, f"spec_ngram_mod_{name}")) is not None:
                 setattr(p.speculative.ngram_mod, name, value)
+        if options.spec_draft_n_max is not None:
+            p.speculative.draft.n_max = options.spec_draft_n_max
     if options.n_gpu_layers is not None:
         p.n_gpu_layers = options.n_gpu_layers
     if options.log_verbosity is not None:

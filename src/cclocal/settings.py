@@ -18,6 +18,8 @@ LEAST_OUT_TOKENS = 256
 #: The levels of --sandbox.
 STRICT, BASH, OFF = "strict", "bash", "off"
 SANDBOXES = (STRICT, BASH, OFF)
+#: An agent's own prompt with its tools, the short one of --lean, that of --no-tools.
+Prompt = Literal["full", "lean", "chat"]
 #: The kinds of --speculate.
 Speculation = Literal["off", "ngram-simple", "ngram-mod", "mtp"]
 SPECULATIONS: tuple[Speculation, ...] = get_args(Speculation)
@@ -167,6 +169,11 @@ class Settings:
     cache_ram_mib: int | None = None
     agent_args: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> Prompt:
+        """Which of an agent's prompts is sent."""
+        return "chat" if self.no_tools else "lean" if self.lean else "full"
 
     def changed(self, changes: Mapping[str, Any], source: str) -> Settings:
         """The same settings with some of them changed, and who changed them. A None is only taken for `wired_limit`."""

@@ -175,6 +175,37 @@ def test_one_context_number_drives_server_and_agent() -> None:
         assert int(env["CLAUDE_CODE_AUTO_COMPACT_WINDOW"]) >= max(100000, window)
 
 
+def test_a_window_that_is_too_small_is_refused_with_what_helps_in_it() -> None:
+    """By the tokens of a real tokenizer: the whole prompt has 4,178 of SmolLM2's, that of --lean 2,117."""
+    model, here = CATALOG.models["tiny"], facts("linux-cpu")
+    for context, out, hint in (
+        (12288, 8192, "a larger --ctx or a smaller --out-tokens"),
+        (8192, 512, "a larger --ctx or --lean or --no-tools"),
+        (7168, 512, "a larger --ctx or --no-tools"),
+        (4096, 512, "a larger --ctx"),
+    ):
+        with pytest.raises(UsageError, match=f"A context of {context:,} tokens is too small") as refused:
+            make_plan(model, Settings(ctx=context, out_tokens=out), here)
+        assert refused.value.hint == hint
+    for chosen in (Settings(ctx=8192, out_tokens=512, lean=True), Settings(ctx=7168, out_tokens=512, no_tools=True)):
+        assert make_plan(model, chosen, here).context_tokens == chosen.ctx
+
+
+def test_the_kind_of_speculation_is_the_one_asked_for_else_the_fastest_here() -> None:
+    model, here = CATALOG.models["coder"], facts("linux-cpu")
+    plain = make_plan(model, Settings(), here)
+    assert plain.speculations == ("ngram-simple", "ngram-mod")
+    assert "--spec-type" not in plain.server_command(SHOWN)[0].argv
+    tuned = replace(here, tuned={plain.tuning_key: "ngram-mod"})
+    fastest = make_plan(model, Settings(), tuned)
+    assert flag(fastest, "--spec-type") == "ngram-mod"
+    assert fastest.sources["speculate"] == "measured here"
+    assert "--spec-type" not in make_plan(model, Settings(speculate="off"), tuned).server_command(SHOWN)[0].argv
+    # beside a projector none is used
+    seeing = replace(model, variants=tuple(replace(one, mmproj="mmproj.gguf") for one in model.variants))
+    assert make_plan(seeing, Settings(), here).speculations == ()
+
+
 def test_the_context_is_the_largest_that_fits_unless_one_was_asked_for() -> None:
     model, gib = CATALOG.models["coder"], 2**30
     # 48 layers of 4 heads of 128, as Qwen3 Coder has: 96 KiB a token

@@ -236,3 +236,14 @@ def test_where_nothing_is_kept_whoever_types_slowly_is_read_ahead_for(world: Wor
     session("--cold")
     assert world.run("--tiny", "--backend", "vllm-mlx", "--", "-p", "Hello").returncode == 0
     assert not ahead()
+
+
+@pytest.mark.parametrize("engine", [FIRST], indirect=True)
+def test_a_prompt_that_fills_the_window_is_refused_by_the_models_own_count(newest: World) -> None:
+    """The copy circuit's tokens are short, so the plan's estimate, made for real tokenizers, lets it pass."""
+    words = ("--tiny", "--ctx", "10240", "--out-tokens", "512")
+    done = newest.run(*words, "--", "-p", "Hi")
+    assert done.returncode == 2, done.stderr
+    assert "The prompt of Claude Code has 7," in done.stderr
+    assert "a larger --ctx or --lean or --no-tools" in done.stderr
+    assert newest.run(*words, "--lean", "--", "-p", "Hi").returncode == 0

@@ -11,6 +11,7 @@ from cclocal.command import BASE_NAMES, Binding, Command, CommandAndFiles, Endpo
 from cclocal.facts import AgentFound
 from cclocal.paths import Env, find_program
 from cclocal.programs import Answers
+from cclocal.settings import Prompt
 from cclocal.wires.wire import Calls
 
 NAME = PROGRAM = "small-agent"
@@ -42,7 +43,7 @@ def unusable(found: AgentFound, arguments: Sequence[str], *, level: str) -> str 
     return None
 
 
-def window(context_tokens: int, out_tokens: int) -> Window:
+def window(context_tokens: int, out_tokens: int, prompt: Prompt = "full") -> Window:
     return Window(out_tokens + 1024, context_tokens - out_tokens, 1024)
 
 

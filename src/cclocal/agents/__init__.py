@@ -20,6 +20,7 @@ from cclocal.command import Binding, CommandAndFiles, Endpoint
 from cclocal.facts import AgentFound
 from cclocal.paths import Env
 from cclocal.programs import Answers
+from cclocal.settings import Prompt
 from cclocal.turns import CONVERSATION_ID
 from cclocal.wires.wire import Calls
 
@@ -68,8 +69,8 @@ class Agent(Protocol):
     def unusable(self, found: AgentFound, arguments: Sequence[str], *, level: str) -> str | None:
         """Why this program is not launched with these arguments at a level of --sandbox, or None if it may be."""
 
-    def window(self, context_tokens: int, out_tokens: int) -> Window:
-        """How the agent uses a context window."""
+    def window(self, context_tokens: int, out_tokens: int, prompt: Prompt = "full") -> Window:
+        """How the agent uses a context window. `prompt`: which one it sends, which decides the least window."""
 
     def command(self, session: AgentSession, endpoint: Endpoint, binding: Binding) -> CommandAndFiles:
         """The agent's command, and the files it reads."""

@@ -17,10 +17,11 @@ from cclocal.facts import Engine, Facts
 from cclocal.memory.footprint import CELLS, MemoryConfig
 from cclocal.memory.shape import Shape
 from cclocal.models.catalog import Model, Variant
+from cclocal.planning import speculation
 from cclocal.planning.choose import agent_session, choose_agent, choose_engine, choose_variant, model_path
 from cclocal.planning.memory import adjusted, fit_on, limit_words, what_helps, wired_limit
 from cclocal.planning.plan import Fetch, Plan, take_turns
-from cclocal.settings import LEAST_OUT_TOKENS, MTP, Settings, Speculation
+from cclocal.settings import LEAST_OUT_TOKENS, Prompt, Settings
 
 
 def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
@@ -64,13 +65,14 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
     engine = choose_engine(backend, agent.WIRE, model, variant, facts)
     path = model_path(variant, facts)
     shape = facts.shapes.get(path)
-    speculations = _speculations(backend, engine, variant, shape)
+    speculations = speculation.kinds(backend, engine, variant, shape)
     tuning_key = tuning.key(model, variant, engine)
-    variant, is_tuned = _speculation(model, variant, settings, facts.tuned.get(tuning_key), shape)
+    variant, is_tuned = speculation.choose(model, variant, settings, facts.tuned.get(tuning_key), shape)
     context = _context(model, variant, settings, shape)
     # llama.cpp rounds the window of a slot down to whole cells
     slot = context // variant.slots // CELLS * CELLS
     out = _out_tokens(model, settings, agent, slot, variant.slots, _native(model, shape))
+    least = agent.window(slot, out, settings.prompt).least_tokens
     limit, limit_note = wired_limit(settings, facts.machine, engine)
     fit = fit_on(shape, variant, context, engine, facts, limit) if shape else None
     folders = facts.env.folders
@@ -112,7 +114,7 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
         request=request,
         session=session,
         fit=fit,
-        remedies=what_helps(fit, engine, facts, model.id, agent.window(slot, out).least_tokens) if fit else (),
+        remedies=what_helps(fit, engine, facts, model.id, least) if fit else (),
         wired_limit_mib=limit,
         limit_words=limit_words(fit, facts.machine) if fit else None,
         sources=_sources(settings, reason, engine) | ({"speculate": "measured here"} if is_tuned else {}),
@@ -147,36 +149,6 @@ def _also(
         if context <= shape.native_context_tokens and found.verdict != "too_big":
             fits.append(tag)
     return tuple(fits)
-
-
-def _speculations(backend: Backend, engine: Engine, variant: Variant, shape: Shape | None) -> tuple[Speculation, ...]:
-    """The kinds of speculation that could be used. None beside a projector: nobody has shown that they go together."""
-    kinds = () if variant.mmproj else backend.SPECULATIONS
-    has_head = bool(shape and shape.draft_layers)
-    return tuple(
-        kind
-        for kind in kinds
-        if (has_head or kind != MTP) and not backend.unsupported(engine, replace(variant, speculate=kind))
-    )
-
-
-def _speculation(
-    model: Model, variant: Variant, settings: Settings, fastest: Speculation | None, shape: Shape | None
-) -> tuple[Variant, bool]:
-    """(the variant with the kind of speculation asked for, else the fastest one by measurement; whether it is that).
-
-    Raises UsageError for MTP, if that was asked for, on a model without a head for it.
-    """
-    is_tuned = settings.speculate is None and fastest is not None and not variant.mmproj
-    variant = replace(variant, speculate=fastest) if is_tuned and fastest else variant
-    if variant.speculate == MTP and shape and not shape.draft_layers:
-        if settings.speculate == MTP:
-            raise UsageError(
-                f"{model.name} has no head for multi-token prediction (MTP).{settings.origin('speculate')}",
-                hint="--speculate ngram-simple",
-            )
-        variant = replace(variant, speculate="off")
-    return variant, is_tuned
 
 
 def _sources(settings: Settings, backend_reason: str | None, engine: Engine) -> dict[str, str]:
@@ -249,17 +221,26 @@ def _context(model: Model, variant: Variant, settings: Settings, shape: Shape | 
 
 def _out_tokens(model: Model, settings: Settings, agent: Agent, slot: int, slots: int, native: int) -> int:
     out = settings.out_tokens or model.out_tokens
-    least = agent.window(slot, out).least_tokens
+    least = agent.window(slot, out, settings.prompt).least_tokens
     if slot < least:
         context = settings.ctx if settings.ctx and slots == 1 else slot
         helps = ["a larger --ctx"] if least <= native else []
         helps += ["a smaller --out-tokens"] if least - out + LEAST_OUT_TOKENS <= slot else []
+        helps += shorter_prompts(agent, settings, slot, out)
         raise UsageError(
             f"A context of {context:,} tokens{f', one slot of {slots},' if slots > 1 else ''} is too small for replies "
             f"of {out:,}: the agent needs {least:,} at least.{settings.origin('ctx')}{settings.origin('out_tokens')}",
             hint=" or ".join(helps) or f"another model: the window of this one ends at {native:,} tokens",
         )
     return out
+
+
+def shorter_prompts(agent: Agent, settings: Settings, context_tokens: int, out_tokens: int) -> list[str]:
+    """The settings that make the prompt so short that the agent can work in a window."""
+    flags: dict[Prompt, str] = {"lean": "--lean", "chat": "--no-tools"}
+    now = agent.window(context_tokens, out_tokens, settings.prompt).least_tokens
+    least = {flag: agent.window(context_tokens, out_tokens, kind).least_tokens for kind, flag in flags.items()}
+    return [flag for flag, tokens in least.items() if tokens <= context_tokens and tokens < now]
 
 
 def _port(model: Model, settings: Settings, engine: Engine) -> int | None:

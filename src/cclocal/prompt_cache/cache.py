@@ -28,8 +28,9 @@ from cclocal.agents import AGENTS
 from cclocal.agents.session import Capture
 from cclocal.backends import runtime_of
 from cclocal.command import SERVER_NAMES, Command
-from cclocal.errors import AgentMissingError, CclocalError, FolderError
+from cclocal.errors import AgentMissingError, CclocalError, FolderError, UsageError
 from cclocal.paths import Env, make_folder, read_table, write_private
+from cclocal.planning.make import shorter_prompts
 from cclocal.planning.plan import Plan
 from cclocal.programs import last_line
 from cclocal.prompt_cache import prefill
@@ -106,7 +107,9 @@ class PromptCache:
         self.thread.join(LIMIT_S)
 
     def fill(self, server: Server, on_wait: Callable[[Waiting], None]) -> str | None:
-        """Restore the state, or make it. Returns a note for the user. Raises ServerDiedError.
+        """Restore the state, or make it. Returns a note for the user.
+
+        Raises ServerDiedError, or UsageError if the prompt leaves no room in the window.
 
         Done before the agent starts: a save that has to wait for a slot would leave the agent's own requests waiting
         behind it for ever (llama.cpp takes one waiting task when a slot becomes free, and a save frees none).
@@ -132,6 +135,8 @@ class PromptCache:
         try:
             with http.client(endpoint.url, endpoint.key, limit_s=_REQUEST_LIMIT_S) as client:
                 return self._fill(client, server, wait_for)
+        except UsageError:
+            raise
         except Exception:
             server.poll(_END_LIMIT_S)
             server.check_alive()
@@ -153,6 +158,7 @@ class PromptCache:
                 return f"{count:,} tokens of the conversation were restored from its last session."
         wire = WIRES[AGENTS[self.plan.agent].WIRE]
         prompts = [runtime.prompt_tokens(client, wire.as_chat(request)) for request in self.requests]
+        self._check_room(max(map(len, prompts), default=0))
         same = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
         tokens = [column[0] for column in same]
         # by what is in it: another version of the agent that sends the same reads nothing again
@@ -193,6 +199,19 @@ class PromptCache:
         finally:
             part.unlink(missing_ok=True)
         return None
+
+    def _check_room(self, prompt_tokens: int) -> None:
+        """Raises UsageError if the prompt alone, counted by the model's own tokenizer, fills the window."""
+        plan, session = self.plan, self.plan.session
+        agent = AGENTS[plan.agent]
+        most = agent.window(session.context_tokens, session.out_tokens).compacts_at_tokens
+        if prompt_tokens >= most:
+            helps = shorter_prompts(agent, plan.settings, session.context_tokens, session.out_tokens)
+            raise UsageError(
+                f"The prompt of {agent.TITLE} has {prompt_tokens:,} of {plan.model.name}'s tokens; in a window of "
+                f"{session.context_tokens:,} a conversation is compacted at {most:,}.",
+                hint=" or ".join(["a larger --ctx", *helps]),
+            )
 
     def _forget(self) -> None:
         """Never use this state again."""

@@ -195,7 +195,7 @@ def _session(server: str, window: int | None, agent: Agent, settings: Settings, 
     if window and settings.ctx and settings.ctx > window:
         raise UsageError(f"--ctx {settings.ctx:,} is more than the {window:,} tokens of {server}.")
     context, out_tokens = settings.ctx or window or 0, settings.out_tokens or _OUT_TOKENS
-    least = agent.window(context, out_tokens).least_tokens
+    least = agent.window(context, out_tokens, settings.prompt).least_tokens
     if context < least:
         raise UsageError(
             f"{server} has a window of {context:,} tokens; the agent needs {least:,} for replies of {out_tokens:,}. "

@@ -63,7 +63,7 @@ def plan_one(catalog: Catalog, word: str, settings: Settings, facts: Facts) -> F
         name = word if variant.tag or variant.is_folder else f"{variant.repo}, {variant.files[0]}"
     fit, engine = _fit(model, variant, settings, seen)
     out_tokens = settings.out_tokens or model.out_tokens
-    least = choose_agent(settings).window(fit.config.context_tokens, out_tokens).least_tokens
+    least = choose_agent(settings).window(fit.config.context_tokens, out_tokens, settings.prompt).least_tokens
     least = CELLS if least > (model.native_context_tokens or least) else least
     remedies = what_helps(fit, engine, seen, model.id, least) if fit.verdict != "roomy" else ()
     return FitRow(name if model.untested else model.id, name, fit, source, remedies, least_tokens=least)

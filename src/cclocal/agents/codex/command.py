@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cclocal.agents.session import AgentSession, ByHand, ConfigDir, Window
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, SHOWN, Binding, Command, CommandAndFiles, Endpoint
-from cclocal.settings import STRICT
+from cclocal.settings import STRICT, Prompt
 
 PROGRAM = "codex"
 #: Our server in its configuration, and the variable that holds the key.
@@ -67,7 +67,7 @@ def context_of(session: AgentSession) -> Context:
     return context if isinstance(context, Context) else Context()
 
 
-def window(context_tokens: int, out_tokens: int) -> Window:
+def window(context_tokens: int, out_tokens: int, prompt: Prompt = "full") -> Window:
     """It compacts when so many tokens are used: one more result, the request for a summary and a reply still fit."""
     reserve = out_tokens + RESULT_TOKENS + _COMPACT_PROMPT_TOKENS
     return Window(LEAST_PROMPT_TOKENS + reserve, context_tokens - reserve, RESULT_TOKENS)

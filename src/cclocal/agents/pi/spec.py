@@ -18,7 +18,7 @@ from packaging.version import Version
 from cclocal.agents.session import AgentSession, Asked, ByHand, Capture, CaptureRun, ConfigDir, Sends, Window
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, SHOWN, Binding, Command, CommandAndFiles, Endpoint
 from cclocal.facts import AgentFound
-from cclocal.settings import OFF
+from cclocal.settings import OFF, Prompt
 from cclocal.wires.wire import Calls
 
 NAME = PROGRAM = "pi"
@@ -85,7 +85,7 @@ def unusable(found: AgentFound, arguments: Sequence[str], *, level: str) -> str 
     )
 
 
-def window(context_tokens: int, out_tokens: int) -> Window:
+def window(context_tokens: int, out_tokens: int, prompt: Prompt = "full") -> Window:
     reserve = _reserve_tokens(out_tokens)
     return Window(_LEAST_PROMPT_TOKENS + reserve, context_tokens - reserve, _RESULT_TOKENS)
 

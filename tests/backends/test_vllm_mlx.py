@@ -8,10 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from cclocal import tiny
+from cclocal.backends.vllm_mlx import wrapper
 from tests.world import FAKES, World, wait_for
 
 
@@ -193,3 +196,18 @@ def test_a_session_without_tools_stays_one_when_it_is_joined(mlx: World) -> None
     assert "--allowedTools" not in given
     child.send_signal(signal.SIGINT)
     assert child.wait() == 0
+
+
+def test_an_agent_that_asks_for_no_temperature_gets_the_models_own() -> None:
+    """vllm-mlx's conversion gives it 0.7, which would go before --default-temperature."""
+
+    def convert(asked: Any) -> Any:
+        return SimpleNamespace(temperature=asked.temperature or 0.7, top_p=asked.top_p or 0.9)
+
+    names = ("_stream_anthropic_messages", "_prepare_anthropic_endpoint_invocation")
+    server = SimpleNamespace(**dict.fromkeys(names, convert), anthropic_to_openai=convert)
+    wrapper.amend(server, 4096)
+    assert vars(server.anthropic_to_openai(SimpleNamespace(temperature=None, top_p=0.5))) == {
+        "temperature": None,
+        "top_p": 0.5,
+    }

@@ -11,6 +11,7 @@ from typing import Any
 import pexpect
 import pytest
 
+from cclocal.backends.llama_server.log_reader import turns as log_turns
 from tests.conftest import CLAUDES, ENGINES, NEWEST, Claude, Engine, wide
 from tests.world import World, alive, leave, wait_for
 
@@ -103,7 +104,7 @@ def test_another_cache_another_state_and_none_if_it_is_not_wanted(newest: World)
     done = newest.run("--tiny", "--", "-p", "How are you?", "--system-prompt", "You are a poet.")
     assert "were restored" not in done.stderr
     listed = json.loads(newest.run("--list", "--json").stdout)["models"]
-    assert {row["name"] for row in listed} == {"prompts", "tiny"}
+    assert {row["name"] for row in listed} == {"prompts", "conversations", "tiny"}
     assert newest.run("--rm", "prompts", "--yes").returncode == 0
     assert not states(newest)
 
@@ -189,7 +190,7 @@ def test_several_slots_and_arguments_of_ones_own_do_without(world: World, engine
         assert "--slot-save-path" not in plan["server"]["argv"], words
         # and the server starts without the folder
         assert world.run("--tiny", *words).returncode == 0
-    assert not (world.home / ".cache/cclocal/warm").exists()
+    assert not list((world.home / ".cache/cclocal/warm").glob("*.bin"))
 
 
 @pytest.mark.wide
@@ -230,7 +231,7 @@ def test_where_nothing_is_kept_whoever_types_slowly_is_read_ahead_for(world: Wor
     assert request["model"] == sent["model"]
     if claude.version == NEWEST:
         assert request["system"] == sent["system"]
-    assert not (world.home / ".cache/cclocal/warm").exists()
+    assert not list((world.home / ".cache/cclocal/warm").glob("*.bin"))
     # not if it is not wanted, and not in print mode, which asks before anything could be read
     asked.unlink()
     session("--cold")
@@ -247,3 +248,22 @@ def test_a_prompt_that_fills_the_window_is_refused_by_the_models_own_count(newes
     assert "The prompt of Claude Code has 7," in done.stderr
     assert "a larger --ctx or --lean or --no-tools" in done.stderr
     assert newest.run(*words, "--lean", "--", "-p", "Hi").returncode == 0
+
+
+@pytest.mark.parametrize("engine", [LAST], indirect=True)
+def test_a_first_session_that_is_left_early_keeps_what_it_had_read(newest: World) -> None:
+    newest.env["CCLOCAL_TEST_PART_S"] = "0"
+    child = newest.start("--tiny", "--", "-p", "How are you?")
+    wait_for(lambda: states(newest), "the state of the beginning", 60)
+    os.kill(child.pid, signal.SIGINT)
+    assert child.wait() == 130
+    newest.wait_for_end()
+    (note,) = states(newest)
+    had = json.loads(note.read_text())["tokens"]
+    assert had in (2048, 4096, 6144)
+    assert not turn(newest)["restored"]
+    read = sum(one["read_tokens"] for one in log_turns(newest.log.read_text("utf-8", "replace"))[0])
+    # the trial, the rest, and what is this session's own
+    assert read < 8000 - had, read
+    assert json.loads(note.read_text())["tokens"] > 6144
+    assert turn(newest)["restored"]

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from cclocal import tiny
+from cclocal.backends.llama_server.log_reader import turns as log_turns
 from tests.conftest import CLAUDES, ENGINES, OTHERS, Engine, wide
 from tests.talk import talk
-from tests.world import World, wait_for
+from tests.world import World, leave, wait_for
 
 #: What may be read of a conversation that was restored, beside what is new: its end, which the template writes anew.
 NEW_TOKENS = 400
@@ -74,7 +75,8 @@ def test_what_does_not_fit_is_not_restored_and_what_was_deleted_is_gone(newest: 
     say(newest, "-p", LONG)
     (note,) = notes(newest)
     listed = {row["name"]: row["size_bytes"] for row in json.loads(newest.run("list", "--json").stdout)["models"]}
-    assert listed["conversations"] == note["size_bytes"]
+    (request,) = folder(newest).glob("c-*.request")
+    assert listed["conversations"] == note["size_bytes"] + request.stat().st_size
     # another context window is no other state, another file of the model is
     assert say(newest, "-p", "--continue", "One", options=("--tiny", "--ctx", "24576"))["restored"]
     copy = newest.root / "copy.gguf"
@@ -136,3 +138,38 @@ def test_the_other_agents_go_on_warm_too(world: World, name: str) -> None:
     assert "of the conversation were restored" in done.stderr
     rows = json.loads(world.run("stats", "--json").stdout)["turns"]
     assert rows[-1]["read_tokens"] < NEW_TOKENS < rows[-1]["kept_tokens"], rows
+
+
+@pytest.mark.parametrize("engine", [LAST], indirect=True)
+def test_a_conversation_whose_state_is_gone_is_read_while_the_user_types(newest: World) -> None:
+    """By its last request, which the relay hands over at the end of a session."""
+    say(newest, "-p", LONG)
+    (kept,) = folder(newest).glob("c-*.request")
+    assert kept.stat().st_mode & 0o077 == 0
+    (note,) = notes(newest)
+    for state in folder(newest).glob("c-*.bin"):
+        state.unlink()
+    newest.terminal = (40, 120)
+    with newest.on_terminal("--tiny", "--", "--resume", note["conversation"]) as child:
+        child.expect("The conversation is read while you type")
+        child.expect("shift.*tab")
+        log = newest.log
+        wait_for(lambda: [turn for turn in turns_in(log) if (turn["prompt_tokens"] or 0) > 8000], "the reading", 60)
+        child.send("How are you?")
+        child.send("\r")
+        wait_for(lambda: [turn for turn in turns_in(log) if turn["written_tokens"] > 1], "the answer", 60)
+        leave(child)
+    newest.wait_for_end()
+    found = turns_in(log)
+    ahead = next(turn for turn in found if turn["written_tokens"] == 1 and turn["prompt_tokens"] > 8000)
+    first = next(turn for turn in found if turn["written_tokens"] > 1)
+    assert ahead["read_tokens"] > 1000
+    assert first["read_tokens"] < NEW_TOKENS < first["kept_tokens"] / 8, first
+    # what is deleted there is gone here, and no other session reads it
+    assert newest.run("rm", "conversations", "--yes").returncode == 0
+    assert not list(folder(newest).glob("c-*"))
+
+
+def turns_in(log: Path) -> list[dict[str, Any]]:
+    """The replies that the engine reports, also those to cclocal itself."""
+    return log_turns(log.read_text("utf-8", "replace"))[0]

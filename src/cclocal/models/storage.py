@@ -149,7 +149,7 @@ def _saved_prompts(env: Env) -> Iterator[Stored]:
     """All saved prompts as one row, and all saved conversations as another."""
     folder = env.folders.saved_prompts
     found: dict[str, list[os.stat_result]] = {}
-    for name, file in _files_in(folder, "*.bin").items():
+    for name, file in (_files_in(folder, "*.bin") | _files_in(folder, "*.request")).items():
         found.setdefault(_CONVERSATIONS if name.startswith(_OF_CONVERSATIONS) else "prompts", []).append(file)
     for name, files in found.items():
         size, last = sum(file.st_size for file in files), max(file.st_mtime for file in files)

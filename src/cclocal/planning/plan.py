@@ -184,7 +184,9 @@ class Plan:
         too_long = {wire.PATH: wire.ERRORS["too long"] for wire in WIRES.values()}
         cuts = {"cuts_beyond": self.session.context_tokens, "too_long": too_long}
         models = {"models": [self.name, *(other.name for other in self.others)]} if self.others else {}
-        return {**options, "is_ours": readiness.owns_socket, **(cuts if self._backend.CUTS_PROMPTS else {}), **models}
+        asks = [] if self.settings.cold else [wire.PATH for wire in WIRES.values()]
+        options |= {"asks": asks, "is_ours": readiness.owns_socket}
+        return {**options, **(cuts if self._backend.CUTS_PROMPTS else {}), **models}
 
     def agent_command(self, binding: Binding) -> CommandAndFiles:
         """The agent's command, and the files it reads."""

@@ -1,8 +1,7 @@
 """The fixed part of an agent's prompt in a session's server: restored, or evaluated and saved, or asked for ahead.
 
 The part is what two captured sessions have in common, token by token. llama.cpp compares tokens itself, so a state that
-does not match a prompt is only of less use, never wrong. A saved state is a file NAME.bin with a note NAME.json, which
-is written last: a state without a note is incomplete.
+does not match a prompt is only of less use, never wrong.
 """
 
 from __future__ import annotations
@@ -17,11 +16,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import psutil
 
 from cclocal import http
 from cclocal.agents import AGENTS
@@ -29,14 +26,15 @@ from cclocal.agents.session import Capture
 from cclocal.backends import runtime_of
 from cclocal.command import SERVER_NAMES, Command
 from cclocal.errors import AgentMissingError, CclocalError, FolderError, UsageError
-from cclocal.paths import Env, make_folder, read_table, write_private
+from cclocal.paths import Env, make_folder
 from cclocal.planning.make import shorter_prompts
 from cclocal.planning.plan import Plan
 from cclocal.programs import last_line
 from cclocal.prompt_cache import prefill
 from cclocal.prompt_cache.capture import LIMIT_S, Request, first_requests
-from cclocal.prompt_cache.conversation import find, identity, is_whole, note_restores
-from cclocal.server.keep import PREFIX, SPARE_BYTES, checksum, remove_oldest
+from cclocal.prompt_cache.conversation import find, identity, last_request, note_restores
+from cclocal.prompt_cache.state import PromptState, digest, make_room
+from cclocal.server.keep import SPARE_BYTES
 from cclocal.server.readiness import Waiting, patiently
 from cclocal.server.start import Server
 from cclocal.wires import WIRES
@@ -45,12 +43,14 @@ if TYPE_CHECKING:
     import httpx
 
 T = TypeVar("T")
+#: Waits for a call, with a phase for the user.
+Wait = Callable[[Callable[[], Any], str], Any]
 #: A shorter part is evaluated faster than it is restored.
 LEAST_TOKENS = 512
 #: What an engine may read of a prompt whose state it restored: a sliding window goes back to a checkpoint.
 MOST_READ_TOKENS = 64
-#: The states of all prompts together; the least recently used are removed first.
-CAP_BYTES = 8 * 10**9
+#: A prompt is read in steps of llama.cpp's batch; what is read is saved after so many seconds, for who leaves earlier.
+STEP_TOKENS, PART_S = 2048, 10.0
 _REQUEST_LIMIT_S = 30.0
 #: Seconds in which the keeper reports a server's end after its connections are cut.
 _END_LIMIT_S = 1.0
@@ -66,8 +66,6 @@ class PromptCache:
         self.plan, self.env = plan, env
         self.requests: list[Request] = []
         self.stopped = threading.Event()
-        #: the file with the prompt's KV cache, named by its tokens, the model and the engine
-        self.state: Path
         #: what a server that is started again must be asked first, to have this prompt
         self.restore: list[tuple[str, str, str]] = []
         #: what the server has of the prompt, or of the conversation: tokens, the bytes of their state, its file
@@ -128,13 +126,16 @@ class PromptCache:
         wait_for(self.thread.join, "recording the agent's first request, once")
         endpoint = self.plan.endpoint(server.binding)
         if self.plan.prompt_caching == "ask ahead":
+            if words := self._read_conversation(server):
+                return words
             wire = WIRES[AGENTS[self.plan.agent].WIRE]
             for request in self.requests[:1]:
                 self._ask_in_background(server, wire.PATH, wire.ahead(request, endpoint.model))
             return None
         try:
             with http.client(endpoint.url, endpoint.key, limit_s=_REQUEST_LIMIT_S) as client:
-                return self._fill(client, server, wait_for)
+                note = self._fill(client, server, wait_for)
+            return note if "state" in self.kept else self._read_conversation(server) or note
         except UsageError:
             raise
         except Exception:
@@ -143,12 +144,10 @@ class PromptCache:
             # without it the session only starts more slowly
             return None
 
-    def _fill(
-        self, client: httpx.Client, server: Server, wait_for: Callable[[Callable[[], Any], str], Any]
-    ) -> str | None:
+    def _fill(self, client: httpx.Client, server: Server, wait_for: Wait) -> str | None:
         runtime = runtime_of(self.plan.variant.backend)
         if self.plan.can_save_prompt:
-            _make_room(self.env.folders.saved_prompts)
+            make_room(self.env.folders.saved_prompts)
         if found := wait_for(lambda: find(self.plan, self.env), "checking what was kept of the conversation"):
             state, count = found
             if runtime.restore_prompt(client, state.name):
@@ -162,43 +161,62 @@ class PromptCache:
         same = takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
         tokens = [column[0] for column in same]
         # by what is in it: another version of the agent that sends the same reads nothing again
-        about = f"{self.plan.cache_key} | {identity(self.plan)} | {_digest(tokens)}"
-        self.state = self.env.folders.saved_prompts / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.bin"
+        about = f"{self.plan.cache_key} | {identity(self.plan)} | {digest(tokens)}"
+        name = f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.bin"
+        state = PromptState(self.env.folders.saved_prompts / name, tokens, self.about)
         if not LEAST_TOKENS <= len(tokens) < self.plan.session.context_tokens:
             return None
-        if self.plan.can_save_prompt and self._is_saved(tokens):
-            works = runtime.restore_prompt(client, self.state.name)
-            if works and not self.plan.knows_restores:
-                read = wait_for(lambda: runtime.read_prompt(client, tokens), "trying the restored prompt, once")
-                works = read <= max(MOST_READ_TOKENS, len(tokens) // 10)
-                note_restores(self.plan, "prompt", works, self.env)
-                if not works:
-                    # the prompt has just been read, so the session is warm all the same
-                    self._forget()
-                    return None
-            if works:
-                # the time of its file decides which is removed first
-                self.state.touch()
-                self.kept = {"tokens": len(tokens), "bytes": self.state.stat().st_size}
-                self.restore = [runtime.restore_request(self.state.name)]
-                return f"{len(tokens):,} tokens of the prompt were restored from an earlier session."
-            # it is damaged in a way that the checksum does not show
-            self._forget()
-        if not self.plan.can_save_prompt or shutil.disk_usage(self.state.parent).free < SPARE_BYTES:
+        have = state.count() if self.plan.can_save_prompt else 0
+        if have and not self._restores(state, have, client, wait_for):
+            state.forget()
+            if have == len(tokens) and not self.plan.knows_restores:
+                # the prompt has just been read, so the session is warm all the same
+                return None
+            have = 0
+        if have == len(tokens):
+            self.kept, self.restore = state.kept(), [runtime.restore_request(name)]
+            return f"{have:,} tokens of the prompt were restored from an earlier session."
+        if not self.plan.can_save_prompt or shutil.disk_usage(state.path.parent).free < SPARE_BYTES:
             # Nothing will be saved, so prefill in the background instead of blocking the start.
             body = {"prompt": tokens, "n_predict": 0, "cache_prompt": True, "id_slot": 0}
             self._ask_in_background(server, "/completion", body)
             return None
-        phase = f"preparing the prompt, {len(tokens):,} tokens (first time only)"
-        wait_for(lambda: runtime.read_prompt(client, tokens), phase)
-        part = self.state.with_suffix(f".{os.getpid()}.part")
-        try:
-            if runtime.save_prompt(client, part.name) == len(tokens):
-                self._keep(part, tokens)
-                self.restore = [runtime.restore_request(self.state.name)]
-        finally:
-            part.unlink(missing_ok=True)
+        self._read_and_save(state, have, client, wait_for)
         return None
+
+    def _restores(self, state: PromptState, count: int, client: httpx.Client, wait_for: Wait) -> bool:
+        """Whether the engine can go on from a state; the first time, by how much of the prompt it reads again."""
+        runtime = runtime_of(self.plan.variant.backend)
+        works = runtime.restore_prompt(client, state.path.name)
+        if works and not self.plan.knows_restores:
+            beginning = state.tokens[:count]
+            read = wait_for(lambda: runtime.read_prompt(client, beginning), "trying the restored prompt, once")
+            works = read <= max(MOST_READ_TOKENS, count // 10)
+            note_restores(self.plan, "prompt", works, self.env)
+        return works
+
+    def _read_and_save(self, state: PromptState, have: int, client: httpx.Client, wait_for: Wait) -> None:
+        """Have the prompt read, step by step, and saved; of a slow model also what was read until then."""
+        runtime, whole = runtime_of(self.plan.variant.backend), len(state.tokens)
+        least_s = float(self.env.environ.get("CCLOCAL_TEST_PART_S") or PART_S)
+        saved, saved_at = 0, time.monotonic()
+        for end in (*range(have + STEP_TOKENS, whole, STEP_TOKENS), whole):
+            done = f", {have:,} of {whole:,} tokens" if have else f", {whole:,} tokens"
+            beginning = state.tokens[:end]
+            wait_for(partial(runtime.read_prompt, client, beginning), f"preparing the prompt{done} (first time only)")
+            have = end
+            if end < whole and time.monotonic() - saved_at < least_s:
+                continue
+            part = state.path.with_suffix(f".{os.getpid()}.part")
+            try:
+                if runtime.save_prompt(client, part.name) == end:
+                    state.keep(part, end)
+                    saved = end
+            finally:
+                part.unlink(missing_ok=True)
+            saved_at = time.monotonic()
+        if saved == whole:
+            self.kept, self.restore = state.kept(), [runtime.restore_request(state.path.name)]
 
     def _check_room(self, prompt_tokens: int) -> None:
         """Raises UsageError if the prompt alone, counted by the model's own tokenizer, fills the window."""
@@ -213,29 +231,19 @@ class PromptCache:
                 hint=" or ".join(["a larger --ctx", *helps]),
             )
 
-    def _forget(self) -> None:
-        """Never use this state again."""
-        self.state.with_suffix(".json").unlink(missing_ok=True)
+    def _read_conversation(self, server: Server) -> str | None:
+        """Have the conversation that the session goes on with read in the background, by its last request.
 
-    def _is_saved(self, tokens: list[int]) -> bool:
-        """Whether the state is what was written, and of these tokens: a template may put the date first."""
-        note = read_table(self.state.with_suffix(".json"))
-        return note.get("digest") == _digest(tokens) and is_whole(self.state, note)
-
-    def _keep(self, part: Path, tokens: list[int]) -> None:
-        """Keep what a server wrote, with a checksum. Raises OSError or FolderError."""
-        part.chmod(0o600)
-        note = {
-            "size_bytes": part.stat().st_size,
-            "sha256": checksum(str(part)),
-            "tokens": len(tokens),
-            "digest": _digest(tokens),
-            "about": self.about,
-        }
-        part.replace(self.state)
-        self.kept = {"tokens": len(tokens), "bytes": self.state.stat().st_size}
-        write_private(self.state.with_suffix(".json"), json.dumps(note))
-        _make_room(self.state.parent)
+        Returns a note for the user, None if there is nothing to read, or nobody who types meanwhile.
+        """
+        found = last_request(self.plan, self.env) if self.plan.is_interactive else None
+        if found is None:
+            return None
+        path, body = found
+        wire = next(wire for wire in WIRES.values() if path == wire.PATH)
+        kept = {key: body[key] for key in wire.REQUEST_KEYS if key in body}
+        self._ask_in_background(server, path, wire.ahead(kept, self.plan.endpoint(server.binding).model))
+        return "The conversation is read while you type; the line below the prompt says how far."
 
     def _ask_in_background(self, server: Server, path: str, body: dict[str, object]) -> None:
         """Prefill in the background. Skipped in print mode, where the agent sends its request at once."""
@@ -255,16 +263,3 @@ class PromptCache:
                 check=False,
                 timeout=_REQUEST_LIMIT_S,
             )
-
-
-def _digest(tokens: list[int]) -> str:
-    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
-
-
-def _make_room(folder: Path) -> None:
-    """Remove incomplete states, and the least recently used until the others are below the cap."""
-    for path in folder.iterdir():
-        is_left = path.suffix == ".part" and not psutil.pid_exists(int(f"0{path.stem.rpartition('.')[2]}"))
-        if is_left or (path.suffix == ".bin" and not path.with_suffix(".json").exists()):
-            path.unlink(missing_ok=True)
-    remove_oldest((str(path) for path in folder.glob("*.bin") if not path.name.startswith(PREFIX)), CAP_BYTES)

@@ -9,7 +9,7 @@ import glob
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cclocal.agents import AGENTS, continued
 from cclocal.backends import runtime_of
@@ -19,6 +19,7 @@ from cclocal.server.keep import CAP_BYTES, IDLE_S, PREFIX, checksum
 
 #: A script may run many sessions of one question a day and resume none of them: of those only small states are saved.
 MOST_ONCE_BYTES = 256 * 10**6
+_MOST_NOTE_BYTES = 65536
 
 
 def keeps(plan: Plan, log: Path, pattern: str, env: Env) -> dict[str, Any] | None:
@@ -45,6 +46,40 @@ def keeps(plan: Plan, log: Path, pattern: str, env: Env) -> dict[str, Any] | Non
     }
 
 
+def requests(plan: Plan, pattern: str, env: Env) -> dict[str, Any] | None:
+    """Where the keeper has the conversation's last request kept, and under which note; None if it is not kept.
+
+    A session that goes on with the conversation reads it ahead, where no state of it can be restored. Raises
+    FolderError.
+    """
+    if plan.settings.cold or plan.settings.server or not plan.session.tools:
+        return None
+    return {
+        "folder": str(make_folder(env.folders.saved_prompts)),
+        "note": {"agent": plan.agent, "cwd": str(plan.session.cwd), "pattern": pattern},
+    }
+
+
+def last_request(plan: Plan, env: Env) -> tuple[str, dict[str, Any]] | None:
+    """(the path, the body) of the last request of the conversation that the agent's arguments go on with.
+
+    None if there is none. Those of conversations that were deleted are removed.
+    """
+    wanted = continued(AGENTS[plan.agent], plan.settings.agent_args)
+    if wanted is None or plan.settings.cold:
+        return None
+    fits = []
+    for file, note, changed_s in _noted(env, "request"):
+        is_meant = note.get("conversation") == wanted if wanted else note.get("cwd") == str(plan.session.cwd)
+        if is_meant and note.get("agent") == plan.agent:
+            fits.append((changed_s, file, note))
+    for _, file, note in sorted(fits, key=lambda one: one[0], reverse=True)[:1]:
+        with contextlib.suppress(OSError, ValueError), file.open("rb") as data:
+            data.readline()
+            return str(note["path"]), json.load(data)
+    return None
+
+
 def find(plan: Plan, env: Env) -> tuple[Path, int] | None:
     """(the state of the conversation that the agent's arguments go on with, its tokens); None if there is none.
 
@@ -54,7 +89,8 @@ def find(plan: Plan, env: Env) -> tuple[Path, int] | None:
     if wanted is None or not plan.can_save_conversation:
         return None
     fits = []
-    for state, note, changed_s in _states(env):
+    for path, note, changed_s in _noted(env, "json"):
+        state = path.with_suffix(".bin")
         is_meant = note["conversation"] == wanted if wanted else note["cwd"] == str(plan.session.cwd)
         if is_meant and note["about"] == _about(plan):
             fits.append((changed_s, state, note))
@@ -71,23 +107,33 @@ def is_whole(state: Path, note: Mapping[str, Any]) -> bool:
     return False
 
 
-def _states(env: Env) -> Iterator[tuple[Path, dict[str, Any], float]]:
-    """Each saved conversation, its note, and when the agent changed it last, in seconds since the epoch.
+def _noted(env: Env, kind: Literal["json", "request"]) -> Iterator[tuple[Path, dict[str, Any], float]]:
+    """Each note of a state, or each request: its file, what it says, and when the agent changed the conversation last,
+    in seconds since the epoch.
 
     Those whose conversation was deleted are removed.
     """
     there: dict[str, list[str]] = {}
-    for path in env.folders.saved_prompts.glob(f"{PREFIX}*.json"):
-        note, state = read_table(path), path.with_suffix(".bin")
+    for path in env.folders.saved_prompts.glob(f"{PREFIX}*.{kind}"):
+        note, state = _note(path), path.with_suffix(".bin")
         pattern = str(note.get("pattern", ""))
         if pattern not in there:
             there[pattern] = glob.glob(pattern)  # noqa: PTH207 - an absolute pattern
         file = next((file for file in there[pattern] if file.endswith(f"{note.get('conversation')}.jsonl")), "")
-        if file and state.exists():
-            yield state, note, Path(file).stat().st_mtime
+        if file and (kind == "request" or state.exists()):
+            yield path, note, Path(file).stat().st_mtime
         else:
             path.unlink(missing_ok=True)
-            state.unlink(missing_ok=True)
+            if kind == "json":
+                state.unlink(missing_ok=True)
+
+
+def _note(path: Path) -> dict[str, Any]:
+    """The JSON table in a file's first line; empty if there is none."""
+    with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
+        note = json.loads(file.readline(_MOST_NOTE_BYTES))
+        return note if isinstance(note, dict) else {}
+    return {}
 
 
 def note_restores(plan: Plan, what: str, works: bool, env: Env) -> None:

@@ -225,6 +225,14 @@ class Conversation:
         os.replace(f"{path}.part", path)
 
 
+def request_file(folder: str, note: Mapping[str, Any]) -> str:
+    """The file of a conversation's last request: of the agent's, whichever model answered it."""
+    import hashlib
+
+    about = hashlib.sha256(f"{note['agent']} {note['conversation']}".encode()).hexdigest()
+    return os.path.join(folder, f"{PREFIX}{about[:24]}.request")
+
+
 def remove_oldest(states: Iterable[str], cap_bytes: int) -> None:
     """Remove the states that were used longest ago, and their notes, until the others are below the cap."""
     total = 0

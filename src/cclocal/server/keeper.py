@@ -42,7 +42,7 @@ from cclocal.server.changes import (
 )
 from cclocal.server.descriptors import receive, tell
 from cclocal.server.guard import SHIELDED, Guarded, spawn
-from cclocal.server.keep import Conversation
+from cclocal.server.keep import Conversation, request_file
 from cclocal.server.process import (
     AGENT_MARKER,
     LINUX,
@@ -78,6 +78,8 @@ MOST_RELAYS = 20
 CHILDREN_LEAVE_S, CHILDREN_GRACE_S = 0.5, 2.0
 #: Seconds that a save before the server's end waits for the last request to be gone, and may take in all.
 SAVE_WAIT_S, SAVE_LIMIT_S = 5.0, 150.0
+#: Seconds for writing a request to a file.
+KEEP_LIMIT_S = 5.0
 SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -116,6 +118,8 @@ class Keeper:
         self.feels_pulse: bool = LINUX and session["relay"]["is_ours"]
         #: of which the server's state is saved, if it can be
         self.kept = Conversation(session["keeps"]) if session["keeps"] else None
+        #: the relay has written the conversation's last request
+        self.request_kept = False
         self.oom_kills = _oom_kills()
         self.orders = b""
         #: on which a sandbox hands over its listening socket; those that were handed over
@@ -469,6 +473,7 @@ class Keeper:
                 self._feel_pulse(message)
                 if self.kept and self.agent_runs and self.model == self.first_model and self.kept.is_due(message):
                     self._save(wait_s=0.0)
+            self.request_kept = self.request_kept or "kept" in message
             if self.kept and "saved" in message:
                 words, restore = self.kept.saved(message["saved"], message["took_s"])
                 if words:
@@ -495,6 +500,19 @@ class Keeper:
             if select.select([self.relay_control], [], [], 0.2)[0] and not self._hear_relay():
                 break
         self.kept.carry(newest_conversation(self.session["conversations"], self.started))
+
+    def _keep_request(self) -> None:
+        """Have the relay write the conversation's last request, if it has an id: the next session may read it ahead."""
+        wanted = self.session["requests"]
+        found = newest_conversation(self.session["conversations"], self.started) if self.agent_runs else ""
+        if not (wanted and found and self.relay > 0):
+            return
+        note = {**wanted["note"], "conversation": found}
+        self._tell_relay({"keep": request_file(wanted["folder"], note), "note": note})
+        deadline = time.monotonic() + KEEP_LIMIT_S
+        while not self.request_kept and time.monotonic() < deadline:
+            if select.select([self.relay_control], [], [], 0.2)[0] and not self._hear_relay():
+                break
 
     def _note(self, text: str) -> None:
         """Write what happened to the log, for the status line and `cclocal stats`, and tell a launcher that waits."""
@@ -627,6 +645,7 @@ class Keeper:
     def _end(self) -> None:
         self._end_children()
         self._save_and_wait()
+        self._keep_request()
         self._end_server()
         if self.relay > 0:
             self._tell_relay({"down": True})

@@ -7,12 +7,14 @@ relay that was killed is replaced. CONTROL is a socket to the keeper, a JSON obj
     in:  the options of `Relay`, then {"server": pid, "start": its start, "again": whether it replaces one, "model":
          its model} for each server, {"down": true} when it ended, {"gone": words} when there will be no other,
          {"failed": {model: words}} when another model could not be loaded, {"hold": true or false}, {"status": true},
-         {"save": [method, path, body], "wait_s": …}, {} with a descriptor: the listening socket of a sandbox
+         {"save": [method, path, body], "wait_s": …}, {"keep": a file for the agent's last request, "note": what goes
+         before it}, {} with a descriptor: the listening socket of a sandbox
     out: {"up": pid} when a server answers, {"wants": model} when a request is for another one, {"in_flight": …, …} for
-         a status, {"saved": the answer's text, "took_s": …}
+         a status, {"saved": the answer's text, "took_s": …}, {"kept": bytes}
 
 Only the head of a request is changed: key, Host and Connection. Its body is kept in memory until the first byte of
-the answer, to be sent again to the next server. Nothing is written to disk or to a log.
+the answer, to be sent again to the next server; of the agent's last one until the next. Nothing is written to disk but
+that one, where the keeper asks for it, and nothing to a log.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ from cclocal.server.framing import (
     replace,
     send,
 )
+from cclocal.server.last_request import LastRequest
 from cclocal.server.prompt_size import PromptSize
 
 #: Seconds in which the keeper reports a server's end after its connections were cut.
@@ -58,13 +61,14 @@ class Relay:
 
     Options: `key`, the agent's; `refusals`, rows that replace a server's error by one that the agent understands:
     {"path": of the API, "status": if it matters, "pattern": of the error's text, "becomes": a status, "kind": …,
-    "message": a template of the pattern's groups}; and those of Backing and PromptSize.
+    "message": a template of the pattern's groups}; `asks`, the paths of messages; and those of Backing and PromptSize.
     """
 
     def __init__(self, options: dict[str, Any], control: int) -> None:
         self.control = control
         self.key = options["key"].encode()
         self.refusals: list[dict[str, Any]] = options.get("refusals", [])
+        self.last = LastRequest(options.get("asks", ()))
         self.prompts, self.backing = PromptSize(options), Backing(options, control)
         self.lock = _thread.allocate_lock()
         self.in_flight = self.answered = self.sent_again = self.cut = 0
@@ -76,6 +80,8 @@ class Relay:
         self.backing.obey(message)
         if "status" in message:
             tell(self.control, self.status())
+        if "keep" in message:
+            tell(self.control, {"kept": self.last.write(message["keep"], message["note"])})
 
     def status(self) -> dict[str, Any]:
         """Counts since the start; idle_s: since the last request ended, None while one is in flight; silent_s: since
@@ -176,8 +182,10 @@ class Relay:
             piece += b"".join(pieces)
             replace(self.refusals, head.path, answer.first, piece)
             pieces = iter(())
-        # the prompt is not needed again
+        # this server does not need the prompt again
         learn = self.prompts.learner(len(body))
+        if answer.first[9:12] == b"200":
+            self.last.take(head.path, body)
         body.clear()
         self.answered += 1
         learn(piece)

@@ -31,7 +31,8 @@ class ServerStart:
     programs obey are compared at the end (server/changes.py). level: what holds the agent; empty without one.
     conversations: the agent's files of them, as a pattern. farewell: what is said at the end, with `{id}` for the
     conversation. receipt: say at the end what it connected to. relay: the options of the relay (server/relay.py).
-    keeps: how the conversation's KV cache is saved (server/keep.py); None = it is not.
+    keeps: how the conversation's KV cache is saved (server/keep.py); None = it is not. requests: the folder and the
+    note of its last request, which is kept for the session that goes on with it; None = it is not.
     """
 
     files: Mapping[str, str]
@@ -51,3 +52,4 @@ class ServerStart:
     terminal_reset: str = ""
     held_open: int | None = None
     keeps: Mapping[str, Any] | None = None
+    requests: Mapping[str, Any] | None = None

@@ -202,6 +202,7 @@ def start_server(start: ServerStart, binding: Binding, listener: socket.socket, 
         "shelf": str(env.folders.changed / binding.session_id),
         "held_open": held_open,
         "keeps": start.keeps and dict(start.keeps),
+        "requests": start.requests and dict(start.requests),
     }
     with theirs, Path(binding.log).open("ab") as out:
         process = subprocess.Popen(

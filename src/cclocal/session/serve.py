@@ -25,7 +25,7 @@ from cclocal.paths import DISK_FULL, Env, make_folder, read_table, write_private
 from cclocal.planning.choose import choose_agent
 from cclocal.planning.plan import Plan
 from cclocal.prompt_cache.cache import PromptCache
-from cclocal.prompt_cache.conversation import keeps
+from cclocal.prompt_cache.conversation import keeps, requests
 from cclocal.server.readiness import wait_until_ready
 from cclocal.server.registry import new_log
 from cclocal.server.request import ServerStart, Turn
@@ -102,6 +102,7 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
                 farewell=farewell(again(plan.word, plan.settings), agent, env) if plan.is_interactive else "",
                 held_open=limit,
                 keeps=keeps(plan, log, conversations(agent, plan.session), env),
+                requests=requests(plan, conversations(agent, plan.session), env),
             ),
             binding,
             listener,

@@ -6,7 +6,8 @@ is not an argument, because every user of the machine can read the arguments of 
 As of 0.6 its /v1/messages does not report three things: a stream gives the prompt 0 tokens; a stream that was cut at
 its limit ends as if it were complete, with an empty call where a call was cut; and no prompt is refused as too long. So
 an agent never compacts, and loses files silently. The engine passes all three to the function that writes the stream;
-this program adds them to what that function writes (docs/adr/0016).
+this program adds them to what that function writes (docs/adr/0016). And it samples at a temperature of 0.7 and a top-p
+of 0.9 where the agent asks for none, whatever --default-temperature and --default-top-p say; here these count.
 """
 
 from __future__ import annotations
@@ -93,6 +94,21 @@ def amend(server: Any, window_tokens: int) -> None:
         return
     server._stream_anthropic_messages = _reporting(stream)
     server._prepare_anthropic_endpoint_invocation = _refusing(prepare, window_tokens)
+    if convert := getattr(server, "anthropic_to_openai", None):
+        server.anthropic_to_openai = _unsampled(convert)
+
+
+def _unsampled(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The conversion of a request, without values that the agent did not ask for: the server's defaults count."""
+
+    def converting(request: Any) -> Any:
+        converted = convert(request)
+        for name in ("temperature", "top_p"):
+            if getattr(request, name, None) is None:
+                setattr(converted, name, None)
+        return converted
+
+    return converting
 
 
 def _reporting(stream: Callable[..., AsyncIterator[str]]) -> Callable[..., AsyncIterator[str]]:

@@ -5,7 +5,8 @@ with the environment that `ollama launch claude` sets; with the environment and 
 cold; by cclocal with the state of an earlier session; the same in another folder; these three with --lean too. With a
 codex on PATH also the first turn of Codex: plain, and by cclocal the same three ways. Printed for each turn: the
 prompt's tokens that were evaluated until its first word, and the seconds until then, also as a share of the plain
-launch's; and the bytes of the first request.
+launch's; and the bytes of the first request. Then, with cclocal alone, what the next turn of a conversation of more
+than 20,000 tokens reads: in another session, cold and warm, and after a /compact. --conversation prints only that.
 
 The model is the tiny copy circuit padded to 1.03 GB, so that a token of a prompt costs what it costs with a real model
 of that size; --quick takes the bare one, for counts alone. The circuit looks back from the reply for what was asked: a
@@ -37,7 +38,7 @@ from cclocal.backends.llama_server.log_reader import turns as log_turns
 from cclocal.prompt_cache.capture import Stub
 from cclocal.server.start import free_port
 from cclocal.wires import WIRES
-from tests.talk import STREAM, spoken
+from tests.talk import STREAM, spoken, talk
 from tests.world import World, wait_for
 from tools.tiny_model.as_gguf import gguf
 
@@ -198,6 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--llama-server", type=Path)
+    parser.add_argument("--conversation", action="store_true")
     options = parser.parse_args()
     claude = shutil.which("claude")
     if not claude:
@@ -211,6 +213,11 @@ def main() -> None:
         if options.llama_server:
             world.real("llama-server", options.llama_server)
         rows: list[tuple[str, int, list[Turn], bool]] = []
+        ours = [*world.command, "--model", str(model), "--ctx", str(CONTEXT_TOKENS)]
+        if options.conversation:
+            conversation_rows(world, model)
+            world.close()
+            return
         with contextlib.ExitStack() as stack:
             for at in range(3):
                 url = stack.enter_context(server(peer_flags(world, model), root / f"server-{at}.log"))
@@ -226,7 +233,6 @@ def main() -> None:
                 show(rows)
                 # one engine at a time
                 stack.close()
-        ours = [*world.command, "--model", str(model), "--ctx", str(CONTEXT_TOKENS)]
         for name, flags in (("cclocal", []), ("cclocal --lean", ["--lean"])):
             size = our_bytes(world, "bytes", *flags, "--", "-p")
             words = [*ours, *flags]
@@ -243,7 +249,36 @@ def main() -> None:
         if codex := shutil.which("codex"):
             world.real("codex", Path(codex))
             codex_rows(world, Path(codex), model, root)
+        conversation_rows(world, model)
         world.close()
+
+
+def conversation_rows(world: World, model: Path) -> None:
+    """A conversation of more than 20,000 tokens, and what its next turn reads."""
+    words = ("--model", str(model), "--ctx", str(CONTEXT_TOKENS))
+    print("\n| the next turn of a conversation | its tokens | read | of it | seconds |\n|---|---:|---:|---:|---:|")
+
+    def row(name: str, turn: Mapping[str, float]) -> None:
+        read, whole = turn["read_tokens"], turn["prompt_tokens"]
+        print(f"| {name} | {whole:,} | {read:,} | {read / whole:.1%} | {turn['first_s']:.1f} |", flush=True)
+
+    def newest() -> Mapping[str, float]:
+        world.wait_for_end()
+        found: list[dict[str, float]] = json.loads(world.run("stats", "--json").stdout)["turns"]
+        return found[-1]
+
+    with talk(world, *words) as session:
+        for first in (1, 1000, 2000, 3000):
+            session.say(f"Run the command: seq {first} {first + 899}")
+        session.say("How are you?")
+    row("in the same session", newest())
+    for name, flags in (("another session, --cold", ["--cold"]), ("another session", [])):
+        world.run(*words, *flags, "--", "-p", "--continue", f"How are you in {name}?")
+        row(name, newest())
+    with talk(world, *words, agent=("--continue",)) as session:
+        session.say("/compact")
+        session.say("How are you?")
+    row("after /compact", newest())
 
 
 def codex_rows(world: World, codex: Path, model: Path, root: Path) -> None:

@@ -298,9 +298,9 @@ class World:
         return [r for r in every if r["path"] != "/v1/models" and (r["body"] or {}).get("max_tokens") != 1]
 
     def ask(
-        self, content: Any = "Hi", limit_s: float = 60.0, *, out_tokens: int = 8, model: str = ""
+        self, content: Any = "Hi", limit_s: float = 60.0, *, out_tokens: int = 8, model: str = "", **fields: Any
     ) -> httpx.Response:
-        """A message of the agent's, with what it was given. `model`: another one than that."""
+        """A message of the agent's, with what it was given. `model`: another one than that. `fields`: of its body."""
         got = self.agent()["env"]
         return httpx.post(
             f"{got['ANTHROPIC_BASE_URL']}/v1/messages",
@@ -308,6 +308,7 @@ class World:
                 "model": model or got["ANTHROPIC_MODEL"],
                 "max_tokens": out_tokens,
                 "messages": [{"role": "user", "content": content}],
+                **fields,
             },
             headers={"x-api-key": got["ANTHROPIC_AUTH_TOKEN"]},
             trust_env=False,

@@ -53,6 +53,8 @@ class Machine:
     mlx_limit_bytes: int = 0
     #: which boot of the machine this is
     boot_id: str = ""
+    #: physical cores that a process may use; 0 where engines know better how many threads to start
+    cores: int = 0
     #: describes available_bytes
     memory_words: str = "the memory that is free now"
 

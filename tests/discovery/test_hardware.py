@@ -17,6 +17,7 @@ import pytest
 
 from cclocal.backends import runtime_of
 from cclocal.discovery import hardware
+from cclocal.discovery.hardware import usable_cores
 from cclocal.errors import UsageError
 from cclocal.facts import Engine, Gpu, Machine
 from cclocal.memory.shape import Layer, Shape
@@ -357,3 +358,23 @@ def test_other_model_servers_are_named(tmp_path: Path) -> None:
         assert name == "llama-server"
         assert held > 600 << 20
         child.communicate("\n")
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 4),
+        ({"cpu.max": "max 100000"}, 4),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "20000 100000"}, 1),
+        ({"cpu.max": "6400000 100000"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu.max": "damaged"}, 4),
+    ],
+)
+def test_a_containers_share_of_the_processor(tmp_path: Path, files: dict[str, str], cores: int) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert usable_cores(tmp_path, 4) == cores

@@ -206,6 +206,17 @@ def test_the_kind_of_speculation_is_the_one_asked_for_else_the_fastest_here() ->
     assert make_plan(seeing, Settings(), here).speculations == ()
 
 
+def test_one_core_is_left_to_other_programs_while_tokens_are_written() -> None:
+    model, here = CATALOG.models["tiny"], facts("linux-cpu")
+    for cores, threads in ((1, "1"), (2, "1"), (8, "7")):
+        plan = make_plan(model, Settings(), replace(here, machine=replace(here.machine, cores=cores)))
+        assert (flag(plan, "--threads"), flag(plan, "--threads-batch")) == (threads, str(cores))
+    # a graphics card computes by itself
+    card = facts("linux-4090")
+    words = make_plan(model, Settings(), replace(card, machine=replace(card.machine, cores=8))).server_command(SHOWN)[0]
+    assert "--threads" not in words.argv
+
+
 def test_the_context_is_the_largest_that_fits_unless_one_was_asked_for() -> None:
     model, gib = CATALOG.models["coder"], 2**30
     # 48 layers of 4 heads of 128, as Qwen3 Coder has: 96 KiB a token

@@ -13,7 +13,7 @@ import pytest
 from cclocal import tiny
 from cclocal.backends.llama_server.log_reader import turns as log_turns
 from tests.conftest import CLAUDES, ENGINES, OTHERS, Engine, wide
-from tests.talk import talk
+from tests.talk import compactions, talk
 from tests.world import World, leave, wait_for
 
 #: What may be read of a conversation that was restored, beside what is new: its end, which the template writes anew.
@@ -173,3 +173,46 @@ def test_a_conversation_whose_state_is_gone_is_read_while_the_user_types(newest:
 def turns_in(log: Path) -> list[dict[str, Any]]:
     """The replies that the engine reports, also those to cclocal itself."""
     return log_turns(log.read_text("utf-8", "replace"))[0]
+
+
+@pytest.mark.parametrize("engine", [wide(FIRST)], indirect=True)
+def test_after_a_compaction_on_another_day_and_from_a_subfolder_it_goes_on_warm(newest: World) -> None:
+    newest.env["TZ"] = "Etc/GMT+12"
+    with talk(newest, "--tiny") as session:
+        session.say(LONG)
+        assert compactions(session.say("/compact"))
+        session.say("How are you?")
+    newest.wait_for_end()
+    rows = json.loads(newest.run("stats", "--json").stdout)["turns"]
+    # the fixed part of the prompt, which the first turn found
+    assert rows[-1]["kept_tokens"] >= 0.9 * rows[0]["kept_tokens"] > 6000, rows
+    (note,) = notes(newest)
+    assert note["tokens"] < rows[1]["prompt_tokens"]
+    resumed = [say(newest, "-p", "--continue", "Who are you?")]
+    # there it is always the next day or the one after
+    newest.env["TZ"] = "Pacific/Kiritimati"
+    resumed.append(say(newest, "-p", "--continue", "Who are you now?"))
+    newest.project /= "src"
+    newest.project.mkdir()
+    resumed.append(say(newest, "-p", "--resume", note["conversation"], "Where are you?"))
+    assert all(turn["restored"] and turn["read"] < NEW_TOKENS for turn in resumed), resumed
+
+
+@pytest.mark.parametrize("engine", [wide(LAST)], indirect=True)
+def test_a_conversation_that_was_cleared_is_another_one(newest: World) -> None:
+    with talk(newest, "--tiny") as session:
+        session.say(LONG)
+        session.say("/clear")
+        session.say("Run the command: seq 3000 3900")
+    newest.wait_for_end()
+    (note,) = notes(newest)
+    again = say(newest, "-p", "--continue", "How are you?")
+    assert again["restored"]
+    assert again["read"] < NEW_TOKENS < again["kept"] / 8, again
+    assert note["conversation"] == newest_id(newest)
+
+
+def newest_id(world: World) -> str:
+    """The agent's newest conversation."""
+    files = (world.home / ".local/share/cclocal/claude/projects").rglob("*.jsonl")
+    return max(files, key=lambda path: path.stat().st_mtime).stem

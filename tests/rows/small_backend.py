@@ -19,6 +19,7 @@ from cclocal.wires.wire import Refusal
 NAME = "small"
 REFUSALS: tuple[Refusal, ...] = ()
 CUTS_PROMPTS = False
+KEEPS_TURNS = True
 STOP = (("TERM", 5.0), ("KILL", 2.0))
 RUNTIME = f"{__name__}:Small"
 LOG_READER = ""

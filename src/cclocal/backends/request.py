@@ -18,7 +18,8 @@ class ServeRequest:
 
     model_file: a GGUF file, the folder of an MLX model, or text in angle brackets as long as it is not on disk.
     own_store: where a backend with a store keeps models of ours. lease_folder: where a model is recorded that was put
-    into a server that another program started. prompt_folder: where KV caches are saved; empty = they are not.
+    into a server that another program started. prompt_folder: where KV caches are saved; empty = they are not. cores:
+    that compute, if the model runs on the processor; 0 = the engine decides.
     """
 
     model: Model
@@ -29,6 +30,7 @@ class ServeRequest:
     own_store: str = ""
     lease_folder: str = ""
     prompt_folder: str = ""
+    cores: int = 0
 
 
 #: Longer than the agents' own 30 minutes, so that the server is never the first to hang up.
@@ -53,6 +55,8 @@ class Backend(Protocol):
     REFUSALS: tuple[Refusal, ...] = ()
     #: whether it cuts a prompt beyond its window without a word
     CUTS_PROMPTS: bool = False
+    #: whether a turn finds what the turn before it had read; else only a prompt's fixed part is worth reading ahead
+    KEEPS_TURNS: bool = True
     #: the kinds of --speculate that it may offer beside "off"
     SPECULATIONS: tuple[Speculation, ...] = ()
     #: how its server is ended: each signal in turn, with the seconds it is given to obey

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import platform
 import re
 import subprocess
@@ -40,7 +41,8 @@ def machine(environ: Mapping[str, str] | None = None) -> Machine:
         gpus = tuple(_linux_gpus(Path("/")))
         stand_in = environ.get("CCLOCAL_TEST_FREE_BYTES")
         free = int(stand_in) if stand_in else available_bytes(memory.available, Path("/sys/fs/cgroup"))
-        return Machine("linux", platform.release(), arch, memory.total, gpus, free, boot_id=boot_id())
+        cores = usable_cores(Path("/sys/fs/cgroup"), own_cores())
+        return Machine("linux", platform.release(), arch, memory.total, gpus, free, boot_id=boot_id(), cores=cores)
     ask = partial(ask_mac, environ)
     cpu = ask("sysctl", "-n", "machdep.cpu.brand_string") or arch
     is_apple = cpu.startswith("Apple")
@@ -92,6 +94,25 @@ def available_bytes(free_bytes: int, cgroup: Path) -> int:
             left += int(_found(rf"^{cached} (\d+)$", cgroup / stat) or 0)
             return min(free_bytes, max(NOTHING_LEFT, left))
     return max(NOTHING_LEFT, free_bytes)
+
+
+def own_cores() -> int:
+    """The physical cores that this process may run on, by its affinity."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(psutil.cpu_count(logical=False) or allowed, allowed)
+
+
+def usable_cores(cgroup: Path, found: int) -> int:
+    """The cores that were found, or as many as the container's limit allows (cgroup v2, then v1) if that is less.
+
+    With more threads than that, llama.cpp's threads wait for each other in busy loops: ten times slower.
+    """
+    for quota, period in (("cpu.max", "cpu.max"), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            # "max" and -1 mean no limit
+            limit = int((cgroup / quota).read_text().split()[0]) / int((cgroup / period).read_text().split()[-1])
+            return max(1, min(found, round(limit))) if limit > 0 else found
+    return found
 
 
 def _found(pattern: str, file: Path) -> str:

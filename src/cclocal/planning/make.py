@@ -86,6 +86,7 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
         context_tokens=context,
         own_store=str(folders.data / backend.NAME),
         lease_folder=str(folders.state / backend.NAME),
+        cores=0 if engine.devices else facts.machine.cores,
     )
     # the fixed part of the prompt is read ahead for one conversation, with tools, in this process
     is_cached = not (settings.cold or settings.server or settings.no_tools) and variant.slots == 1

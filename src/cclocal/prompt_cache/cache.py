@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cclocal import http
 from cclocal.agents import AGENTS
 from cclocal.agents.session import Capture
-from cclocal.backends import runtime_of
+from cclocal.backends import BACKENDS, runtime_of
 from cclocal.command import SERVER_NAMES, Command
 from cclocal.errors import AgentMissingError, CclocalError, FolderError, UsageError
 from cclocal.paths import Env, make_folder
@@ -236,7 +236,8 @@ class PromptCache:
 
         Returns a note for the user, None if there is nothing to read, or nobody who types meanwhile.
         """
-        found = last_request(self.plan, self.env) if self.plan.is_interactive else None
+        is_of_use = self.plan.is_interactive and BACKENDS[self.plan.variant.backend].KEEPS_TURNS
+        found = last_request(self.plan, self.env) if is_of_use else None
         if found is None:
             return None
         path, body = found

@@ -133,6 +133,11 @@ class LlamaServerSpec(Backend):
             if value is not None and flag in engine.flags:
                 argv.extend((flag, str(value)))
 
+        if request.cores:
+            # A thread that waits for a core makes all others wait at each token: one busy program beside two threads on
+            # two cores took 147 tokens/s to 0.3. One core less writes hardly slower, as that is bound by memory.
+            add("--threads", max(1, request.cores - 1))
+            add("--threads-batch", request.cores)
         # llama.cpp's default is 8 GiB of host memory, which the plan does not count.
         add("--cache-ram", variant.cache_ram_mib)
         add("--timeout", SERVER_TIMEOUT_S)

@@ -37,7 +37,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", type=int, default=2048, metavar="TOKENS")
     p.add_argument("--ubatch-size", type=int, default=512, metavar="TOKENS")
     p.add_argument("--parallel", type=int, default=1, metavar="SLOTS")
-    p.add_argument("--threads", type=int, metavar="N", help="default: one per usable core")
+    p.add_argument("--threads", type=int, metavar="N", help="that write; default: llama.cpp's")
+    p.add_argument("--threads-batch", type=int, metavar="N", help="that read prompts; default: as many")
     p.add_argument("--cache-ram", type=int, default=0, metavar="MIB", help="host memory for idle prompts")
     p.add_argument("--timeout", type=int, default=3600, metavar="SECONDS", help="read and write timeout")
     p.add_argument("--jinja", action="store_true", help="always on; accepted for compatibility with llama-server")
@@ -108,7 +109,10 @@ def _params(engine: Any, options: argparse.Namespace) -> Any:
     p.use_jinja = True
     p.ui = not options.no_webui
     p.offline = options.offline
-    p.cpuparams.n_threads = p.cpuparams_batch.n_threads = options.threads or _usable_cores()
+    if options.threads is not None:
+        p.cpuparams.n_threads = p.cpuparams_batch.n_threads = options.threads
+    if options.threads_batch is not None:
+        p.cpuparams_batch.n_threads = options.threads_batch
     if options.alias:
         p.model_alias = {options.alias}
     if options.api_key_file:
@@ -155,17 +159,6 @@ def _sample(engine: Any, sampling: Any, options: argparse.Namespace) -> None:
             setattr(sampling, name, value)
             bit = f"COMMON_PARAMS_SAMPLING_CONFIG_{name.upper()}"
             sampling.user_sampling_config |= int(getattr(engine.common_params_sampling_config, bit))
-
-
-def _usable_cores() -> int:
-    """The physical cores that this process may run on.
-
-    With more threads than that, llama.cpp's threads wait for each other in busy loops: ten times slower.
-    """
-    import psutil
-
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return min(cores, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else cores
 
 
 if __name__ == "__main__":

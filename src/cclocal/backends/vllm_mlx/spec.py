@@ -2,8 +2,11 @@
 
 Facts, from vllm-mlx 0.6.0 run for real (on a processor): it listens only once the model is loaded; it knows no context
 window, so it computes a prompt of any length; by default a second request fails while one is running; its own request
-timeout of 300 s ends a long prefill; KV quantisation covers stored prefixes only; top-k and penalties switch its prefix
-cache off; VLLM_MLX_ENABLE_THINKING does nothing for text models.
+timeout of 300 s ends a long prefill; of a prompt that it has read it keeps the system message and the tools alone, so
+each turn reads the conversation again; with --continuous-batching, which keeps it, it writes states to disk that are
+keyed by tokens without the model's weights or a checksum, and answered wrongly after an ordinary restart; KV
+quantisation covers stored prefixes only; top-k and penalties switch its prefix cache off; VLLM_MLX_ENABLE_THINKING does
+nothing for text models.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ class VllmMlxSpec(Backend):
     WIRES = frozenset({"anthropic", "chat", "responses"})
     FORMS = ("mlx",)
     ASKED_BY = frozenset({"parser"})
+    KEEPS_TURNS = False
     #: TERM alone waits for the stream in flight, without limit; INT after it does not. A Mac that loses a process
     #: holding wired memory by KILL may keep that memory wired until it is restarted, so KILL comes late.
     STOP = (("TERM", 1.0), ("INT", 30.0), ("KILL", 2.0))

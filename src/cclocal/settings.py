@@ -65,6 +65,7 @@ Memory = partial(Option, scope="server", panel=MEMORY)
 ForAgent = partial(Option, scope="agent")
 _MODEL = "A model of the catalog, a GGUF file, an MLX folder, owner/name[:QUANT] of the hub, or an Ollama tag."
 _PARSER = "vllm-mlx: how the model writes tool calls. [dim]default: from the catalog or its chat template[/]"
+_VISION = "Load a model's projector, with which it sees pictures; --no-vision saves the memory. [dim]default: on[/]"
 _TRUST = "Load this model although its files could run code; a message names the words. Repeatable."
 _ALSO = "Another model that /model changes to within the session; they take turns in memory. Repeatable."
 _SERVER = "Start only the server, until Ctrl-C; cclocal attach PORT uses it from another terminal."
@@ -113,6 +114,7 @@ class Settings:
         str | None, Server("--quant NAME", "Another quantisation, such as Q8_0.", MODELS, lasting=False)
     ] = None
     parser: Annotated[str | None, Server("--parser NAME", _PARSER, MODELS, lasting=False)] = None
+    vision: Annotated[bool, Server("--vision/--no-vision", _VISION, MODELS)] = True
     trust_model: Annotated[tuple[str, ...], Server("--trust-model REPO@COMMIT", _TRUST, MODELS)] = ()
     also: Annotated[tuple[str, ...], Server("--also MODEL", _ALSO, MODELS)] = ()
     server: Annotated[bool, Server("--server", _SERVER, lasting=False, short="only the server")] = False

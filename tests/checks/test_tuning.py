@@ -35,9 +35,9 @@ def test_another_text_or_a_server_that_does_not_start_rules_a_kind_out() -> None
 
 
 def test_a_reply_takes_some_seconds_whatever_the_speed() -> None:
-    assert [tokens_for(Turn(written_tokens=12, writing_s=seconds)) for seconds in (0.01, 0.8, 12.0)] == [192, 60, 32]
+    assert [tokens_for(Turn(written_tokens=12, writing_s=seconds)) for seconds in (0.01, 0.5, 12.0)] == [192, 96, 64]
     # no token was written
-    assert tokens_for(Turn()) == 32
+    assert tokens_for(Turn()) == 64
 
 
 def test_the_trials_are_shown_as_they_come(capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,6 +195,7 @@ def test_a_field_is_an_option_a_variable_and_a_key(ready: World, name: str) -> N
         "protect": ["ONE"],
         "also": ["coder"],
         "speculate": "off",
+        "vision": False,
         "mcp": [str(ready.project / "mcp.json")],
         "web": True,
         "receipt": True,

@@ -206,6 +206,17 @@ def test_the_kind_of_speculation_is_the_one_asked_for_else_the_fastest_here() ->
     assert make_plan(seeing, Settings(), here).speculations == ()
 
 
+def test_a_model_is_served_without_its_projector_if_that_is_asked_for() -> None:
+    model, here = CATALOG.models["qwen3-vl"], facts("linux-4090")
+    here = replace(here, projector_bytes={str(model.variants[0].mmproj): 1_087_000_000})
+    seeing, blind = (make_plan(model, Settings(vision=vision), here) for vision in (True, False))
+    assert seeing.session.sees is True
+    assert "--mmproj" in seeing.server_command(SHOWN)[0].argv
+    assert blind.session.sees is False
+    assert "--mmproj" not in blind.server_command(SHOWN)[0].argv
+    assert any("sees no pictures without its projector, which saves 1.0 GiB" in note for note in blind.notes)
+
+
 def test_one_core_is_left_to_other_programs_while_tokens_are_written() -> None:
     model, here = CATALOG.models["tiny"], facts("linux-cpu")
     for cores, threads in ((1, "1"), (2, "1"), (8, "7")):

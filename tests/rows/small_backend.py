@@ -33,6 +33,10 @@ def rank(machine: Machine) -> int:
     return 9
 
 
+def sees(variant: Variant) -> bool | None:
+    return False
+
+
 def installer(facts: Facts) -> tuple[str, ...]:
     return ()
 

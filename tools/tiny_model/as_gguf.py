@@ -12,6 +12,7 @@ from tools.tiny_model.circuit import (
     HEAD,
     NORM_EPSILON,
     ROPE_BASE,
+    Matrix,
     Row,
     Vocabulary,
     embeddings,
@@ -24,14 +25,20 @@ UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 ALIGNMENT = 32
 
 
-def gguf(feed_forward: int = FEED_FORWARD, template: str = CHAT_TEMPLATE) -> bytes:
+def gguf(
+    feed_forward: int = FEED_FORWARD,
+    template: str = CHAT_TEMPLATE,
+    vocabulary: Vocabulary | None = None,
+    weights: tuple[Matrix, Matrix, int] | None = None,
+) -> bytes:
     """The whole file. The same bytes every time, on every machine.
 
     `feed_forward`: the width of the layers of zero, which change no answer; 106,496 makes it 1.03 GB, for benches in
-    which a prompt costs what it costs with a real model.
+    which a prompt costs what it costs with a real model. `vocabulary`, `weights`: others than the circuit's own, and
+    what `embeddings` made of them.
     """
-    vocabulary = Vocabulary()
-    embedding, output, width = embeddings(vocabulary)
+    vocabulary = vocabulary or Vocabulary()
+    embedding, output, width = weights or embeddings(vocabulary)
     blocks = layers(width)
     metadata = fields(vocabulary, width, len(blocks), feed_forward, template)
     size = len(vocabulary.tokens)
@@ -49,7 +56,7 @@ def gguf(feed_forward: int = FEED_FORWARD, template: str = CHAT_TEMPLATE) -> byt
         tensors.append((name("attn_output"), (HEAD, width), F16, _f16(layer["output"], HEAD)))
         tensors += [(name(part), (width, feed_forward), F16, zeros) for part in ("ffn_gate", "ffn_up")]
         tensors.append((name("ffn_down"), (feed_forward, width), F16, zeros))
-    return _file(metadata, tensors)
+    return file(metadata, tensors)
 
 
 def fields(
@@ -90,9 +97,10 @@ def fields(
     ]
 
 
-def _file(
+def file(
     metadata: Sequence[tuple[str, int, object]], tensors: Sequence[tuple[str, Sequence[int], int, bytes]]
 ) -> bytes:
+    """A GGUF file of metadata (key, type, value) and tensors (name, dimensions, type, data)."""
     head = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
     for key, kind, value in metadata:
         head += _text(key) + struct.pack("<I", kind) + _value(kind, value)

@@ -20,7 +20,8 @@ class AgentSession:
     (--pass-env). nudge: send it on once after a reply that announced a call and made none. log_reader: the program file
     that reads the server's log, empty if there is none. level: what holds it, a level of --sandbox. web: it may fetch
     pages. mcp: MCP servers of the user's by name, each as a JSON configuration has it. proxied: variables name a proxy
-    to the hosts that the user opened. also: other models that the server has and that `/model` may choose.
+    to the hosts that the user opened. also: other models that the server has and that `/model` may choose. sees:
+    whether the model sees pictures, None if that is not known.
     """
 
     found: AgentFound | None
@@ -40,6 +41,7 @@ class AgentSession:
     mcp: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     proxied: bool = False
     also: tuple[str, ...] = ()
+    sees: bool | None = None
 
     @property
     def folders(self) -> tuple[Path, ...]:

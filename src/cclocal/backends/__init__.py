@@ -107,8 +107,11 @@ class Runtime:
         """(the most likely continuation of a prompt, what it cost): the same text at each call."""
         raise NotImplementedError
 
-    def save_prompt(self, client: httpx.Client, name: str) -> int:
-        """Save the KV cache under a file name in the request's prompt folder. Returns how many tokens it holds."""
+    def save_prompt(self, client: httpx.Client, name: str) -> int | None:
+        """Save the KV cache under a file name in the request's prompt folder.
+
+        Returns how many tokens it holds; None if the engine cannot save what it serves.
+        """
         raise NotImplementedError
 
     def restore_request(self, name: str) -> tuple[str, str, str]:

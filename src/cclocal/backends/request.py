@@ -66,6 +66,10 @@ class Backend(Protocol):
     #: settings that only make sense with this backend, so that they select it
     ASKED_BY: frozenset[str] = frozenset()
 
+    def sees(self, variant: Variant) -> bool | None:
+        """Whether the model sees the pictures that an agent sends, in results of tools too; None if it is not known."""
+        return None
+
     def rank(self, machine: Machine) -> int:
         """The order in which backends are tried on a machine, lowest first."""
 

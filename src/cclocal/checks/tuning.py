@@ -26,8 +26,9 @@ TASKS: Mapping[str, list[Body]] = {
     "rewrite": [user(f"Repeat this file exactly:\n\n{_FILE}")],
     "prose": [user("Explain to a beginner in three paragraphs how a hash table works, and when it is slow.")],
 }
-#: A task's reply takes about so many seconds without speculation, and has so many tokens at least and at most.
-SECONDS, LEAST_TOKENS, MOST_TOKENS = 4.0, 32, 192
+#: A task's reply takes about so many seconds without speculation, and has so many tokens at least and at most: in fewer
+#: nothing is guessed, because guesses begin once a dozen tokens of the text so far match.
+SECONDS, LEAST_TOKENS, MOST_TOKENS = 4.0, 64, 192
 #: The speed is guessed from so many tokens first.
 FIRST_TOKENS = 12
 #: A kind must be so much faster than none: less is noise.

@@ -22,6 +22,7 @@ from cclocal.planning.choose import agent_session, choose_agent, choose_engine, 
 from cclocal.planning.memory import adjusted, fit_on, limit_words, what_helps, wired_limit
 from cclocal.planning.plan import Fetch, Plan, take_turns
 from cclocal.settings import LEAST_OUT_TOKENS, Prompt, Settings
+from cclocal.units import memory_size
 
 
 def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
@@ -77,7 +78,8 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
     fit = fit_on(shape, variant, context, engine, facts, limit) if shape else None
     folders = facts.env.folders
     also = _also(backend, engine, variant, context, facts, limit) if "also" in agent.HAS else ()
-    session = replace(agent_session(settings, facts, slot, out), log_reader=backend.LOG_READER, also=also)
+    session = agent_session(settings, facts, slot, out)
+    session = replace(session, log_reader=backend.LOG_READER, also=also, sees=backend.sees(variant))
     request = ServeRequest(
         model=model,
         variant=variant,
@@ -97,9 +99,9 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
     saves = capture is not None and caching == "save"
     if saves:
         request = replace(request, prompt_folder=str(folders.saved_prompts))
-    kinds = sorted({layer.kind for layer in shape.layers} - {"none"}) if shape else []
-    # llama.cpp saves nothing beside a projector. Whether it can restore these kinds of memory is tried on this machine.
-    is_kept = saves and not variant.mmproj
+    # whether the engine can restore these kinds of memory, and beside a projector, is tried on this machine
+    kinds: list[str] = sorted({layer.kind for layer in shape.layers} - {"none"}) if shape else []
+    kinds += ["projector"] if variant.mmproj else []
     restores_key = " ".join((engine.form, engine.version, *engine.device_names, *kinds))
     result_key = results.key(model, variant, engine, agent.NAME, lean=session.lean)
     plan = Plan(
@@ -124,8 +126,8 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
         prompt_caching=caching,
         capture=capture,
         cache_key=_cache_key(variant, engine),
-        can_save_prompt=is_kept and facts.restores.get(f"{restores_key} prompt", True),
-        can_save_conversation=is_kept and facts.restores.get(f"{restores_key} conversation", True),
+        can_save_prompt=saves and facts.restores.get(f"{restores_key} prompt", True),
+        can_save_conversation=saves and facts.restores.get(f"{restores_key} conversation", True),
         knows_restores=f"{restores_key} prompt" in facts.restores,
         restores_key=restores_key,
         speculations=speculations,
@@ -170,6 +172,8 @@ def _notes(plan: Plan, agent: Agent, facts: Facts) -> Iterator[str]:
         yield f"{facts.agent_problem or f'{agent.PROGRAM} was not found on PATH.'} To install it: {agent.INSTALL}"
     if model.warning:
         yield model.warning
+    if not settings.vision and (saved_bytes := sum(facts.projector_bytes.values())):
+        yield f"{model.name} sees no pictures without its projector, which saves {memory_size(saved_bytes)}."
     if plan.session.also:
         yield take_turns(plan.session.also)
     if model.untested and not plan.is_proven:

@@ -47,6 +47,7 @@ def adjusted(variant: Variant, settings: Settings) -> Variant:
     if settings.parser and "parser" not in BACKENDS[variant.backend].ASKED_BY:
         others = " or ".join(name for name, backend in BACKENDS.items() if "parser" in backend.ASKED_BY)
         raise UsageError(f"--parser is for {others}; {variant.backend} uses the model's own template.")
+    variant = variant if settings.vision else replace(variant, mmproj=None)
     changes: dict[str, Any] = {
         "kv_type": settings.kv,
         "speculate": settings.speculate,

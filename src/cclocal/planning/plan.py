@@ -121,10 +121,12 @@ class Plan:
             return self
         names = tuple(other.name for other in others)
         notes = [note for other in others for note in other.notes if note not in self.notes]
+        # the hooks cannot tell which model is asked
+        sees = self.session.sees if {other.session.sees for other in others} == {self.session.sees} else None
         return replace(
             self,
             others=tuple(others),
-            session=replace(self.session, also=names),
+            session=replace(self.session, also=names, sees=sees),
             notes=(*self.notes, take_turns(names), *notes),
         )
 

@@ -209,7 +209,12 @@ class PromptCache:
                 continue
             part = state.path.with_suffix(f".{os.getpid()}.part")
             try:
-                if runtime.save_prompt(client, part.name) == end:
+                count = runtime.save_prompt(client, part.name)
+                if count is None:
+                    for what in ("prompt", "conversation"):
+                        note_restores(self.plan, what, works=False, env=self.env)
+                    return
+                if count == end:
                     state.keep(part, end)
                     saved = end
             finally:

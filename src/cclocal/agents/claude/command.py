@@ -82,7 +82,8 @@ class Context:
     imported: the files that it imports.
     parent_claude_mds: CLAUDE.md of the folders from the repository's root down to the working folder, without that of
     the working folder itself, and their sizes in bytes. status_line: the program behind the line below the prompt.
-    nudge: the program that sends the agent on after a reply that announced a call and made none.
+    nudge: the program that sends the agent on after a reply that announced a call and made none. pictures: the program
+    that answers in words where a file is named that the model cannot see.
     sandbox_problem: why its own sandbox cannot hold a command here; empty if it can.
     """
 
@@ -92,6 +93,7 @@ class Context:
     mcp_config: Path = Path("mcp-local.json")
     status_line: tuple[str, ...] = ()
     nudge: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ()
     sandbox_problem: str = ""
 
 
@@ -122,6 +124,15 @@ def _nudge(session: AgentSession, log: str) -> dict[str, object]:
     if not program or not session.nudge:
         return {}
     return {"Stop": [{"hooks": [{"type": "command", "command": shlex.join((*program, log))}]}]}
+
+
+def _pictures(session: AgentSession) -> dict[str, object]:
+    """The hooks that are asked before a file is read, or named in a message."""
+    program = context_of(session).pictures
+    if not program or session.sees is None:
+        return {}
+    hook = [{"type": "command", "command": shlex.join((*program, "yes" if session.sees else "no"))}]
+    return {"PreToolUse": [{"matcher": "Read", "hooks": hook}], "UserPromptSubmit": [{"hooks": hook}]}
 
 
 def _prompt(session: AgentSession) -> tuple[str, ...]:
@@ -221,7 +232,8 @@ def command(session: AgentSession, endpoint: Endpoint, binding: Binding) -> Comm
         settings["skipWebFetchPreflight"] = True
     # in our sandbox the log can only be read; an empty file of the session is the agent's to write
     notes = {NOTES: ""} if session.level == STRICT else {}
-    if hooks := {**instructions_above(context), **_nudge(session, binding.file(NOTES) if notes else binding.log)}:
+    nudge = _nudge(session, binding.file(NOTES) if notes else binding.log)
+    if hooks := {**instructions_above(context), **nudge, **_pictures(session)}:
         settings["hooks"] = hooks
     argv = (
         program_of(session),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from cclocal.agents.claude import nudge, status_line
+from cclocal.agents.claude import nudge, pictures, status_line
 from cclocal.agents.claude.command import OWN_NEEDS, PROGRAM, Context
 from cclocal.agents.claude.spec import INSTALL, OLDEST, TITLE
 from cclocal.agents.version import version_of
@@ -52,6 +52,7 @@ def look(env: Env, cwd: Path, git_root: Path | None, answers: Answers) -> AgentF
         mcp_config=packaged("mcp-local.json"),
         status_line=(sys.executable, "-I", "-S", str(status_line.__file__)),
         nudge=(sys.executable, "-I", "-S", str(nudge.__file__)),
+        pictures=(sys.executable, "-I", "-S", str(pictures.__file__)),
         sandbox_problem=f"{' and '.join(missing)} not found on PATH" if missing else "",
     )
     remedy = "apt install bubblewrap socat" if missing and Version(version) >= OLDEST else ""

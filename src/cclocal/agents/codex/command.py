@@ -98,7 +98,7 @@ def _catalog(session: AgentSession, model: str) -> str:
                     "supports_parallel_tool_calls": False,
                     "context_window": session.context_tokens,
                     "experimental_supported_tools": [],
-                    "input_modalities": ["text"],
+                    "input_modalities": ["text", *(["image"] if session.sees else [])],
                     "supports_reasoning_summaries": False,
                 }
             ]

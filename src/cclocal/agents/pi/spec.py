@@ -101,7 +101,7 @@ def _files(session: AgentSession, endpoint: Endpoint) -> dict[str, str]:
         "id": endpoint.model,
         "name": endpoint.model,
         "reasoning": False,
-        "input": ["text"],
+        "input": ["text", *(["image"] if session.sees else [])],
         "contextWindow": session.context_tokens,
         "maxTokens": session.out_tokens,
         "cost": {"input": 0, "output": 0, "cacheRead": 0, "cacheWrite": 0},

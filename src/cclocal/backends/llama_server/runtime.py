@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     import httpx
 
 
+#: The status of what an engine does not support.
+_NOT_IMPLEMENTED = 501
+
+
 def _devices_depend_on(machine: Machine) -> str:
     """What an engine's list of devices depends on beside its own file."""
     # a higher wired limit changes the memory that a Mac's GPU reports
@@ -162,10 +166,12 @@ class LlamaServer(Runtime):
         """Of slot 0."""
         return "POST", "/slots/0?action=save", json.dumps({"filename": name})
 
-    def save_prompt(self, client: httpx.Client, name: str) -> int:
-        """The KV cache of slot 0."""
+    def save_prompt(self, client: httpx.Client, name: str) -> int | None:
+        """The KV cache of slot 0. Before 2026 llama.cpp answered 501 beside a projector."""
         method, path, body = self.save_request(name)
         reply = client.request(method, path, content=body, timeout=None)
+        if reply.status_code == _NOT_IMPLEMENTED:
+            return None
         return int(reply.raise_for_status().json()["n_saved"])
 
     def restore_request(self, name: str) -> tuple[str, str, str]:

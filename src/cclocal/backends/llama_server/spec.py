@@ -69,6 +69,9 @@ class LlamaServerSpec(Backend):
     def rank(self, machine: Machine) -> int:
         return 1
 
+    def sees(self, variant: Variant) -> bool | None:
+        return bool(variant.mmproj)
+
     def install_hint(self, engines: tuple[Engine, ...], facts: Facts) -> str:
         if [engine.form for engine in engines] == [WHEEL]:
             return "a newer llama-server on PATH (brew install llama.cpp, or github.com/ggml-org/llama.cpp/releases)"

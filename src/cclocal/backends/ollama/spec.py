@@ -44,6 +44,10 @@ class OllamaSpec(Backend):
     WIRES = frozenset({"anthropic", "chat", "responses"})
     CUTS_PROMPTS = True
 
+    def sees(self, variant: Variant) -> bool | None:
+        # of a model in its store it knows that itself
+        return None if variant.tag else False
+
     def rank(self, machine: Machine) -> int:
         return 3
 

@@ -44,6 +44,10 @@ class VllmMlxSpec(Backend):
     #: holding wired memory by KILL may keep that memory wired until it is restarted, so KILL comes late.
     STOP = (("TERM", 1.0), ("INT", 30.0), ("KILL", 2.0))
 
+    def sees(self, variant: Variant) -> bool | None:
+        # 0.6 drops pictures in results of tools without a word, whatever the model can
+        return False
+
     def rank(self, machine: Machine) -> int:
         return 0 if machine.is_apple_silicon else 2
 

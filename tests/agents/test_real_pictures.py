@@ -1,0 +1,110 @@
+"""A picture is seen: real Claude Code, real llama.cpp, and a model with computed weights that tells colours apart."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+
+import pytest
+
+from tests.conftest import CLAUDES, ENGINES, OTHERS, Engine, wide
+from tests.talk import Event, results, talk
+from tests.world import World
+from tools.tiny_model import eyes
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def png(colour: tuple[int, int, int], width: int = 64, height: int = 64) -> bytes:
+    """A picture of one colour."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = (b"\0" + bytes(colour) * width) * height
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def seeing(world: World, engine: Engine) -> World:
+    """A model of the user's own that sees, and pictures in the folder."""
+    world.real("claude", CLAUDES[0].path)
+    world.real("llama-server", engine.binary)
+    model, projector = world.root / "eyes.gguf", world.root / "mmproj.gguf"
+    model.write_bytes(eyes.model())
+    projector.write_bytes(eyes.projector())
+    for name, colour in (("red", RED), ("green", GREEN), ("blue", BLUE)):
+        (world.project / f"{name}.png").write_bytes(png(colour))
+    folder = world.home / ".config/cclocal"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(f"""
+[models.eyes]
+name = "A circuit with eyes"
+note = "for tests"
+context_tokens = 32768
+native_context_tokens = 131072
+out_tokens = 4096
+[[models.eyes.variants]]
+backend = "llama-server"
+quant = "F16"
+path = "{model}"
+mmproj = "{projector}"
+sampling = {{ temp = 0.0, top_k = 1 }}
+""")
+    return world
+
+
+def answer(events: list[Event]) -> str:
+    """The last text of the model's."""
+    return str(events[-1]["result"])
+
+
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+def test_pictures_are_seen_and_the_conversation_goes_on_warm(seeing: World) -> None:
+    project = seeing.project
+    (project / "shot.webp").write_bytes(b"RIFF\x24\x00\x00\x00WEBPVP8 ")
+    (project / "photo.png").write_bytes(png(GREEN, 4000, 3000))
+    with talk(seeing, "eyes") as session:
+        session.say("Run the command: seq 1 400")
+        # by a call of Read
+        assert answer(session.say(f"Look at the picture: {project}/red.png")) == "I see red."
+        assert "magick shot.webp shot.webp.png" in results(session.say(f"Look at the picture: {project}/shot.webp"))
+        # 12 megapixels, which Claude Code scales
+        assert answer(session.say(f"Look at the picture: {project}/photo.png")) == "I see green."
+        # named in the message
+        assert answer(session.say("What is @blue.png ?")) == "I see blue."
+    seeing.wait_for_end()
+    done = seeing.run(
+        "eyes", "--", "-p", "--continue", f"Look at the picture: {project}/blue.png", "--output-format", "json"
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["result"] == "I see blue."
+    assert "of the conversation were restored" in done.stderr
+    seeing.wait_for_end()
+    rows = json.loads(seeing.run("stats", "--json").stdout)["turns"]
+    assert rows[0]["read_tokens"] < 400 < rows[0]["kept_tokens"] / 8, rows
+
+
+@pytest.mark.parametrize("engine", ENGINES[:1], indirect=True)
+def test_a_picture_that_cannot_be_read_is_taken_out_and_the_session_goes_on(seeing: World) -> None:
+    damaged = seeing.project / "damaged.png"
+    damaged.write_bytes(png(RED)[:60] + b"\0" * 40)
+    with talk(seeing, "eyes", "--cold") as session:
+        assert "I see red" not in answer(session.say(f"Look at the picture: {damaged}"))
+        assert answer(session.say(f"Look at the picture: {seeing.project}/blue.png")) == "I see blue."
+
+
+@pytest.mark.parametrize("engine", ENGINES[:1], indirect=True)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [wide("codex", ("What do you see?", "-i", "red.png")), wide("pi", ("@red.png", "What do you see?"))],
+)
+def test_the_other_agents_show_one(seeing: World, name: str, words: tuple[str, ...]) -> None:
+    program, once, _ = OTHERS[name]
+    seeing.real(name, program)
+    done = seeing.run("eyes", "--agent", name, "--", *once, *words)
+    assert done.returncode == 0, done.stderr
+    assert "I see red." in done.stdout

@@ -58,6 +58,7 @@ def test_a_message_that_names_one(tmp_path: Path) -> None:
     for name in ("red.png", "my shot.png", "notes.txt"):
         (tmp_path / name).write_bytes(PNG)
     assert "red.png was not read" in said("look at @red.png please", tmp_path, sees=False)
+    assert said("look at @red.png please", tmp_path, sees=False).endswith("and the file is only named.")
     assert "my shot.png was not read" in said('@"my shot.png" what is it?', tmp_path, sees=False)
     # a file that is not there is no file, and neither is an address
     for prompt in ("look at @gone.png", "write to me@red.png", "read @notes.txt", "@~nobody/red.png", ""):

@@ -108,3 +108,14 @@ def test_the_other_agents_show_one(seeing: World, name: str, words: tuple[str, .
     done = seeing.run("eyes", "--agent", name, "--", *once, *words)
     assert done.returncode == 0, done.stderr
     assert "I see red." in done.stdout
+
+
+@pytest.mark.parametrize("engine", ENGINES[:1], indirect=True)
+@pytest.mark.parametrize("name", ["claude", wide("codex"), wide("pi")])
+def test_a_check_shows_one(seeing: World, name: str) -> None:
+    """In each agent's own API."""
+    if name in OTHERS:
+        seeing.real(name, OTHERS[name][0])
+    told = json.loads(seeing.run("check", "eyes", "--agent", name, "--no-tune", "--json").stdout)
+    (row,) = (row for row in told["rows"] if row["name"] == "A picture is seen")
+    assert row["status"] == "pass", row

@@ -39,6 +39,7 @@ class Server:
     model: str
     title: str
     context_tokens: int
+    sees: bool = False
     #: how many tool calls each reply had, and how many seconds it took
     calls_seen: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)

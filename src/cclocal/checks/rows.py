@@ -5,7 +5,10 @@ Each row is pass, fail, or "not exercised": the model never did what the row is 
 
 from __future__ import annotations
 
+import base64
 import re
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
@@ -23,6 +26,8 @@ _DENSE = 'a = "x" + \'y\'\nif a != \'"\':\n\tprint(f"{a!r} \\\\ {{}}")\n# end'
 _MARKED = "say <think> and <tool_call> and <|channel> as they are"
 #: More than a reply of 24 tokens holds.
 _LONG = " ".join(f"word{i}" for i in range(200))
+#: The picture that is shown: large enough for every projector.
+_SIDE, _RED = 256, (255, 0, 0)
 #: After so many replies without a tool call nothing more is tried.
 ENOUGH_REPLIES = 3
 Status = Literal["pass", "fail", "not exercised"]
@@ -53,17 +58,17 @@ def was_tried(row: CheckRow) -> bool:
 
 
 def run(
-    endpoint: Endpoint, wire: Wire, calls: Calls, title: str, context_tokens: int
+    endpoint: Endpoint, wire: Wire, calls: Calls, title: str, context_tokens: int, *, sees: bool = False
 ) -> Iterator[tuple[str, Callable[[], CheckRow]]]:
     """Every row about the server: its name, and what tries it.
 
-    `calls`: the agent's tools. `title`: its name in messages.
+    `calls`: the agent's tools. `title`: its name in messages. `sees`: the model sees pictures.
     """
     with http.client(endpoint.url, endpoint.key, limit_s=_LIMIT_S) as client:
         # one connection per request: a kept one that the server has just closed would look like a failure
         client.headers["connection"] = "close"
-        server = Server(client, wire, calls, endpoint.model, title, context_tokens)
-        for row in _ROWS:
+        server = Server(client, wire, calls, endpoint.model, title, context_tokens, sees)
+        for row in (*_ROWS, *(_ROWS_OF_PICTURES if sees else ())):
             yield row.__doc__ or "", partial(_tried, row, server)
 
 
@@ -228,6 +233,27 @@ def _cache(server: Server) -> Outcome:
     return _judged(good, detail, "A turn reads only its new tokens.", "Every turn reads the whole prompt again.")
 
 
+def _picture(server: Server) -> Outcome:
+    """A picture is seen"""
+    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(_png(_RED)).decode()}
+    blocks = [{"type": "image", "source": source}, {"type": "text", "text": "What colour is this? Answer in one word."}]
+    answer = server.ask([{"role": "user", "content": blocks}])
+    bad = "Pictures do not reach the model, or it does not understand them."
+    return _judged("red" in answer.text.lower(), answer, "Screenshots can be shown to it.", bad)
+
+
+def _png(colour: tuple[int, int, int]) -> bytes:
+    """A PNG file of one colour (the PNG specification: a header, the rows each after a filter byte, an end)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = (b"\0" + bytes(colour) * _SIDE) * _SIDE
+    head = struct.pack(">IIBBBBB", _SIDE, _SIDE, 8, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
 def _too_long(server: Server) -> Outcome:
     """A prompt beyond the window is refused, not cut"""
     # one token per word in nearly every vocabulary
@@ -255,5 +281,7 @@ _ROWS: tuple[Callable[[Server], Outcome], ...] = (
     _cache,
     _too_long,
 )
+#: For a model that is served with its projector.
+_ROWS_OF_PICTURES = (_picture,)
 #: Without these the agent cannot work.
 _NEEDED = (_dense_write, _result, _union, _stream)

@@ -6,7 +6,17 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cclocal.wires.wire import OPENAI_ERRORS, Body, Reply, as_function, called, events, json_or_none, text_of
+from cclocal.wires.wire import (
+    OPENAI_ERRORS,
+    Body,
+    Reply,
+    as_function,
+    called,
+    events,
+    json_or_none,
+    pictures_of,
+    text_of,
+)
 
 NAME = "chat"
 PATH = "/v1/chat/completions"
@@ -43,6 +53,10 @@ def _told(message: Body) -> Iterator[Body]:
         if block["type"] == "tool_result":
             yield {"role": "tool", "tool_call_id": block["tool_use_id"], "content": block["content"]}
     text = text_of(blocks)
+    if shown := pictures_of(blocks):
+        pictures = [{"type": "image_url", "image_url": {"url": url}} for url in shown]
+        yield {"role": message["role"], "content": [*pictures, {"type": "text", "text": text}]}
+        return
     calls = [
         {
             "id": block["id"],

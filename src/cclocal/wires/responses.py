@@ -6,7 +6,17 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cclocal.wires.wire import OPENAI_ERRORS, Body, Reply, as_function, called, events, json_or_none, text_of
+from cclocal.wires.wire import (
+    OPENAI_ERRORS,
+    Body,
+    Reply,
+    as_function,
+    called,
+    events,
+    json_or_none,
+    pictures_of,
+    text_of,
+)
 
 NAME = "responses"
 PATH = "/v1/responses"
@@ -51,8 +61,10 @@ def _told(message: Body) -> Iterator[Body]:
     for block in blocks:
         if block["type"] == "tool_result":
             yield {"type": "function_call_output", "call_id": block["tool_use_id"], "output": block["content"]}
-    if text := text_of(blocks):
-        yield _message(role, text)
+    shown = [{"type": "input_image", "image_url": url} for url in pictures_of(blocks)]
+    if (text := text_of(blocks)) or shown:
+        said = _message(role, text)
+        yield {**said, "content": [*shown, *said["content"]]}
     for block in blocks:
         if block["type"] == "tool_use":
             arguments = json.dumps(block["input"])

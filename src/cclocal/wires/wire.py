@@ -118,6 +118,13 @@ def text_of(content: Any) -> str:
     return "".join(str(block.get("text") or "") for block in content if isinstance(block, dict) and "text" in block)
 
 
+def pictures_of(content: Any) -> list[str]:
+    """The pictures of a message's content, as data URLs."""
+    blocks = [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
+    sources = [block["source"] for block in blocks if block.get("type") == "image"]
+    return [f"data:{source['media_type']};base64,{source['data']}" for source in sources]
+
+
 def as_function(tool: Mapping[str, Any]) -> Body:
     """A tool in the neutral form as one of OpenAI's chat API."""
     function = {"name": tool.get("name", ""), "description": tool.get("description", "")}
@@ -133,8 +140,9 @@ class Wire(Protocol):
     """What a wire's module offers.
 
     Messages come in a neutral form, Anthropic's: {"role": user, assistant or system, "content": a text, or blocks
-    {"type": "text", "text"}, {"type": "tool_use", "id", "name", "input"} and {"type": "tool_result", "tool_use_id",
-    "content"}}; tools as {"name", "description", "input_schema"}.
+    {"type": "text", "text"}, {"type": "image", "source": {"type": "base64", "media_type", "data"}},
+    {"type": "tool_use", "id", "name", "input"} and {"type": "tool_result", "tool_use_id", "content"}}; tools as
+    {"name", "description", "input_schema"}.
     """
 
     NAME: str

@@ -17,6 +17,8 @@ from typing import Any
 
 #: What Claude Code sends as a picture or a document, by the ends of names.
 PICTURES, DOCUMENTS = (".png", ".jpg", ".jpeg", ".gif", ".webp"), (".pdf",)
+#: What helps who only wants to name the file.
+WITHOUT = "Without the “@” the message is sent, and the file is only named."
 #: A file in a message: @PATH, or @"PATH" with spaces in it.
 _NAMED = re.compile(r'(?:^|\s)@(?:"([^"]+)"|(\S+))')
 
@@ -57,7 +59,7 @@ def answer(asked: dict[str, Any], *, sees: bool) -> dict[str, Any]:
         files = [path for path in named if _at(path, folder).is_file()]
         reasons = filter(None, (refusal(path, folder, sees=sees) for path in files))
         reason = " ".join(dict.fromkeys(reasons))
-        return {"decision": "block", "reason": reason} if reason else {}
+        return {"decision": "block", "reason": f"{reason} {WITHOUT}"} if reason else {}
     reason = refusal(str((asked.get("tool_input") or {}).get("file_path") or ""), folder, sees=sees)
     told = {"hookEventName": "PreToolUse", "permissionDecision": "deny", "permissionDecisionReason": reason}
     return {"hookSpecificOutput": told} if reason else {}

@@ -200,8 +200,9 @@ def test_what_is_no_whole_state_goes_with_the_next(newest: World) -> None:
     for name in ("aaaa.bin", "bbbb.999999999.part"):
         (folder / name).write_bytes(b"x")
     turn(newest)
+    newest.wait_for_end()
     assert len(states(newest)) == 1
-    assert sorted(path.suffix for path in folder.iterdir()) == [".bin", ".json"]
+    assert sorted(path.suffix for path in folder.iterdir()) == [".bin", ".json", ".request"]
     assert all(path.stat().st_mode & 0o77 == 0 for path in folder.iterdir())
 
 

@@ -119,7 +119,7 @@ def test_its_own_request_timeout_would_end_a_prefill_and_ours_does_not(mlx: Worl
     for model in ("short", "tiny"):
         child = mlx.start(f"--{model}", "--backend", "vllm-mlx")
         env = mlx.agent()["env"]
-        body = {"model": model, "max_tokens": 8, "messages": [{"role": "user", "content": "Hello there. " * 500}]}
+        body = {"model": model, "max_tokens": 8, "messages": [{"role": "user", "content": "Hello there. " * 2000}]}
         outcomes[model] = httpx.post(
             f"{env['ANTHROPIC_BASE_URL']}/v1/messages",
             json=body,

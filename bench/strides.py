@@ -9,26 +9,18 @@ run; each kind has an engine of its own. Default: the two trained models of the 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-
-import httpx
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from cclocal import http
-from cclocal.backends.llama_server import xllamacpp_server
 from cclocal.backends.llama_server.runtime import LlamaServer
 from cclocal.backends.llama_server.spec import SPECULATION
-from cclocal.models.headers import of_gguf
-from cclocal.server.start import free_port
+from cclocal.models.headers import template_of_gguf
 from cclocal.settings import MTP
 from tests.conftest import CACHE
-from tests.world import wait_for
+from tests.engine import engine
 
 MODELS = (CACHE / "models/SmolLM2-135M-Instruct.Q4_1.gguf", CACHE / "models/gemma-3-270m-q4_k_m.gguf")
 LINES, WRITTEN_TOKENS = 150, 600
@@ -44,46 +36,24 @@ TASKS = {
 }
 
 
-@contextlib.contextmanager
-def engine(program: list[str], model: Path, words: tuple[str, ...], folder: Path) -> Iterator[httpx.Client]:
-    """The engine, ready."""
-    key, port = folder / "key", free_port()
-    key.write_text("key\n")
-    flags = f"--model {model} --alias m --port {port} --api-key-file {key} --ctx-size 8192 --parallel 1".split()
-    with (
-        (folder / "log").open("wb") as log,
-        subprocess.Popen([*program, *flags, *words], stdout=log, stderr=log) as child,
-        http.client(f"http://127.0.0.1:{port}", "key", limit_s=900.0) as client,
-    ):
-
-        def is_up() -> bool:
-            with contextlib.suppress(httpx.TransportError):
-                return client.get("/health").status_code == 200
-            return False
-
-        try:
-            wait_for(is_up, "the engine", 120)
-            yield client
-        finally:
-            child.kill()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-server", type=Path)
     parser.add_argument("models", nargs="*", type=Path, default=MODELS)
     options = parser.parse_args()
-    wheel = [sys.executable, "-P", "-m", xllamacpp_server.__name__]
-    program = [str(options.llama_server)] if options.llama_server else wheel
     llama = LlamaServer()
     print("| model | task | speculation | tokens a step | tokens/s | of off | text |\n|---|---|---|---:|---:|---:|---|")
     for model in options.models:
         plain: dict[str, tuple[str, float]] = {}
+        knows_chat = bool(template_of_gguf(model))
         for kind in ("off", *(kind for kind in SPECULATION if kind != MTP)):
             words = SPECULATION.get(kind, ())
-            with tempfile.TemporaryDirectory() as name, engine(program, model, words, Path(name)) as client:
+            with (
+                tempfile.TemporaryDirectory() as name,
+                engine(options.llama_server, model, Path(name), *words) as client,
+            ):
                 for task, (asked, begins) in TASKS.items():
-                    if of_gguf(model).template:  # type: ignore[union-attr]
+                    if knows_chat:
                         chat = {"messages": [{"role": "user", "content": asked}]}
                         asked = client.post("/apply-template", json=chat).raise_for_status().json()["prompt"]
                     body = {"content": asked + begins, "add_special": True, "parse_special": True}

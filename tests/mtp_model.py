@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bench.published_shapes import gated_delta
 from bench.sparse import write
@@ -17,9 +18,9 @@ from tools.tiny_model.circuit import CHAT_TEMPLATE, Vocabulary
 def write_model(path: Path) -> None:
     vocabulary = Vocabulary()
     header = gated_delta("little", draft_layers=1, words=len(vocabulary.tokens))
-    tokenizer = {
+    tokenizer: dict[str, Any] = {
         key: list(value[1]) if isinstance(value, tuple) else value
         for key, _, value in fields(vocabulary, 0, 0, 0, CHAT_TEMPLATE)
         if key.startswith("tokenizer.")
     }
-    write(replace(header, metadata={**header.metadata, **tokenizer}), path)  # type: ignore[dict-item]
+    write(replace(header, metadata={**header.metadata, **tokenizer}), path)

@@ -5,13 +5,10 @@ SmolLM2-135M-Instruct (a template without tools), and with CI=true Gemma 3 270M 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +16,15 @@ import httpx
 import pytest
 
 from bench.llama_fit_params import ask as ask_llama_cpp
-from cclocal import http, tiny
-from cclocal.backends.llama_server import xllamacpp_server
+from cclocal import tiny
 from cclocal.backends.llama_server.runtime import LlamaServer
 from cclocal.memory.fit import fit as fit_memory
 from cclocal.memory.footprint import MemoryConfig
 from cclocal.models.headers import of_gguf
-from cclocal.server.start import free_port
 from tests.conftest import CACHE, CLAUDES, ENGINES, Engine
+from tests.engine import engine as running
 from tests.mtp_model import write_model
-from tests.world import World, wait_for
+from tests.world import World
 
 SMOLLM = CACHE / "models/SmolLM2-135M-Instruct.Q4_1.gguf"
 GEMMA = CACHE / "models/gemma-3-270m-q4_k_m.gguf"
@@ -301,31 +297,6 @@ def test_a_trained_model_calls_a_tool(world: World) -> None:
     launcher.wait()
 
 
-@contextlib.contextmanager
-def engine_with(engine: Engine, folder: Path, *words: str) -> Iterator[httpx.Client]:
-    """The engine itself, with SmolLM2, without cclocal around it."""
-    program = [str(engine.binary)] if engine.binary else [sys.executable, "-P", "-m", xllamacpp_server.__name__]
-    key, port = folder / "key", free_port()
-    key.write_text("key\n")
-    flags = f"--model {SMOLLM} --alias m --port {port} --api-key-file {key} --ctx-size 4096 --parallel 1".split()
-    more = ["--slot-save-path", f"{folder}/", "--log-verbosity", "1", *words]
-    with (
-        subprocess.Popen([*program, *flags, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child,
-        http.client(f"http://127.0.0.1:{port}", "key", limit_s=120.0) as client,
-    ):
-
-        def is_up() -> bool:
-            with contextlib.suppress(httpx.TransportError):
-                return client.get("/health").status_code == 200
-            return False
-
-        try:
-            wait_for(is_up, "the engine", 60)
-            yield client
-        finally:
-            child.kill()
-
-
 @pytest.mark.wide
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)
 @pytest.mark.parametrize("kv", ["f16", "q8_0"])
@@ -344,13 +315,13 @@ def test_what_was_restored_answers_as_what_was_kept_in_memory(engine: Engine, kv
         told = client.post("/completion", json=body).raise_for_status().json()
         return told["content"], told["completion_probabilities"], told["timings"]["prompt_n"]
 
-    with engine_with(engine, tmp_path, *words) as client:
+    with running(engine.binary, SMOLLM, tmp_path, *words) as client:
         begins = llama.prompt_tokens(client, {"messages": [{"role": "user", "content": story}]})[:-8]
         whole = [*begins, *llama.prompt_tokens(client, {"messages": [{"role": "user", "content": "And now?"}]})]
         llama.read_prompt(client, begins)
         assert llama.save_prompt(client, "state.bin") == len(begins)
         kept = answer(client, whole)
-    with engine_with(engine, tmp_path, *words) as client:
+    with running(engine.binary, SMOLLM, tmp_path, *words) as client:
         assert llama.restore_prompt(client, "state.bin")
         restored = answer(client, whole)
         assert restored == kept
@@ -358,7 +329,7 @@ def test_what_was_restored_answers_as_what_was_kept_in_memory(engine: Engine, kv
         # the same state once more
         assert llama.restore_prompt(client, "state.bin")
         assert answer(client, whole) == kept
-    with engine_with(engine, tmp_path, *words) as client:
+    with running(engine.binary, SMOLLM, tmp_path, *words) as client:
         cold = answer(client, whole)
         assert cold[2] == len(whole)
         first, other = (float(probs[0]["logprob"]) for _, probs, _ in (cold, kept))

@@ -107,3 +107,11 @@ def last_lines(log: Path) -> tuple[str, ...]:
 def last_line(log: Path) -> str:
     """The last line of a log, or nothing."""
     return next(reversed(plain_lines(end_of(str(log), _TAIL_BYTES))), "")
+
+
+def own_cores() -> int:
+    """The physical cores that this process may run on, by its affinity."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(psutil.cpu_count(logical=False) or allowed, allowed)

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import json
-import struct
-import zlib
 
 import pytest
 
+from cclocal.checks.picture import png
 from tests.conftest import CLAUDES, ENGINES, OTHERS, Engine, wide
 from tests.talk import Event, results, talk
 from tests.world import World
 from tools.tiny_model import eyes
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-
-
-def png(colour: tuple[int, int, int], width: int = 64, height: int = 64) -> bytes:
-    """A picture of one colour."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = (b"\0" + bytes(colour) * width) * height
-    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 @pytest.fixture
@@ -36,7 +24,7 @@ def seeing(world: World, engine: Engine) -> World:
     model.write_bytes(eyes.model())
     projector.write_bytes(eyes.projector())
     for name, colour in (("red", RED), ("green", GREEN), ("blue", BLUE)):
-        (world.project / f"{name}.png").write_bytes(png(colour))
+        (world.project / f"{name}.png").write_bytes(png(colour, 64, 64))
     folder = world.home / ".config/cclocal"
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(f"""
@@ -91,7 +79,7 @@ def test_pictures_are_seen_and_the_conversation_goes_on_warm(seeing: World) -> N
 @pytest.mark.parametrize("engine", ENGINES[:1], indirect=True)
 def test_a_picture_that_cannot_be_read_is_taken_out_and_the_session_goes_on(seeing: World) -> None:
     damaged = seeing.project / "damaged.png"
-    damaged.write_bytes(png(RED)[:60] + b"\0" * 40)
+    damaged.write_bytes(png(RED, 64, 64)[:60] + b"\0" * 40)
     with talk(seeing, "eyes", "--cold") as session:
         assert "I see red" not in answer(session.say(f"Look at the picture: {damaged}"))
         assert answer(session.say(f"Look at the picture: {seeing.project}/blue.png")) == "I see blue."

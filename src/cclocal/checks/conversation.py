@@ -39,7 +39,6 @@ class Server:
     model: str
     title: str
     context_tokens: int
-    sees: bool = False
     #: how many tool calls each reply had, and how many seconds it took
     calls_seen: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -69,6 +68,8 @@ class Server:
         return answer
 
     def _post(self, body: Body) -> tuple[int, str]:
+        import httpx
+
         limit_s = max(_LEAST_LIMIT_S, _TIMES_SLOWEST * max(self.seconds)) if self.seconds else self.first_limit_s
         began, pieces = time.monotonic(), []
         timeout = self.client.timeout
@@ -79,9 +80,7 @@ class Server:
                     pieces.append(piece)
                     if time.monotonic() - began > limit_s:
                         raise TooSlowError(f"no whole reply in {limit_s:.0f} s")
-        except Exception as error:
-            if type(error).__name__ != "ReadTimeout":
-                raise
+        except httpx.ReadTimeout:
             raise TooSlowError(f"no reply in {limit_s:.0f} s") from None
         self.seconds.append(time.monotonic() - began)
         return reply.status_code, "".join(pieces)

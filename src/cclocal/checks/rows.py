@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import base64
 import re
-import struct
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
 from cclocal import http
 from cclocal.checks.conversation import Server, TooSlowError, user, with_result
+from cclocal.checks.picture import png
 from cclocal.command import Endpoint
 from cclocal.wires.wire import Calls, Reply, Wire
 
@@ -67,7 +66,7 @@ def run(
     with http.client(endpoint.url, endpoint.key, limit_s=_LIMIT_S) as client:
         # one connection per request: a kept one that the server has just closed would look like a failure
         client.headers["connection"] = "close"
-        server = Server(client, wire, calls, endpoint.model, title, context_tokens, sees)
+        server = Server(client, wire, calls, endpoint.model, title, context_tokens)
         for row in (*_ROWS, *(_ROWS_OF_PICTURES if sees else ())):
             yield row.__doc__ or "", partial(_tried, row, server)
 
@@ -235,23 +234,11 @@ def _cache(server: Server) -> Outcome:
 
 def _picture(server: Server) -> Outcome:
     """A picture is seen"""
-    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(_png(_RED)).decode()}
+    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png(_RED, _SIDE, _SIDE)).decode()}
     blocks = [{"type": "image", "source": source}, {"type": "text", "text": "What colour is this? Answer in one word."}]
     answer = server.ask([{"role": "user", "content": blocks}])
     bad = "Pictures do not reach the model, or it does not understand them."
     return _judged("red" in answer.text.lower(), answer, "Screenshots can be shown to it.", bad)
-
-
-def _png(colour: tuple[int, int, int]) -> bytes:
-    """A PNG file of one colour (the PNG specification: a header, the rows each after a filter byte, an end)."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = (b"\0" + bytes(colour) * _SIDE) * _SIDE
-    head = struct.pack(">IIBBBBB", _SIDE, _SIDE, 8, 2, 0, 0, 0)
-    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def _too_long(server: Server) -> Outcome:

@@ -21,7 +21,7 @@ _FILE = "\n".join(
     f"def {name}_{number}(value: int) -> int:\n    return value * {number * 7 % 23} + {number * number % 17}\n"
     for number, name in enumerate(("scale", "shift", "limit", "widen", "round", "weigh") * (_LINES // 6))
 )
-#: What is written: a file that is in the context, and a text of which nothing is.
+#: What is written: a file that is in the context, and a new text.
 TASKS: Mapping[str, list[Body]] = {
     "rewrite": [user(f"Repeat this file exactly:\n\n{_FILE}")],
     "prose": [user("Explain to a beginner in three paragraphs how a hash table works, and when it is slow.")],

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import platform
 import re
 import subprocess
@@ -20,7 +19,7 @@ from typing import Any
 import psutil
 
 from cclocal.facts import Gpu, Machine
-from cclocal.programs import ask, ask_mac, is_mac
+from cclocal.programs import ask, ask_mac, is_mac, own_cores
 from cclocal.server.process import boot_id
 from cclocal.server.wired_limit import NAME as WIRED_LIMIT
 from cclocal.units import GIB, MIB
@@ -94,12 +93,6 @@ def available_bytes(free_bytes: int, cgroup: Path) -> int:
             left += int(_found(rf"^{cached} (\d+)$", cgroup / stat) or 0)
             return min(free_bytes, max(NOTHING_LEFT, left))
     return max(NOTHING_LEFT, free_bytes)
-
-
-def own_cores() -> int:
-    """The physical cores that this process may run on, by its affinity."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(psutil.cpu_count(logical=False) or allowed, allowed)
 
 
 def usable_cores(cgroup: Path, found: int) -> int:

@@ -13,7 +13,7 @@ from cclocal.settings import MTP, Settings, Speculation
 
 
 def kinds(backend: Backend, engine: Engine, variant: Variant, shape: Shape | None) -> tuple[Speculation, ...]:
-    """The kinds of speculation that could be used. None beside a projector: nobody has shown that they go together."""
+    """The kinds of speculation that could be used. None beside a projector: the two were not tried together."""
     offered = () if variant.mmproj else backend.SPECULATIONS
     has_head = bool(shape and shape.draft_layers)
     return tuple(
@@ -30,8 +30,9 @@ def choose(
 
     Raises UsageError for MTP, if that was asked for, on a model without a head for it.
     """
-    is_tuned = settings.speculate is None and fastest is not None and not variant.mmproj
-    variant = replace(variant, speculate=fastest) if is_tuned and fastest else variant
+    is_tuned = False
+    if fastest and settings.speculate is None and not variant.mmproj:
+        variant, is_tuned = replace(variant, speculate=fastest), True
     if variant.speculate == MTP and shape and not shape.draft_layers:
         if settings.speculate == MTP:
             raise UsageError(

@@ -49,7 +49,7 @@ Wait = Callable[[Callable[[], Any], str], Any]
 LEAST_TOKENS = 512
 #: What an engine may read of a prompt whose state it restored: a sliding window goes back to a checkpoint.
 MOST_READ_TOKENS = 64
-#: A prompt is read in steps of llama.cpp's batch; what is read is saved after so many seconds, for who leaves earlier.
+#: A prompt is read in steps of llama.cpp's batch; what is read is saved after so many seconds: the user may leave.
 STEP_TOKENS, PART_S = 2048, 10.0
 _REQUEST_LIMIT_S = 30.0
 #: Seconds in which the keeper reports a server's end after its connections are cut.
@@ -239,7 +239,7 @@ class PromptCache:
     def _read_conversation(self, server: Server) -> str | None:
         """Have the conversation that the session goes on with read in the background, by its last request.
 
-        Returns a note for the user, None if there is nothing to read, or nobody who types meanwhile.
+        Returns a note for the user, None if there is nothing to read, or if the agent asks at once.
         """
         is_of_use = self.plan.is_interactive and BACKENDS[self.plan.variant.backend].KEEPS_TURNS
         found = last_request(self.plan, self.env) if is_of_use else None

@@ -20,6 +20,8 @@ from cclocal.server.keep import CAP_BYTES, IDLE_S, PREFIX, checksum
 #: A script may run many sessions of one question a day and resume none of them: of those only small states are saved.
 MOST_ONCE_BYTES = 256 * 10**6
 _MOST_NOTE_BYTES = 65536
+#: How the files end that say of which conversation they are: the note of a state, a request.
+Kind = Literal["json", "request"]
 
 
 def keeps(plan: Plan, log: Path, pattern: str, env: Env) -> dict[str, Any] | None:
@@ -65,15 +67,9 @@ def last_request(plan: Plan, env: Env) -> tuple[str, dict[str, Any]] | None:
 
     None if there is none. Those of conversations that were deleted are removed.
     """
-    wanted = continued(AGENTS[plan.agent], plan.settings.agent_args)
-    if wanted is None or plan.settings.cold:
-        return None
-    fits = []
-    for file, note, changed_s in _noted(env, "request"):
-        is_meant = note.get("conversation") == wanted if wanted else note.get("cwd") == str(plan.session.cwd)
-        if is_meant and note.get("agent") == plan.agent:
-            fits.append((changed_s, file, note))
-    for _, file, note in sorted(fits, key=lambda one: one[0], reverse=True)[:1]:
+    found = None if plan.settings.cold else _meant(plan, env, "request", agent=plan.agent)
+    if found:
+        file, note = found
         with contextlib.suppress(OSError, ValueError), file.open("rb") as data:
             data.readline()
             return str(note["path"]), json.load(data)
@@ -85,19 +81,27 @@ def find(plan: Plan, env: Env) -> tuple[Path, int] | None:
 
     A state that is not what was written is left out. States of conversations that were deleted are removed.
     """
-    wanted = continued(AGENTS[plan.agent], plan.settings.agent_args)
-    if wanted is None or not plan.can_save_conversation:
-        return None
-    fits = []
-    for path, note, changed_s in _noted(env, "json"):
+    found = _meant(plan, env, "json", about=_about(plan)) if plan.can_save_conversation else None
+    if found:
+        path, note = found
         state = path.with_suffix(".bin")
-        is_meant = note["conversation"] == wanted if wanted else note["cwd"] == str(plan.session.cwd)
-        if is_meant and note["about"] == _about(plan):
-            fits.append((changed_s, state, note))
-    for _, state, note in sorted(fits, key=lambda one: one[0], reverse=True)[:1]:
         if is_whole(state, note):
             return state, int(note["tokens"])
     return None
+
+
+def _meant(plan: Plan, env: Env, kind: Kind, **fields: str) -> tuple[Path, dict[str, Any]] | None:
+    """(the file, the note) of the conversation that the agent's arguments go on with, if one has these fields.
+
+    Without an id that is the one of this folder which the agent changed last.
+    """
+    wanted = continued(AGENTS[plan.agent], plan.settings.agent_args)
+    if wanted is None:
+        return None
+    fields |= {"conversation": wanted} if wanted else {"cwd": str(plan.session.cwd)}
+    fits = [(changed_s, path, note) for path, note, changed_s in _noted(env, kind) if fields.items() <= note.items()]
+    newest = max(fits, key=lambda one: one[0], default=None)
+    return newest and newest[1:]
 
 
 def is_whole(state: Path, note: Mapping[str, Any]) -> bool:
@@ -107,7 +111,7 @@ def is_whole(state: Path, note: Mapping[str, Any]) -> bool:
     return False
 
 
-def _noted(env: Env, kind: Literal["json", "request"]) -> Iterator[tuple[Path, dict[str, Any], float]]:
+def _noted(env: Env, kind: Kind) -> Iterator[tuple[Path, dict[str, Any], float]]:
     """Each note of a state, or each request: its file, what it says, and when the agent changed the conversation last,
     in seconds since the epoch.
 

@@ -26,6 +26,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 if __name__ == "__main__":
@@ -495,10 +496,8 @@ class Keeper:
         self.kept.learn()
         if not self.kept.saving and self.kept.is_worth_it():
             self._save(wait_s=SAVE_WAIT_S)
-        deadline = time.monotonic() + SAVE_LIMIT_S
-        while self.kept.saving and time.monotonic() < deadline:
-            if select.select([self.relay_control], [], [], 0.2)[0] and not self._hear_relay():
-                break
+        kept = self.kept
+        self._hear_relay_while(lambda: bool(kept.saving), SAVE_LIMIT_S)
         self.kept.carry(newest_conversation(self.session["conversations"], self.started))
 
     def _keep_request(self) -> None:
@@ -509,8 +508,12 @@ class Keeper:
             return
         note = {**wanted["note"], "conversation": found}
         self._tell_relay({"keep": request_file(wanted["folder"], note), "note": note})
-        deadline = time.monotonic() + KEEP_LIMIT_S
-        while not self.request_kept and time.monotonic() < deadline:
+        self._hear_relay_while(lambda: not self.request_kept, KEEP_LIMIT_S)
+
+    def _hear_relay_while(self, is_awaited: Callable[[], bool], limit_s: float) -> None:
+        """Take the relay's messages until what is awaited is there, the relay has ended, or the time is over."""
+        deadline = time.monotonic() + limit_s
+        while is_awaited() and time.monotonic() < deadline:
             if select.select([self.relay_control], [], [], 0.2)[0] and not self._hear_relay():
                 break
 

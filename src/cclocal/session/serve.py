@@ -62,7 +62,7 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
     if plan.settings.server:
         files[ENDPOINT] = _endpoint_file(plan, endpoint)
     make_folder(env.folders.sessions)
-    log = new_log(env, binding.session_id)
+    log, pattern = new_log(env, binding.session_id), conversations(agent, plan.session)
     # captures what the agent sends first while the model loads
     cache = PromptCache(plan, plan.capture, env) if plan.capture else None
     with contextlib.ExitStack() as undo:
@@ -98,11 +98,11 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
                 receipt=plan.settings.receipt,
                 advice=f"  Try:  {again(plan.word, plan.settings)} --continue\n  Log:  {log}\n",
                 terminal_reset=agent.TERMINAL_RESET if plan.is_interactive else "",
-                conversations=conversations(agent, plan.session),
+                conversations=pattern,
                 farewell=farewell(again(plan.word, plan.settings), agent, env) if plan.is_interactive else "",
                 held_open=limit,
-                keeps=keeps(plan, log, conversations(agent, plan.session), env),
-                requests=requests(plan, conversations(agent, plan.session), env),
+                keeps=keeps(plan, log, pattern, env),
+                requests=requests(plan, pattern, env),
             ),
             binding,
             listener,

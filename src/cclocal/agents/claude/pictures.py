@@ -17,7 +17,7 @@ from typing import Any
 
 #: What Claude Code sends as a picture or a document, by the ends of names.
 PICTURES, DOCUMENTS = (".png", ".jpg", ".jpeg", ".gif", ".webp"), (".pdf",)
-#: What helps who only wants to name the file.
+#: For a user who only wants to name the file.
 WITHOUT = "Without the “@” the message is sent, and the file is only named."
 #: A file in a message: @PATH, or @"PATH" with spaces in it.
 _NAMED = re.compile(r'(?:^|\s)@(?:"([^"]+)"|(\S+))')

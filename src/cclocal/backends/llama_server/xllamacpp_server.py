@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cclocal.programs import own_cores
+
 _KV_TYPES = ("f16", "bf16", "q8_0", "q5_1", "q4_0")
 
 
@@ -37,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", type=int, default=2048, metavar="TOKENS")
     p.add_argument("--ubatch-size", type=int, default=512, metavar="TOKENS")
     p.add_argument("--parallel", type=int, default=1, metavar="SLOTS")
-    p.add_argument("--threads", type=int, metavar="N", help="that write; default: llama.cpp's")
+    p.add_argument("--threads", type=int, metavar="N", help="that write; default: one per usable core")
     p.add_argument("--threads-batch", type=int, metavar="N", help="that read prompts; default: as many")
     p.add_argument("--cache-ram", type=int, default=0, metavar="MIB", help="host memory for idle prompts")
     p.add_argument("--timeout", type=int, default=3600, metavar="SECONDS", help="read and write timeout")
@@ -109,10 +111,9 @@ def _params(engine: Any, options: argparse.Namespace) -> Any:
     p.use_jinja = True
     p.ui = not options.no_webui
     p.offline = options.offline
-    if options.threads is not None:
-        p.cpuparams.n_threads = p.cpuparams_batch.n_threads = options.threads
-    if options.threads_batch is not None:
-        p.cpuparams_batch.n_threads = options.threads_batch
+    # with more than the usable cores llama.cpp's threads wait for each other in busy loops
+    p.cpuparams.n_threads = options.threads or own_cores()
+    p.cpuparams_batch.n_threads = options.threads_batch or p.cpuparams.n_threads
     if options.alias:
         p.model_alias = {options.alias}
     if options.api_key_file:

@@ -74,9 +74,9 @@ def main(switches: dict[str, Any]) -> None:
         pids["worker"] = subprocess.Popen(["sleep", "900"], start_new_session=worker == "setsid").pid
     record = switches.get("record")
     if record:
-        with open(f"{record}/pids.part", "w") as out:
+        with open(f"{record}/pids.{os.getpid()}.part", "w") as out:
             json.dump({**pids, "port": int(options["--port"]), "argv": argv}, out)
-        os.replace(f"{record}/pids.part", f"{record}/pids.json")
+        os.replace(f"{record}/pids.{os.getpid()}.part", f"{record}/pids.json")
     if "die_at_start" in switches:
         print(switches.get("die_log", "error: the fake died as it was told"), flush=True)
         sys.exit(switches["die_at_start"])

@@ -9,7 +9,8 @@ FOLDER holds llama-fit-params and llama-server (default: on PATH, else where CI=
    make), as far as this machine has the memory for their caches.
 3. The usual formula, and "file size against 75 % of the memory", on the same cases: how often each says that a model
    fits which does not (a miss), and the other way round (a false alarm).
-4. Two real servers at a filled context, the tiny model and 1 GB of random weights: the plan against their buffers and
+4. Projectors: header-only files with the shapes of the catalog's, in a real llama-server, which says what it reserves.
+5. Two real servers at a filled context, the tiny model and 1 GB of random weights: the plan against their buffers and
    against the memory they really hold.
 """
 
@@ -36,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import psutil
 
+from bench.projectors import PROJECTORS
 from bench.published_shapes import HEADERS
 from bench.sparse import write
 from cclocal import tiny
@@ -44,6 +46,7 @@ from cclocal.facts import Machine
 from cclocal.memory.fit import Budget, fit
 from cclocal.memory.footprint import CELLS, KV_TYPES, Footprint, MemoryConfig, compute_bytes, footprint, read_buffers
 from cclocal.memory.gguf import Header, Tensor
+from cclocal.memory.projector import projector_of
 from cclocal.memory.shape import Shape, shape_of
 from cclocal.models.headers import of_gguf
 from cclocal.planning.memory import apple_budget
@@ -337,6 +340,38 @@ def filled(tool: Path, folder: Path) -> dict[str, Any]:
     return rows
 
 
+def compare_projectors(server: Path, folder: Path) -> dict[str, Any]:
+    """Part 4. The server says it before it finds that the projector is not this text model's."""
+    rows: dict[str, Any] = {}
+    text = folder / "text.gguf"
+    text.write_bytes(tiny.gguf())
+    for name, made in PROJECTORS.items():
+        header = made()
+        file = folder / f"{name}.mmproj.gguf"
+        write(header, file)
+        flags = ["--mmproj", str(file), "--fit", "on", "--log-verbosity", "4", "--ctx-size", "512", "--port", "0"]
+        done = subprocess.run(
+            [str(server), "--model", str(text), *flags], capture_output=True, text=True, errors="replace", check=False
+        )
+        said = done.stdout + done.stderr
+        (told,) = re.findall(r"worst-case memory usage of mmproj is ([\d.]+) MiB", said)
+        # the last one, with or without flash attention, is the one that is used
+        side = int(re.findall(r"warmup with image size = (\d+)", said)[0])
+        found = projector_of(header)
+        # an audio encoder is loaded besides, and not told
+        weights = sum(tensor.size_bytes for tensor in header.tensors if not tensor.name.startswith("a."))
+        ours = weights + found.compute_bytes(found.tokens(side, side))
+        rows[name] = {
+            "told_bytes": float(told) * MIB,
+            "off_percent": round(100 * (ours / (float(told) * MIB) - 1), 2),
+            "largest_bytes": found.weights_bytes + found.compute_bytes(),
+        }
+        largest = f"planned for the largest picture: {rows[name]['largest_bytes'] / MIB:,.0f} MiB"
+        print(f"{name:26} {told:>8} MiB reserved, off by {rows[name]['off_percent']:+.2f} %   {largest}", flush=True)
+        file.unlink()
+    return rows
+
+
 def find(name: str, folder: Path | None) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     places = [folder] if folder else [*cache.glob("cclocal-dev/llama-server-*/build/bin")]
@@ -367,6 +402,7 @@ def main() -> None:
             "caches": caches,
             "compute": compute,
             "rules": compare_rules(caches, compute),
+            "projectors": compare_projectors(real, folder),
             "filled": filled(real, folder),
         }
     if options.json:

@@ -24,7 +24,7 @@ F32, F16, Q5_0, Q8_0, Q4_K, Q6_K, MXFP4 = 0, 1, 6, 8, 12, 14, 39
 Tensors = Iterator[tuple[str, list[int], int]]
 
 
-def _header(architecture: str, metadata: dict[str, Any], tensors: Tensors) -> Header:
+def header(architecture: str, metadata: dict[str, Any], tensors: Tensors) -> Header:
     found = []
     for name, dims, wanted in tensors:
         kind = F32 if len(dims) == 1 else wanted
@@ -101,7 +101,7 @@ def _qwen3moe(architecture: str = "qwen3moe") -> Header:
             yield from _norms(at, size, "attn_k_norm", "attn_q_norm")
             yield from _experts(at, width, inner, experts, down=Q6_K if i % 2 else Q4_K)
 
-    return _header(architecture, metadata, tensors())
+    return header(architecture, metadata, tensors())
 
 
 def _qwen2() -> Header:
@@ -127,7 +127,7 @@ def _qwen2() -> Header:
             yield f"{at}attn_output.weight", [width, width], Q4_K
             yield from _dense(at, width, inner, down=Q6_K if i % 2 else Q4_K)
 
-    return _header("qwen2", metadata, tensors())
+    return header("qwen2", metadata, tensors())
 
 
 def _gpt_oss() -> Header:
@@ -164,7 +164,7 @@ def _gpt_oss() -> Header:
             for name in ("gate", "up", "down"):
                 yield f"{at}ffn_{name}_exps.bias", [width, experts], F32
 
-    return _header("gpt-oss", metadata, tensors())
+    return header("gpt-oss", metadata, tensors())
 
 
 def _glm_flash() -> Header:
@@ -216,7 +216,7 @@ def _glm_flash() -> Header:
             for name, dims in (("gate", [width, inner]), ("up", [width, inner]), ("down", [inner, width])):
                 yield f"{at}ffn_{name}_shexp.weight", dims, Q4_K
 
-    return _header("deepseek2", metadata, tensors())
+    return header("deepseek2", metadata, tensors())
 
 
 def _gemma4(size_name: str) -> Header:
@@ -293,7 +293,7 @@ def _gemma4(size_name: str) -> Header:
                 yield f"{at}proj.weight", [per_layer, width], Q4_K
                 yield f"{at}post_norm.weight", [width], F32
 
-    return _header("gemma4", metadata, tensors())
+    return header("gemma4", metadata, tensors())
 
 
 def gated_delta(name: str, draft_layers: int = 0, words: int = 248320) -> Header:
@@ -382,7 +382,7 @@ def gated_delta(name: str, draft_layers: int = 0, words: int = 248320) -> Header
             ):
                 yield f"{at}ffn_{part}_shexp.weight", dims, Q4_K
 
-    return _header(architecture, metadata, tensors())
+    return header(architecture, metadata, tensors())
 
 
 def _nemotron() -> Header:
@@ -440,7 +440,7 @@ def _nemotron() -> Header:
                 yield f"{at}ffn_down_shexp.weight", [shared, width], Q5_0
                 yield f"{at}ffn_up_shexp.weight", [width, shared], Q5_0
 
-    return _header("nemotron_h_moe", metadata, tensors())
+    return header("nemotron_h_moe", metadata, tensors())
 
 
 #: Name → the header it would have.

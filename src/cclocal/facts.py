@@ -14,6 +14,7 @@ from typing import Any, Literal
 from packaging.version import Version
 
 from cclocal.errors import SandboxError
+from cclocal.memory.projector import Projector
 from cclocal.memory.shape import Shape
 from cclocal.paths import Env
 from cclocal.settings import Speculation
@@ -122,6 +123,7 @@ class Alternative:
     name: str
     shape: Shape
     context_tokens: int
+    projector: Projector | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ class Facts:
 
     cached: (repository, file) → the file on disk. shapes: what the headers of model files mean for memory, by the path
     that a plan gives the model. strict: the models whose chat templates take one system message, by the same paths.
-    projector_bytes: sizes of vision projectors, by file name.
+    projectors: those of vision models, by file name. read_per_s: tokens of a prompt read per second, by model.
     """
 
     machine: Machine
@@ -156,7 +158,8 @@ class Facts:
     toolless: frozenset[str] = frozenset()
     #: the other models of the store that serves the chosen one, those that call tools
     tags: Mapping[str, Shape] = field(default_factory=dict)
-    projector_bytes: Mapping[str, int] = field(default_factory=dict)
+    projectors: Mapping[str, Projector] = field(default_factory=dict)
+    read_per_s: Mapping[str, float] = field(default_factory=dict)
     #: the models of the catalog whose dimensions are published, for when another one does not fit
     alternatives: tuple[Alternative, ...] = ()
     #: by checks.results.key: whether the agent can work, by the newest check

@@ -66,6 +66,9 @@ ForAgent = partial(Option, scope="agent")
 _MODEL = "A model of the catalog, a GGUF file, an MLX folder, owner/name[:QUANT] of the hub, or an Ollama tag."
 _PARSER = "vllm-mlx: how the model writes tool calls. [dim]default: from the catalog or its chat template[/]"
 _VISION = "Load a model's projector, with which it sees pictures; --no-vision saves the memory. [dim]default: on[/]"
+_PICTURE = (
+    "Most tokens of one picture; a larger one is scaled down. [dim]default: the model's own, less on a processor[/]"
+)
 _TRUST = "Load this model although its files could run code; a message names the words. Repeatable."
 _ALSO = "Another model that /model changes to within the session; they take turns in memory. Repeatable."
 _SERVER = "Start only the server, until Ctrl-C; cclocal attach PORT uses it from another terminal."
@@ -140,6 +143,7 @@ class Settings:
     ] = None
     speculate: Annotated[str | None, Server("--speculate KIND", _SPECULATE)] = None
     ubatch: Annotated[int | None, Memory("--ubatch --prefill-step TOKENS", _UBATCH, at_least=1, at_most=65536)] = None
+    picture_tokens: Annotated[int | None, Memory("--picture-tokens TOKENS", _PICTURE, at_least=128)] = None
     gpu_layers: Annotated[int | None, Memory("--gpu-layers N", "Layers to put on the GPU.", at_least=0)] = None
     cpu_moe: Annotated[int | None, Memory("--cpu-moe N", "Layers whose experts stay on the CPU.", at_least=0)] = None
     wired_limit: Annotated[int | None, Memory("--wired-limit MIB", _WIRED, at_least=1)] = None

@@ -181,7 +181,7 @@ def test_the_plan_for_scripts(world: World) -> None:
     plan = json.loads(done.stdout)
     assert plan["model"]["id"] == "gemma"
     assert plan["context_tokens"] == 65536
-    assert plan["fetch"]["files"] == ["gemma-4-26B-A4B-it-UD-Q4_K_M.gguf"]
+    assert plan["fetch"]["files"] == ["gemma-4-26B-A4B-it-UD-Q4_K_M.gguf", "mmproj-F16.gguf"]
     assert plan["agent"]["argv"][-2:] == ["-p", "hi"]
     assert "AWS_SECRET_ACCESS_KEY" in plan["agent"]["removed"]
     assert plan["agent"]["env"]["ANTHROPIC_AUTH_TOKEN"] == "<session key>"
@@ -222,7 +222,7 @@ def test_the_catalog_for_people_has_room_for_its_notes(world: World) -> None:
     assert max(len(line) for line in narrow.splitlines()) <= 80
     assert len(narrow.splitlines()) < 120
     wide = world.run("--list-models", COLUMNS="130").stdout
-    assert re.search(r"Gemma 4 E4B +5.0 GB +64k of 128k +\d+ tokens/s here: the default", wide)
+    assert re.search(r"Gemma 4 E4B +5.0 GB +64k of 128k +👁 +\d+ tokens/s here: the default", wide)
     planned = world.run("plan", "gemma-light").stdout
     assert re.search(r"wrote \d+ tokens/s in its last session here", planned)
     # of another machine nothing is known
@@ -290,13 +290,13 @@ def test_the_memory_of_the_catalog(world: World) -> None:
 
 
 def test_a_plan_for_another_machine(world: World) -> None:
-    small = json.loads(world.run("plan", "gemma", "--ram", "24", "--macos", "15", "--json").stdout)
-    newer = json.loads(world.run("plan", "gemma", "--ram", "24", "--macos", "26", "--json").stdout)
-    large = json.loads(world.run("plan", "gemma", "--ram", "64", "--macos", "26", "--json").stdout)
+    small = json.loads(world.run("plan", "gemma", "--no-vision", "--ram", "24", "--macos", "15", "--json").stdout)
+    newer = json.loads(world.run("plan", "gemma", "--no-vision", "--ram", "24", "--macos", "26", "--json").stdout)
+    large = json.loads(world.run("plan", "gemma", "--no-vision", "--ram", "64", "--macos", "26", "--json").stdout)
     assert [row["verdict"] for row in (small, newer, large)] == ["too_big", "too_big", "roomy"]
     assert small["max_context_tokens"] < newer["max_context_tokens"] < large["max_context_tokens"] == 262144
     assert {"raise", "both"} & {remedy["name"] for remedy in newer["remedies"]}
-    shown = world.run("plan", "gemma", "--ram", "24", "--macos", "26").stdout
+    shown = world.run("plan", "gemma", "--no-vision", "--ram", "24", "--macos", "26").stdout
     for words in ("weights", "KV cache", "left over", "│ budget 16.8 GiB", "What would help", "wired limit"):
         assert words in shown
     table = world.run("plan", "--ram", "16", "--macos", "26").stdout

@@ -196,6 +196,7 @@ def test_a_field_is_an_option_a_variable_and_a_key(ready: World, name: str) -> N
         "also": ["coder"],
         "speculate": "off",
         "vision": False,
+        "picture_tokens": 512,
         "mcp": [str(ready.project / "mcp.json")],
         "web": True,
         "receipt": True,

@@ -20,6 +20,7 @@ from bench.sparse import write
 from cclocal import tiny
 from tests.conftest import ROOT, in_a_namespace
 from tests.world import FAKES, World, wait_for
+from tools.tiny_model import eyes
 
 MODEL = """
 [models.mine]
@@ -43,7 +44,9 @@ def hub(world: World) -> Iterator[Hub]:
     folder.mkdir()
     model = tiny.gguf()
     (folder / "mine.gguf").write_bytes(model + bytes(30_000_000 - len(model)))
-    (folder / "other.gguf").write_bytes(b"GGUF" + bytes(5_000_000))
+    # a projector, in place for two files
+    projector = eyes.projector()
+    (folder / "other.gguf").write_bytes(projector + bytes(5_000_000 - len(projector)))
     (world.home / ".config/cclocal").mkdir(parents=True)
     (world.home / ".config/cclocal/config.toml").write_text(MODEL)
     world.fake_server()
@@ -246,10 +249,35 @@ def test_interrupted_the_finished_files_stay(world: World, hub: Hub) -> None:
     child.send_signal(signal.SIGINT)
     assert child.wait(20) == 130
     assert "mine.gguf" in found(world)
-    offline = world.run("--mine", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
-    assert offline.returncode == 22
-    assert "other.gguf of org/m is not on this disk" in offline.stderr
-    assert "mine.gguf of" not in offline.stderr
+    offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = world.run("fetch", "mine", **offline)
+    assert done.returncode == 22
+    assert "other.gguf of org/m is not on this disk" in done.stderr
+    assert "mine.gguf of" not in done.stderr
+    # it is a projector, without which the model works
+    done = world.run("--mine", "--", "-p", "x", **offline)
+    assert done.returncode == 0, done.stderr
+    assert "Without its projector Mine sees no pictures in this session." in done.stderr
+    assert "--mmproj" not in json.loads((world.record / "pids.json").read_text())["argv"]
+
+
+def test_a_projector_of_another_name_is_found_and_a_missing_one_left_out(world: World, hub: Hub) -> None:
+    two_files(world)
+    at, folder, pids = hub(), world.root / "hub", world.record / "pids.json"
+    (folder / "other.gguf").rename(folder / "mmproj-model-F16.gguf")
+    done = world.run("--mine", "--", "-p", "x", **at)
+    assert done.returncode == 0, done.stderr
+    argv = json.loads(pids.read_text())["argv"]
+    assert argv[argv.index("--mmproj") + 1].endswith("/mmproj-model-F16.gguf")
+    # without a network, by the hub's earlier answer
+    done = world.run("--mine", "--", "-p", "x", HF_HUB_OFFLINE="1", **at)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(world.home / ".cache")
+    (folder / "mmproj-model-F16.gguf").unlink()
+    done = world.run("--mine", "--", "-p", "x", **at)
+    assert done.returncode == 0, done.stderr
+    assert "org/m has no projector (mmproj) now, so Mine sees no pictures." in done.stderr
+    assert "--mmproj" not in json.loads(pids.read_text())["argv"]
 
 
 def test_a_projector_counts_before_it_is_here(world: World, hub: Hub) -> None:
@@ -259,7 +287,9 @@ def test_a_projector_counts_before_it_is_here(world: World, hub: Hub) -> None:
     argv = json.loads((world.record / "pids.json").read_text())["argv"]
     assert argv[argv.index("--mmproj") + 1].endswith("other.gguf")
     told = json.loads(world.run("--mine", "--dry-run", "--json").stdout)["memory"]
-    assert told["other_bytes"] == (world.root / "hub/other.gguf").stat().st_size
+    # its tensors, and the buffers of a picture of one token
+    assert told["vision_bytes"] > 100_000
+    assert told["most_picture_tokens"] == 1
     # the line before the download counted it too
     assert f"needs {round(told['need_bytes'] / 2**20)} MiB" in done.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from cclocal import tiny
@@ -9,6 +10,7 @@ from cclocal.agents.claude.command import Context
 from cclocal.backends.llama_server.xllamacpp_server import flags
 from cclocal.facts import AgentFound, Engine, Facts, Gpu, Machine
 from cclocal.memory.gguf import read_header
+from cclocal.memory.projector import published_projector
 from cclocal.memory.shape import published_shape, shape_of
 from cclocal.models.catalog import Model
 from cclocal.paths import Env, Folders
@@ -104,4 +106,6 @@ def facts(name: str, model: Model | None = None, backend: str = "llama-server") 
         elif model and not variant.tag:
             shape = published_shape(model.shape, variant.shape_form, variant.size_bytes)
         here = here.with_shape(model_path(variant, here), shape) if shape else here
+        projector = published_projector(model.shape) if model and variant.mmproj else None
+        here = replace(here, projectors={str(variant.mmproj): projector}) if projector else here
     return here

@@ -18,6 +18,7 @@ from cclocal.backends import BACKENDS
 from cclocal.command import SHOWN
 from cclocal.discovery.look import load_catalog
 from cclocal.errors import AgentMissingError, BackendMissingError, BackendTooOldError, UsageError
+from cclocal.memory.projector import unread_projector
 from cclocal.memory.shape import Layer, Shape
 from cclocal.models.catalog import Model
 from cclocal.planning.choose import check_agent
@@ -201,20 +202,59 @@ def test_the_kind_of_speculation_is_the_one_asked_for_else_the_fastest_here() ->
     assert flag(fastest, "--spec-type") == "ngram-mod"
     assert fastest.sources["speculate"] == "measured here"
     assert "--spec-type" not in make_plan(model, Settings(speculate="off"), tuned).server_command(SHOWN)[0].argv
-    # beside a projector none is used
+    # beside a projector too
     seeing = replace(model, variants=tuple(replace(one, mmproj="mmproj.gguf") for one in model.variants))
-    assert make_plan(seeing, Settings(), here).speculations == ()
+    assert make_plan(seeing, Settings(), here).speculations == ("ngram-simple", "ngram-mod")
 
 
 def test_a_model_is_served_without_its_projector_if_that_is_asked_for() -> None:
     model, here = CATALOG.models["qwen3-vl"], facts("linux-4090")
-    here = replace(here, projector_bytes={str(model.variants[0].mmproj): 1_087_000_000})
+    here = replace(here, projectors={str(model.variants[0].mmproj): unread_projector(1_087_000_000)})
     seeing, blind = (make_plan(model, Settings(vision=vision), here) for vision in (True, False))
     assert seeing.session.sees is True
     assert "--mmproj" in seeing.server_command(SHOWN)[0].argv
     assert blind.session.sees is False
     assert "--mmproj" not in blind.server_command(SHOWN)[0].argv
     assert any("sees no pictures without its projector, which saves 1.0 GiB" in note for note in blind.notes)
+
+
+def test_a_picture_is_no_larger_than_what_a_processor_reads_in_a_minute() -> None:
+    model = CATALOG.models["qwen3-vl"]
+    card, here = facts("linux-4090", model), facts("linux-cpu", model)
+    assert "--image-max-tokens" not in make_plan(model, Settings(), card).server_command(SHOWN)[0].argv
+    slow = make_plan(model, Settings(), here)
+    assert flag(slow, "--image-max-tokens") == "1024"
+    assert "On a processor a picture is scaled down to 1,024 tokens (--picture-tokens 4096)." in slow.notes
+    # in steps of two, so that a conversation that goes on finds its pictures as they were
+    for read_per_s, tokens in ((5, "256"), (20, "512"), (33, "512"), (40, "1024"), (100, "2048")):
+        measured = make_plan(model, Settings(), replace(here, read_per_s={model.id: read_per_s}))
+        assert flag(measured, "--image-max-tokens") == tokens
+    asked = make_plan(model, Settings(picture_tokens=2048), here)
+    assert flag(asked, "--image-max-tokens") == "2048"
+    assert asked.fit
+    assert slow.fit
+    assert asked.fit.footprint.vision_bytes > slow.fit.footprint.vision_bytes
+    # none of it without the projector
+    assert "--image-max-tokens" not in make_plan(model, Settings(vision=False), here).server_command(SHOWN)[0].argv
+
+
+def test_a_picture_that_is_read_at_once_is_no_larger_than_the_micro_batch() -> None:
+    model = CATALOG.models["gemma"]
+    here = facts("linux-4090", model)
+    whole = make_plan(model, Settings(), here)
+    assert flag(whole, "--ubatch-size") == "1120"
+    assert "--image-max-tokens" not in whole.server_command(SHOWN)[0].argv
+    assert flag(make_plan(model, Settings(ubatch=512), here), "--image-max-tokens") == "512"
+    # a server whose memory ran out starts again with a small micro-batch
+    assert flag(whole.with_less_memory(), "--image-max-tokens") == "128"
+
+
+def test_a_model_that_fits_without_its_projector_is_served_without_it() -> None:
+    model = CATALOG.models["qwen36"]
+    plan = make_plan(model, Settings(), facts("linux-4090", model))
+    assert plan.session.sees is False
+    assert "To fit, no pictures." in plan.notes
+    assert not [note for note in plan.notes if "which saves" in note]
 
 
 def test_one_core_is_left_to_other_programs_while_tokens_are_written() -> None:
@@ -268,7 +308,8 @@ def test_a_model_at_hand_is_not_fetched_and_its_path_is_in_the_command() -> None
     file = Path("/home/ada/.cache/huggingface/hub/x.gguf")
     variant = CATALOG.models["gemma"].variants[0]
     there = replace(facts("mac-24"), cached={(variant.repo or "", variant.files[0]): file})
-    plan = make_plan(CATALOG.models["gemma"], Settings(), there)
+    assert make_plan(CATALOG.models["gemma"], Settings(), there).fetch.files == (variant.mmproj,)
+    plan = make_plan(CATALOG.models["gemma"], Settings(vision=False), there)
     assert plan.fetch.repo is None
     assert str(file) in plan.server_command(SHOWN)[0].argv
 

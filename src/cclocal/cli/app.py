@@ -199,10 +199,10 @@ def launch(
         print(f"cclocal {__version__}")
         return
     if list_models:
-        from cclocal.session.stats import measured
+        from cclocal.discovery.speeds import written
         from cclocal.ui.tables import show_catalog
 
-        show_catalog(call.catalog(), measured(call.env), as_json=as_json)
+        show_catalog(call.catalog(), written(call.env), as_json=as_json)
         return
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run or --list-models.")

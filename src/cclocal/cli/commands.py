@@ -179,8 +179,8 @@ def plan(
 ) -> None:
     """What a model needs in memory, and how much context fits. Starts and downloads nothing."""
     from cclocal.discovery.look import last_start
+    from cclocal.discovery.speeds import written
     from cclocal.session.plan import look_at_machine, plan_catalog, plan_one
-    from cclocal.session.stats import measured
     from cclocal.ui import memory_view
 
     if last:
@@ -195,7 +195,7 @@ def plan(
         memory_view.show_all(plan_catalog(catalog, call.settings, facts), as_json=as_json)
     else:
         # of another machine nothing was measured
-        speeds = {} if ram or macos else measured(call.env)
+        speeds = {} if ram or macos else written(call.env)
         row = plan_one(catalog, word, call.settings, facts)
         memory_view.show_one(replace(row, write_per_s=speeds.get(row.id) or speeds.get(word)), as_json=as_json)
 

@@ -22,17 +22,19 @@ from cclocal.backends import BACKENDS, runtime_of
 from cclocal.checks import results, tuning
 from cclocal.command import has_room_for_socket
 from cclocal.config_file import UserFile
+from cclocal.discovery import speeds
 from cclocal.discovery.hardware import machine
+from cclocal.discovery.projector import look_at_projector
 from cclocal.errors import AgentMissingError, BackendMissingError, CclocalError, FolderError, SandboxError, UsageError
 from cclocal.facts import Alternative, Engine, Facts
 from cclocal.memory.footprint import read_buffers
 from cclocal.memory.gguf import read_header
 from cclocal.memory.mlx import shape_of_config
+from cclocal.memory.projector import published_projector
 from cclocal.memory.shape import Shape, published_shape, shape_of
 from cclocal.models import catalog_file, hub, tags
 from cclocal.models.catalog import CONFIG, Catalog, Model, Rules, Variant
 from cclocal.models.headers import is_strict, of_folder, of_gguf, offers_tools
-from cclocal.models.repo_files import listed_bytes
 from cclocal.paths import Env, packaged, read_table, write_private
 from cclocal.planning.choose import choose_agent, choose_variant, level_of, model_path
 from cclocal.planning.memory import correction_key
@@ -167,7 +169,8 @@ def _alternatives(catalog: Catalog, facts: Facts) -> tuple[Alternative, ...]:
     for model in catalog.models.values():
         variant = choose_variant(model, Settings(), facts)[0]
         if shape := published_shape(model.shape, variant.shape_form, variant.size_bytes):
-            found.append(Alternative(model.id, model.name, shape, model.served_context_tokens))
+            projector = published_projector(model.shape) if variant.mmproj else None
+            found.append(Alternative(model.id, model.name, shape, model.served_context_tokens, projector))
     return tuple(found)
 
 
@@ -175,7 +178,7 @@ def look_at_model(facts: Facts, model: Model, variant: Variant) -> Facts:
     """The facts with what is on disk of one variant of a model. Raises UsageError if a file is damaged."""
     facts = replace(facts, cached=_cached(variant, facts.env))
     shape, template = _header(model, variant, facts)
-    path = model_path(variant, facts)
+    path, projectors = model_path(variant, facts), look_at_projector(model, variant, facts)
     # a store says itself which of its models call tools
     is_known = template is not None and not variant.tag
     template = _own_template(variant) or template or ""
@@ -184,7 +187,8 @@ def look_at_model(facts: Facts, model: Model, variant: Variant) -> Facts:
         shapes={path: shape} if shape else {},
         strict=frozenset((path,)) if is_strict(template) else frozenset(),
         toolless=frozenset((path,)) if is_known and not offers_tools(template) else frozenset(),
-        projector_bytes=_projector_bytes(variant, facts),
+        projectors=projectors,
+        read_per_s=speeds.read(facts.env) if projectors else {},
     )
 
 
@@ -213,16 +217,6 @@ def look_at_other_tags(facts: Facts, variant: Variant) -> Facts:
                 if tags.calls_tools(manifest, environ) and (header := tags.in_store(name, environ)):
                     found[name] = header.shape
     return replace(facts, tags=found)
-
-
-def _projector_bytes(variant: Variant, facts: Facts) -> dict[str, int]:
-    """A projector's size in bytes by its name: that of the file, else the one the hub reported."""
-    name, repo = variant.mmproj, variant.repo or ""
-    if not name:
-        return {}
-    path = Path(name) if variant.path else facts.cached.get((repo, name))
-    size = path.stat().st_size if path and path.is_file() else listed_bytes(repo, name, facts.env)
-    return {name: size} if size else {}
 
 
 def _own_template(variant: Variant) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from cclocal.memory.footprint import CELLS, Footprint, Memory, MemoryConfig, footprint
+from cclocal.memory.projector import SCREENSHOT_PX
 from cclocal.memory.shape import Shape
 from cclocal.units import GIB, MIB, memory_size
 
@@ -90,9 +91,11 @@ class Fit:
         """One line: need, budget, verdict, and the largest context."""
         parts = self.footprint
         about = "at most " if self.shape.bound else ""
+        pictures = f", pictures {memory_size(parts.vision_bytes)}" if parts.vision_bytes else ""
         need = (
             f"needs {about}{memory_size(parts.need_bytes)} (weights {memory_size(parts.weights_bytes)}, "
-            f"KV cache {memory_size(parts.kv_bytes + parts.state_bytes)}, compute {memory_size(parts.compute_bytes)})"
+            f"KV cache {memory_size(parts.kv_bytes + parts.state_bytes)}, compute {memory_size(parts.compute_bytes)}"
+            f"{pictures})"
         )
         if not self.budget or self.max_context_tokens is None:
             return f"{need}; what this machine has for it is unknown"
@@ -103,7 +106,7 @@ class Fit:
         return f"{need} of {memory_size(self.budget.size_bytes)}: {words}; {most}"
 
     def as_json(self) -> dict[str, Any]:
-        mlx = self.shape.form == "mlx"
+        mlx, projector = self.shape.form == "mlx", self.config.projector
         batch = "prefill_step_tokens" if mlx else "ubatch_tokens"
         return {
             "architecture": self.shape.architecture,
@@ -114,6 +117,8 @@ class Fit:
             batch: getattr(self.config, batch),
             **asdict(self.footprint),
             "need_bytes": self.footprint.need_bytes,
+            "most_picture_tokens": projector.most_tokens if projector else None,
+            "screenshot_tokens": projector.tokens(*SCREENSHOT_PX) if projector and projector.most_tokens else None,
             "correction_bytes": self.config.correction_bytes,
             "budget_bytes": self.budget.size_bytes if self.budget else None,
             "budget_source": self.budget.source if self.budget else None,

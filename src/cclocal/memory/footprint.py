@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from cclocal.memory.projector import Projector
 from cclocal.memory.shape import Shape
 from cclocal.units import MIB
 
@@ -29,6 +30,8 @@ KV_TYPES: Mapping[str, Fraction] = {
 }
 #: What a head for multi-token prediction guesses ahead: llama.cpp's own default.
 DRAFT_TOKENS = 3
+#: llama.cpp's own micro-batch.
+DEFAULT_UBATCH_TOKENS = 512
 #: llama.cpp rounds every cache up to this many cells.
 CELLS = 256
 #: Per token of the micro-batch with flash attention: measured 0.21 ± 0.06 MiB, and an f16 mask over the context.
@@ -48,21 +51,22 @@ class MemoryConfig:
 
     gpu_layers counts as llama.cpp's --n-gpu-layers does, the output being the last; None = all. cpu_moe_layers: the
     experts of so many layers stay in host memory. prefill_step_tokens and prefix_cache_bytes are MLX's.
-    projector_bytes: a vision model's projector. correction_bytes: added to the compute buffers, an earlier start's own
-    numbers less its plan's. draft_tokens: how many a head for multi-token prediction guesses ahead; 0 = it is not used.
+    projector: a vision model's, with the largest picture that it may be sent. correction_bytes: added to the compute
+    buffers, an earlier start's own numbers less its plan's. draft_tokens: how many a head for multi-token prediction
+    guesses ahead; 0 = it is not used.
     """
 
     context_tokens: int
     kv_type: str = "f16"
     slots: int = 1
-    ubatch_tokens: int = 512
+    ubatch_tokens: int = DEFAULT_UBATCH_TOKENS
     flash_attention: bool = True
     cache_ram_bytes: int = 0
     gpu_layers: int | None = None
     cpu_moe_layers: int = 0
     prefill_step_tokens: int = 2048
     prefix_cache_bytes: int = 0
-    projector_bytes: int = 0
+    projector: Projector | None = None
     correction_bytes: int = 0
     draft_tokens: int = 0
 
@@ -77,10 +81,13 @@ class Footprint:
     compute_bytes: int
     other_bytes: int = 0
     host_bytes: int = 0
+    #: the projector of a vision model, and the buffers for the largest picture
+    vision_bytes: int = 0
 
     @property
     def need_bytes(self) -> int:
-        return self.weights_bytes + self.kv_bytes + self.state_bytes + self.compute_bytes + self.other_bytes
+        parts = (self.weights_bytes, self.kv_bytes, self.state_bytes, self.compute_bytes)
+        return sum(parts) + self.vision_bytes + self.other_bytes
 
 
 def footprint(shape: Shape, config: MemoryConfig, *, memory: Memory) -> Footprint:
@@ -97,14 +104,25 @@ def footprint(shape: Shape, config: MemoryConfig, *, memory: Memory) -> Footprin
     kept, first, copied = (0, 0, 0) if memory == "host" else _kept_on_host(shape, config)
     # the prompt cache (--cache-ram) is in host memory, which a device may share
     beside, apart = (0, config.cache_ram_bytes) if memory == "discrete" else (config.cache_ram_bytes, 0)
+    vision, pixels = _vision_bytes(config.projector, memory)
     return Footprint(
         weights_bytes=weights - kept,
         kv_bytes=sum(caches[first:]) + drafts,
         state_bytes=sum(states[first:]),
         compute_bytes=max(0, compute + config.correction_bytes) + copied,
-        other_bytes=config.projector_bytes + beside,
-        host_bytes=shape.weights_bytes - weights + kept + sum(caches[:first]) + sum(states[:first]) + apart,
+        other_bytes=beside,
+        host_bytes=shape.weights_bytes - weights + kept + sum(caches[:first]) + sum(states[:first]) + apart + pixels,
+        vision_bytes=vision,
     )
+
+
+def _vision_bytes(projector: Projector | None, memory: Memory) -> tuple[int, int]:
+    """(what a projector and its largest picture take where the model computes, and what in host memory besides)."""
+    if projector is None:
+        return 0, 0
+    there = projector.weights_bytes + projector.compute_bytes()
+    pixels = projector.host_bytes(computes_there=memory == "host")
+    return (there, pixels) if memory == "discrete" else (there + pixels, 0)
 
 
 def _kept_on_host(shape: Shape, config: MemoryConfig) -> tuple[int, int, int]:
@@ -189,7 +207,7 @@ def _mlx(shape: Shape, config: MemoryConfig) -> Footprint:
         kv_bytes=kv * config.slots,
         state_bytes=sum(layer.state_bytes for layer in shape.layers) * config.slots,
         compute_bytes=max(0, scores + config.correction_bytes),
-        other_bytes=config.projector_bytes + 2 * config.prefix_cache_bytes,
+        other_bytes=2 * config.prefix_cache_bytes,
     )
 
 

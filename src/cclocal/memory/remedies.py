@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cclocal.memory.fit import Budget, Fit, fit
-from cclocal.memory.footprint import CELLS, MemoryConfig, footprint
+from cclocal.memory.footprint import CELLS, DEFAULT_UBATCH_TOKENS, MemoryConfig, footprint
 from cclocal.units import MIB
 
 #: The smaller micro-batch (and MLX's prefill step) that is offered: reading a prompt gets somewhat slower.
@@ -25,7 +25,7 @@ _Saving = tuple[str, str, str, dict[str, Any], dict[str, Any]]
 class Remedy:
     """One thing to do. `changes` are the settings it changes; the plan is made again with them.
 
-    name: shrink, raise, both, slots, ubatch, kv, offload or smaller. `fit` is the result with the context that
+    name: shrink, raise, both, slots, vision, ubatch, kv, offload or smaller. `fit` is the result with the context that
     would then be served.
     """
 
@@ -110,8 +110,14 @@ def _savings(requested: Fit, *, can_quantise_kv: bool) -> Iterator[_Saving]:
     """What can be spared beside context, without moving anything to host memory."""
     config, is_mlx = requested.config, requested.shape.form == "mlx"
     if config.slots > 1 or config.cache_ram_bytes:
-        changes, fields = {"slots": 1, "cache_ram_mib": 0}, {"slots": 1, "cache_ram_bytes": 0}
-        yield "slots", "one slot", ", and no prompt cache in host memory", changes, fields
+        changes, less = {"slots": 1, "cache_ram_mib": 0}, {"slots": 1, "cache_ram_bytes": 0}
+        yield "slots", "one slot", ", and no prompt cache in host memory", changes, less
+    if projector := config.projector:
+        fields: dict[str, Any] = {"projector": None}
+        if projector.at_once and config.ubatch_tokens == projector.most_tokens:
+            # it was as large as a picture
+            fields |= {"ubatch_tokens": DEFAULT_UBATCH_TOKENS}
+        yield "vision", "no pictures", ": without the projector", {"vision": False}, fields
     batch, words = ("prefill_step_tokens", "prefill step") if is_mlx else ("ubatch_tokens", "micro-batch")
     small = SMALL_UBATCH_TOKENS
     if getattr(config, batch) > small:

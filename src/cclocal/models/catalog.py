@@ -67,6 +67,8 @@ class Variant:
     cpu_moe_layers: Count = 0
     cache_ram_mib: Count = 0
     mmproj: str | None = None
+    #: the most tokens of one picture
+    picture_tokens: Annotated[int, Ge(1)] | None = None
     chat_template_file: str | None = None
     template_kwargs: Mapping[str, bool | str | int] = field(default_factory=dict)
     reasoning_budget_tokens: int | None = None

@@ -14,6 +14,7 @@ from typing import Any
 from cclocal.errors import UsageError
 from cclocal.memory.gguf import BadHeaderError, Header, UnknownHeaderError, read_header
 from cclocal.memory.mlx import LONGEST_BYTES, shape_of_config, weights_bytes
+from cclocal.memory.projector import Projector, projector_of
 from cclocal.memory.shape import Shape, shape_of
 from cclocal.models.catalog import CONFIG
 from cclocal.paths import read_table
@@ -81,6 +82,19 @@ def of_gguf(path: Path, *, complete: bool = False) -> ModelHeader | None:
         if complete and there < needed:
             raise BadHeaderError(f"it is cut off: {file_size(there)} of at least {file_size(needed)} are there")
         return ModelHeader(shape_of(header), template_of(header))
+    except UnknownHeaderError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be used: {error}.") from None
+
+
+def of_projector(path: Path) -> Projector | None:
+    """A vision model's projector on disk; None if its format is newer than we know.
+
+    Raises UsageError if the file is damaged or no projector.
+    """
+    try:
+        return projector_of(_header_of(path))
     except UnknownHeaderError:
         return None
     except (OSError, ValueError) as error:

@@ -16,6 +16,7 @@ from typing import Any
 from cclocal.errors import HubError, UsageError
 from cclocal.memory.gguf import BadHeaderError, read_header
 from cclocal.memory.mlx import shape_of_config
+from cclocal.memory.projector import Projector, projector_of
 from cclocal.memory.shape import shape_of
 from cclocal.models import headers, hub, tags
 from cclocal.models.catalog import ANY, CONFIG, FileForm, Model, Variant
@@ -72,19 +73,37 @@ def with_file_names(model: Model, env: Env) -> Model:
     """The model with the files of its repositories named, as far as an earlier answer or the cache knows them."""
 
     def named(variant: Variant) -> Variant:
-        if variant.files or not variant.repo:
+        repo = variant.repo
+        if not repo:
             return variant
-        for sizes in _known_sizes(variant.repo, env):
-            files = _mlx_files_of(variant.repo, sizes, env) if variant.is_folder else _files_of(variant, sizes)
+        variant = replace(variant, mmproj=_projector_of(variant, env)) if variant.mmproj else variant
+        for sizes in () if variant.files else _known_sizes(repo, env):
+            files = _mlx_files_of(repo, sizes, env) if variant.is_folder else _files_of(variant, sizes)
             if files:
                 size = sum(sizes.get(file) or 0 for file in files)
-                # the catalog may know only the pattern of the projector's name
-                pattern = (variant.mmproj or "").lower()
-                projector = next((file for file in sorted(sizes) if fnmatch(file.lower(), pattern)), variant.mmproj)
-                return replace(variant, files=files, mmproj=projector, size_bytes=variant.size_bytes or size or None)
+                return replace(variant, files=files, size_bytes=variant.size_bytes or size or None)
         return variant
 
     return replace(model, variants=tuple(named(variant) for variant in model.variants))
+
+
+def _projector_of(variant: Variant, env: Env) -> str | None:
+    """The projector's file; None if the hub's list has none.
+
+    The catalog may know only the pattern of its name, or a name that the repository no longer has.
+    """
+    wanted, repo = (variant.mmproj or "").lower(), variant.repo or ""
+    listed = sorted(_listings(env).get(repo, {}))
+    for file in (*listed, *sorted(hub.cached_sizes(repo, env.environ))):
+        if fnmatch(file.lower(), wanted):
+            return file
+    if not listed:
+        return variant.mmproj
+    others = [file for file in listed if file.endswith(".gguf") and "mmproj" in file.lower()]
+    # F16, not BF16, which some GPUs compute slowly
+    return next((file for file in others if re.search(r"(?:^|[-._/])f16\b", file, re.IGNORECASE)), None) or (
+        others[0] if others else None
+    )
 
 
 def _mlx_files_of(repo: str, sizes: Mapping[str, int], env: Env) -> tuple[str, ...]:
@@ -156,3 +175,8 @@ def peek(variant: Variant, env: Env) -> ModelHeader:
         return ModelHeader(shape_of_config(config, weights), source=source, config=config)
     header = headers.joined([hub.peek(repo, file, read_header, variant.revision) for file in variant.files])
     return ModelHeader(shape_of(header), headers.template_of(header), source="the header on the hub")
+
+
+def peek_projector(variant: Variant) -> Projector:
+    """The projector of a variant, from its header on the hub. Raises HubError and its like, BadHeaderError."""
+    return projector_of(hub.peek(variant.repo or "", variant.mmproj or "", read_header, variant.revision))

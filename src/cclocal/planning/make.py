@@ -17,12 +17,15 @@ from cclocal.facts import Engine, Facts
 from cclocal.memory.footprint import CELLS, MemoryConfig
 from cclocal.memory.shape import Shape
 from cclocal.models.catalog import Model, Variant
-from cclocal.planning import speculation
+from cclocal.planning import pictures, speculation
 from cclocal.planning.choose import agent_session, choose_agent, choose_engine, choose_variant, model_path
 from cclocal.planning.memory import adjusted, fit_on, limit_words, what_helps, wired_limit
 from cclocal.planning.plan import Fetch, Plan, take_turns
 from cclocal.settings import LEAST_OUT_TOKENS, Prompt, Settings
 from cclocal.units import memory_size
+
+#: Who changed a setting so that the model fits.
+MEMORY_PLAN = "memory plan"
 
 
 def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
@@ -37,7 +40,7 @@ def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
     shrink = next((remedy for remedy in plan.remedies if remedy.name == "shrink"), None)
     if shrink is None:
         return plan
-    shrunk = _as_requested(model, settings.changed(shrink.changes, "memory plan"), facts)
+    shrunk = _as_requested(model, settings.changed(shrink.changes, MEMORY_PLAN), facts)
     note = _shrink_note(plan.fit.config, shrink.fit.config)
     return replace(shrunk, requested=plan.fit, remedies=plan.remedies, notes=(note, *shrunk.notes))
 
@@ -49,6 +52,8 @@ def _shrink_note(then: MemoryConfig, now: MemoryConfig) -> str:
         parts.append(f"the context is {now.context_tokens:,} tokens instead of {then.context_tokens:,}")
     if now.slots != then.slots:
         parts.append(f"one slot instead of {then.slots}")
+    if then.projector and not now.projector:
+        parts.append("no pictures")
     if now.prefill_step_tokens != then.prefill_step_tokens:
         parts.append(f"the prefill step {now.prefill_step_tokens}")
     elif now.ubatch_tokens != then.ubatch_tokens:
@@ -69,6 +74,7 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
     speculations = speculation.kinds(backend, engine, variant, shape)
     tuning_key = tuning.key(model, variant, engine)
     variant, is_tuned = speculation.choose(model, variant, settings, facts.tuned.get(tuning_key), shape)
+    variant, picture_note = pictures.with_limit(model, variant, engine, facts)
     context = _context(model, variant, settings, shape)
     # llama.cpp rounds the window of a slot down to whole cells
     slot = context // variant.slots // CELLS * CELLS
@@ -136,7 +142,14 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
         is_strict=path in facts.strict,
         is_toolless=path in facts.toolless,
     )
-    notes = [*_notes(plan, agent, facts), limit_note, think_note, *backend.notes(engine, facts), *agent.notes(session)]
+    notes = [
+        *_notes(plan, agent, facts),
+        limit_note,
+        picture_note,
+        think_note,
+        *backend.notes(engine, facts),
+        *agent.notes(session),
+    ]
     return replace(plan, notes=tuple(note for note in notes if note))
 
 
@@ -172,7 +185,9 @@ def _notes(plan: Plan, agent: Agent, facts: Facts) -> Iterator[str]:
         yield f"{facts.agent_problem or f'{agent.PROGRAM} was not found on PATH.'} To install it: {agent.INSTALL}"
     if model.warning:
         yield model.warning
-    if not settings.vision and (saved_bytes := sum(facts.projector_bytes.values())):
+    is_asked = not settings.vision and settings.sources.get("vision") != MEMORY_PLAN
+    unused = facts.projectors.values() if is_asked else ()
+    if saved_bytes := sum(one.weights_bytes + one.compute_bytes() for one in unused):
         yield f"{model.name} sees no pictures without its projector, which saves {memory_size(saved_bytes)}."
     if plan.session.also:
         yield take_turns(plan.session.also)
@@ -270,8 +285,13 @@ def _fetch(variant: Variant, facts: Facts) -> Fetch:
         return Fetch(None, builtin=None if is_built else variant.builtin)
     if variant.tag:
         return Fetch(None, tag=variant.tag)
+    name, projector = variant.mmproj, facts.projectors.get(variant.mmproj or "")
+    more_bytes = projector.weights_bytes if projector else 0
+    size_bytes = variant.size_bytes and variant.size_bytes + more_bytes
     if variant.repo and not variant.files:
-        return Fetch(variant.repo, (), variant.size_bytes, quant="" if variant.is_folder else variant.quant)
-    if variant.repo and any((variant.repo, file) not in facts.cached for file in variant.hub_files):
-        return Fetch(variant.repo, variant.hub_files, variant.size_bytes)
-    return Fetch(None)
+        quant = "" if variant.is_folder else variant.quant
+        return Fetch(variant.repo, (), size_bytes, quant=quant, projector="too" if name else "")
+    missing = [file for file in variant.hub_files if variant.repo and (variant.repo, file) not in facts.cached]
+    if name and missing == [name]:
+        return Fetch(variant.repo, (name,), more_bytes or None, projector="alone")
+    return Fetch(variant.repo, variant.hub_files, size_bytes) if missing else Fetch(None)

@@ -11,7 +11,7 @@ from cclocal.backends import BACKENDS
 from cclocal.errors import UsageError
 from cclocal.facts import Engine, Facts, Gpu, Machine
 from cclocal.memory.fit import MARGIN_BYTES, MLX_MARGIN_BYTES, Budget, Fit, fit
-from cclocal.memory.footprint import DRAFT_TOKENS, KV_TYPES, MemoryConfig
+from cclocal.memory.footprint import DEFAULT_UBATCH_TOKENS, DRAFT_TOKENS, KV_TYPES, MemoryConfig
 from cclocal.memory.remedies import Remedy, remedies
 from cclocal.memory.shape import Shape
 from cclocal.models.catalog import Variant
@@ -57,6 +57,7 @@ def adjusted(variant: Variant, settings: Settings) -> Variant:
         "gpu_layers": settings.gpu_layers,
         "cpu_moe_layers": settings.cpu_moe,
         "tool_parser": settings.parser,
+        "picture_tokens": settings.picture_tokens,
     }
     return replace(variant, **{name: value for name, value in changes.items() if value is not None})
 
@@ -73,16 +74,17 @@ def fit_on(
 
     The need includes a vision model's projector, and the correction that earlier starts of this engine showed.
     """
+    projector = facts.projectors.get(variant.mmproj or "")
     config = MemoryConfig(
         context_tokens,
         kv_type=variant.kv_type,
         slots=variant.slots,
-        ubatch_tokens=variant.ubatch_tokens or 512,
+        ubatch_tokens=variant.ubatch_tokens or DEFAULT_UBATCH_TOKENS,
         prefill_step_tokens=(variant.ubatch_tokens if variant.is_folder else None) or 2048,
         cache_ram_bytes=variant.cache_ram_mib * MIB,
         gpu_layers=variant.gpu_layers,
         cpu_moe_layers=variant.cpu_moe_layers,
-        projector_bytes=facts.projector_bytes.get(variant.mmproj or "", 0),
+        projector=projector.capped(variant.picture_tokens) if projector else None,
         draft_tokens=DRAFT_TOKENS if variant.speculate == MTP else 0,
     )
     if engine:
@@ -122,11 +124,12 @@ def correction_key(engine: Engine, shape: Shape, config: MemoryConfig) -> str:
 
 def _smaller_model(requested: Fit, facts: Facts, model_id: str) -> list[Remedy]:
     """The largest other model of the catalog that fits as it is served, if it is smaller than this one."""
-    config = replace(requested.config, projector_bytes=0, correction_bytes=0)
+    config = replace(requested.config, correction_bytes=0)
     for other in sorted(facts.alternatives, key=lambda one: -one.shape.weights_bytes):
         if other.id == model_id or other.shape.weights_bytes >= requested.shape.weights_bytes:
             continue
-        result = fit(other.shape, replace(config, context_tokens=other.context_tokens), requested.budget)
+        served = replace(config, context_tokens=other.context_tokens, projector=other.projector)
+        result = fit(other.shape, served, requested.budget)
         if result.fits:
             changes = {"model": other.id, "ctx": other.context_tokens, "wired_limit": None}
             return [Remedy("smaller", f"{other.name} instead (--{other.id})", changes, result)]

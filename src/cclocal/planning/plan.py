@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from cclocal.agents import AGENTS
 from cclocal.agents.session import AgentSession, Capture
@@ -29,7 +29,7 @@ class Fetch:
     """What must be downloaded or built before the server can start. `repo` None = nothing, the model is on disk.
 
     quant: which file is meant as long as its name is unknown; empty for a model of several files. tag: what Ollama is
-    asked for.
+    asked for. projector: it is fetched too, under a name not known yet, or alone, as the model itself is on disk.
     """
 
     repo: str | None
@@ -38,6 +38,7 @@ class Fetch:
     builtin: str | None = None
     quant: str = ""
     tag: str = ""
+    projector: Literal["", "too", "alone"] = ""
 
     @property
     def in_words(self) -> str:
@@ -57,6 +58,7 @@ class Fetch:
             names = "its default file" if self.quant == ANY else f"the {self.quant} file"
         else:
             names = "the model"
+        names += " and its projector" if self.projector == "too" else ""
         return f"{names} from {self.repo}{size}"
 
 
@@ -173,6 +175,8 @@ class Plan:
         """
         batch = min(self.variant.ubatch_tokens or LEAST_UBATCH_TOKENS, LEAST_UBATCH_TOKENS)
         less = replace(self.variant, ubatch_tokens=batch, slots=1)
+        if self.fit and self.fit.config.projector and self.fit.config.projector.at_once:
+            less = replace(less, picture_tokens=batch)
         smaller = replace(less, kv_type="q8_0")
         if less.kv_type in ("f16", "bf16") and not self._backend.unsupported(self.engine, smaller):
             less = smaller

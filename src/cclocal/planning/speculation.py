@@ -13,12 +13,11 @@ from cclocal.settings import MTP, Settings, Speculation
 
 
 def kinds(backend: Backend, engine: Engine, variant: Variant, shape: Shape | None) -> tuple[Speculation, ...]:
-    """The kinds of speculation that could be used. None beside a projector: the two were not tried together."""
-    offered = () if variant.mmproj else backend.SPECULATIONS
-    has_head = bool(shape and shape.draft_layers)
+    """The kinds of speculation that could be used. Beside a projector MTP was not tried, so only on request there."""
+    has_head = bool(shape and shape.draft_layers) and not variant.mmproj
     return tuple(
         kind
-        for kind in offered
+        for kind in backend.SPECULATIONS
         if (has_head or kind != MTP) and not backend.unsupported(engine, replace(variant, speculate=kind))
     )
 
@@ -31,7 +30,7 @@ def choose(
     Raises UsageError for MTP, if that was asked for, on a model without a head for it.
     """
     is_tuned = False
-    if fastest and settings.speculate is None and not variant.mmproj:
+    if fastest and settings.speculate is None and not (fastest == MTP and variant.mmproj):
         variant, is_tuned = replace(variant, speculate=fastest), True
     if variant.speculate == MTP and shape and not shape.draft_layers:
         if settings.speculate == MTP:

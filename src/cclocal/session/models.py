@@ -14,6 +14,7 @@ from cclocal.agents import AGENTS
 from cclocal.backends import BACKENDS, runtime_of
 from cclocal.checks import results
 from cclocal.discovery.look import look
+from cclocal.discovery.speeds import written
 from cclocal.errors import UsageError, UserQuit
 from cclocal.facts import Facts
 from cclocal.memory.fit import Fit
@@ -26,7 +27,6 @@ from cclocal.paths import Env, read_table
 from cclocal.planning.choose import choose_agent
 from cclocal.server.registry import running
 from cclocal.session.plan import plan_catalog, plan_one
-from cclocal.session.stats import measured
 from cclocal.settings import Settings
 from cclocal.ui import memory_view, menu, tables
 from cclocal.ui.console import busy, can_ask, confirm, plain, say
@@ -53,7 +53,7 @@ def choose(catalog: Catalog, settings: Settings, facts: Facts) -> tuple[Settings
     while True:
         plans = {row.id: row for row in plan_catalog(catalog, settings, facts)}
         on_disk = {id_ for id_, row in plans.items() if row.variant and _is_here(row.variant, env)}
-        rows = menu_rows(catalog, plans, on_disk, results.known(env), measured(env))
+        rows = menu_rows(catalog, plans, on_disk, results.known(env), written(env))
         action, id_ = menu.pick(rows, TITLE + _agent_words(settings, facts), id_)
         if action == "start":
             return settings.changed({"model": id_}, "menu"), facts
@@ -106,7 +106,8 @@ def menu_rows(
         mark = "●" if model.id in here else "○"
         context = window(fit.config.context_tokens if fit else model.served_context_tokens)
         speed = f"{speeds[model.id]:.0f}/s" if model.id in speeds else ""
-        rows.append(menu.MenuRow(model.id, model.name, mark, size, variant.backend, verdict, note, context, speed))
+        columns = (mark, size, variant.backend, verdict, note, context, speed, bool(variant.mmproj))
+        rows.append(menu.MenuRow(model.id, model.name, *columns))
     return sorted(rows, key=lambda row: row.id != best)
 
 

@@ -20,6 +20,7 @@ from cclocal.models.resolve import resolve
 from cclocal.paths import Env
 from cclocal.planning.choose import choose_agent, choose_engine, choose_variant, model_path
 from cclocal.planning.memory import adjusted, fit_on, what_helps, wired_limit
+from cclocal.planning.pictures import with_limit
 from cclocal.settings import Settings
 from cclocal.ui.console import busy
 from cclocal.ui.memory_view import FitRow
@@ -133,4 +134,5 @@ def _fit(model: Model, variant: Variant, settings: Settings, facts: Facts) -> tu
     with contextlib.suppress(CclocalError):
         engine = choose_engine(BACKENDS[variant.backend], choose_agent(settings).WIRE, model, variant, facts)
     limit = wired_limit(settings, facts.machine, engine)[0] if engine else None
+    variant = with_limit(model, variant, engine, facts)[0] if engine else variant
     return fit_on(shape, variant, settings.ctx or served, engine, facts, limit), engine

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from rich.table import Table
@@ -14,7 +13,7 @@ from cclocal.paths import Env
 from cclocal.server.keeper import LOG_WAS_CUT
 from cclocal.server.registry import log_named, newest_first, running, session_of
 from cclocal.session.serve import os_errors_in_words
-from cclocal.turns import Turn, conversation, end_of, model, news, turns
+from cclocal.turns import Turn, conversation, model, news, turns
 from cclocal.ui.console import output, print_json, say
 from cclocal.ui.page import session_page
 from cclocal.ui.tables import plain_table
@@ -22,8 +21,6 @@ from cclocal.units import count, seconds
 
 #: Fewer tokens read by cclocal itself are the question whether the server answers.
 _LEAST_AHEAD_TOKENS = 256
-#: As much of a log's beginning and end is read for the speed of a session.
-_HEAD_BYTES, _TAIL_BYTES = 4096, 262_144
 
 
 def show(session: str | None, env: Env, *, as_json: bool, as_html: bool) -> None:
@@ -83,19 +80,6 @@ def show(session: str | None, env: Env, *, as_json: bool, as_html: bool) -> None
     if others := [other for log in reversed(newest_first(env)) if (other := session_of(log)) != name]:
         notes.append(f"Others: cclocal stats {' | '.join(others)}")
     out.print(Text("\n" * bool(rows) + "\n".join(notes), style="dim"))
-
-
-def measured(env: Env) -> dict[str, float]:
-    """Model → tokens written per second in its last session here, as far as its log is kept."""
-    readers = tuple(backend.LOG_READER for backend in BACKENDS.values() if backend.LOG_READER)
-    found = {}
-    for log in reversed(newest_first(env)):
-        with contextlib.suppress(OSError), log.open("rb") as file:
-            name = model(file.read(_HEAD_BYTES).decode("utf-8", "replace"))
-            speeds = [turn.write_per_s for turn in turns(end_of(str(log), _TAIL_BYTES), readers)[0] if turn.write_per_s]
-            if name and speeds:
-                found[name] = speeds[-1]
-    return found
 
 
 def _write_page(file: str, page: str, env: Env) -> None:

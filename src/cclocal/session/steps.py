@@ -14,7 +14,7 @@ from cclocal.memory.gguf import BadHeaderError
 from cclocal.models import hub, screen
 from cclocal.models.catalog import CONFIG, Catalog, Model
 from cclocal.models.headers import offers_tools
-from cclocal.models.repo_files import ask_hub, listed_bytes, peek, refuse_unnamed
+from cclocal.models.repo_files import ask_hub, listed_bytes, peek, peek_projector, refuse_unnamed
 from cclocal.models.resolve import resolve
 from cclocal.paths import Env
 from cclocal.planning.choose import choose_variant, model_path
@@ -68,9 +68,9 @@ def look_at_hub(now: Launch) -> Launch:
 
     Failures are left to the download to report. Raises UsageError for a model that must not be used.
     """
-    now = _with_file_names(now)
+    now = _with_projector(_with_file_names(now))
     plan = now.plan()
-    is_elsewhere = plan.fetch.repo or (plan.fetch.tag and plan.fit is None)
+    is_elsewhere = (plan.fetch.repo and plan.fetch.projector != "alone") or (plan.fetch.tag and plan.fit is None)
     if not is_elsewhere or not now.settings.mem_check:
         return now
     try:
@@ -87,6 +87,20 @@ def look_at_hub(now: Launch) -> Launch:
     has_template = plan.variant.repo and not plan.variant.is_folder
     is_toolless = bool(has_template) and not offers_tools(header.template)
     return replace(now, facts=now.facts.with_shape(path, header.shape, is_toolless=is_toolless))
+
+
+def _with_projector(now: Launch) -> Launch:
+    """With the header of a projector that is to be downloaded. Failures are left to the download to report."""
+    plan = now.plan()
+    name = plan.variant.mmproj or ""
+    if name not in plan.fetch.files or not now.settings.mem_check:
+        return now
+    try:
+        with busy(f"{plan.model.name}: looking at its projector"):
+            found = peek_projector(plan.variant)
+    except (CclocalError, BadHeaderError):
+        return now
+    return replace(now, facts=replace(now.facts, projectors={name: found}))
 
 
 def _with_file_names(now: Launch) -> Launch:
@@ -106,14 +120,23 @@ def _with_file_names(now: Launch) -> Launch:
         return now
     now = now.with_model_files()
     plan = now.plan()
+    if projector and not plan.variant.mmproj:
+        say(f"{repo} has no projector (mmproj) now, so {plan.model.name} sees no pictures.", "yellow")
     if plan.fetch.repo and not plan.fetch.files:
         refuse_unnamed(plan.variant, now.env)
     return now
 
 
 def fetch(now: Launch) -> Launch:
-    """With the model's files on disk."""
-    return now.with_model_files() if _fetch(now.plan(), now.env) else now
+    """With the model's files on disk. A projector that cannot be had is left out: the model works without it."""
+    plan = now.plan()
+    try:
+        return now.with_model_files() if _fetch(plan, now.env) else now
+    except CclocalError as error:
+        if plan.fetch.projector != "alone":
+            raise
+        say(f"{error.message} Without its projector {plan.model.name} sees no pictures in this session.", "yellow")
+        return replace(now, settings=now.settings.changed({"vision": False}, "download")).with_model_files()
 
 
 def refuse_toolless(now: Launch) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from cclocal.errors import CclocalError
     from cclocal.server.readiness import Waiting
 
+#: Of a model that sees pictures.
+EYE = "👁"
 #: Off a terminal, seconds between two lines of progress.
 _QUIET_STEP_S = 10.0
 #: Seconds until a phase that goes on is said again there.

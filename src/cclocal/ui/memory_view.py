@@ -13,6 +13,7 @@ from rich.text import Text
 from cclocal.errors import UserQuit
 from cclocal.memory.fit import Fit, fit
 from cclocal.memory.footprint import CELLS
+from cclocal.memory.projector import SCREENSHOT_PX, Projector
 from cclocal.memory.remedies import Remedy, replace_context
 from cclocal.models.catalog import Variant
 from cclocal.planning.plan import Plan
@@ -47,8 +48,10 @@ def fit_table(name: str, found: Fit, width: int) -> Table:
         conversations = "one conversation" if config.slots == 1 else f"{config.slots} conversations"
         row("state", memory_size(parts.state_bytes), f"of recurrent layers, {conversations}")
     row("compute", memory_size(parts.compute_bytes), _batch(found))
+    if config.projector:
+        row("pictures", memory_size(parts.vision_bytes), _pictures(config.projector))
     if parts.other_bytes:
-        row("other", memory_size(parts.other_bytes), "projector, prompt cache")
+        row("other", memory_size(parts.other_bytes), "prompt cache")
     bound = "an upper bound: this architecture is not known" if found.shape.bound else ""
     row("need", memory_size(parts.need_bytes), bound)
     if budget is None:
@@ -75,6 +78,16 @@ def _batch(found: Fit) -> str:
         text = f"prefill step {config.prefill_step_tokens}: its attention scores" if found.shape.score_heads else ""
     learned = found.config.correction_bytes
     return text + (f", corrected by {memory_size(learned)} after an earlier start" if learned else "")
+
+
+def _pictures(projector: Projector) -> str:
+    """What a picture takes: its projector, and in the context."""
+    if not projector.most_tokens:
+        return "the projector; its buffers are not known"
+    bound = "" if projector.is_known else "at most; "
+    width, height = SCREENSHOT_PX
+    shot, most = projector.tokens(width, height), projector.most_tokens
+    return f"{bound}{width}×{height} costs {shot:,} tokens, the largest {most:,}"
 
 
 def _where_weights_are(found: Fit) -> str:

@@ -22,6 +22,7 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
 
 from cclocal.errors import UserQuit
+from cclocal.ui.console import EYE
 
 _STYLE = Style.from_dict(
     {"cursor": "bold reverse", "dim": "ansibrightblack", "good": "ansigreen", "warn": "ansiyellow", "bad": "ansired"}
@@ -30,6 +31,7 @@ _FITS = {"roomy": ("fits", "good"), "tight": ("tight", "warn"), "too_big": ("too
 HELP = "Enter start · / filter · a agent · d plan · l list · m manage · ? help · q end"
 #: What `?` shows.
 EXPLAINED = """●  on this disk      ○  not yet
+👁  sees pictures
 ✓  proven: it passed cclocal check on this machine
 fits, tight, too big: in this machine's memory, with the context shown
 ?  not known before its header is read
@@ -50,12 +52,12 @@ _STEPS |= {"home": -(10**6), "g": -(10**6), "end": 10**6, "G": 10**6}
 #: Below the first width only name and verdict are shown, from the second on the backend and the measured speed too.
 _NARROW, _WIDE = 76, 100
 #: The columns of a row beside its name and its backend.
-_FIXED = 54
+_FIXED = 55
 
 
 @dataclass(frozen=True, slots=True)
 class MenuRow:
-    """One line of the menu. mark: ● on disk, ○ not; context, speed: in words; verdict: does it fit this machine?"""
+    """One line of the menu. mark: ● on disk, ○ not; context, speed: in words; verdict: does it fit? sees: pictures."""
 
     id: str
     name: str
@@ -66,6 +68,7 @@ class MenuRow:
     note: str = ""
     context: str = ""
     speed: str = ""
+    sees: bool = False
 
 
 @dataclass(slots=True)
@@ -149,7 +152,8 @@ class Menu:
             room = max(1, width - 9)
             name = f"{pointer}{tick}{row.name}"[:room]
             return [("class:cursor" if here else "", f"{name:<{room}}"), (f"class:{style}", f"{words:>8}\n")]
-        text = f"{pointer} {number + 1:>2} {tick}{row.name[:longest]:<{longest}} {row.size:>10}  "
+        text = f"{pointer} {number + 1:>2} {tick}{row.name[:longest]:<{longest}} {row.size:>10} "
+        text += f"{EYE if row.sees else ' '} "
         text += f"{row.backend:<13} {row.speed:>6} " if width >= _WIDE and row.backend else ""
         text += f"{row.id[:18]:<18}{row.context:>5} " if row.context else ""
         return [("class:cursor" if here else "", text[: width - 9]), (f"class:{style}", f"{words:>8}\n")]

@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from cclocal.checks.tuning import TASKS, Trial, judged
-from cclocal.models.catalog import Catalog
+from cclocal.models.catalog import Catalog, Model
 from cclocal.models.storage import SAVED_PROMPTS, Stored
 from cclocal.planning.plan import Plan
 from cclocal.turns import Turn
-from cclocal.ui.console import output, print_json
+from cclocal.ui.console import EYE, output, print_json
 from cclocal.units import count, file_size, window
 
 _DAY_S = 86400
@@ -77,6 +77,7 @@ def show_catalog(catalog: Catalog, speeds: Mapping[str, float], *, as_json: bool
                     "port": m.port,
                     "write_per_s": speeds.get(m.id) and round(speeds[m.id], 1),
                     "default": m.id == catalog.default,
+                    "sees": _sees(m),
                     "variants": [
                         {"backend": v.backend, "quant": v.quant, "repo": v.repo, "size_bytes": v.size_bytes}
                         for v in m.variants
@@ -86,7 +87,7 @@ def show_catalog(catalog: Catalog, speeds: Mapping[str, float], *, as_json: bool
             ]
         )
         return
-    columns = ("flag", "model", "size", "context", "note")
+    columns = ("flag", "model", "size", "context", "sees", "note")
     screen = output()
     # the note begins with the model's name where there is no room for a column of names
     is_wide = screen.width >= _WIDE
@@ -98,8 +99,13 @@ def show_catalog(catalog: Catalog, speeds: Mapping[str, float], *, as_json: bool
         here = f"{speeds[model.id]:.0f} tokens/s here: " if model.id in speeds else ""
         name = (model.name,) if is_wide else ()
         note = f"{here}{model.note}" if is_wide else f"{model.name}: {here}{model.note}"
-        table.add_row(f"--{model.id}", *name, size, context, Text(note))
+        table.add_row(f"--{model.id}", *name, size, context, EYE if _sees(model) else "", Text(note))
     screen.print(table)
+
+
+def _sees(model: Model) -> bool:
+    """Whether a variant of the model sees pictures."""
+    return any(variant.mmproj for variant in model.variants)
 
 
 def show_stored(rows: Sequence[Stored], free_bytes: int, disk_bytes: int, *, as_json: bool) -> None:

@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--chat-template-kwargs", type=json.loads, default={}, metavar="JSON")
     p.add_argument("--reasoning-budget", type=int, metavar="TOKENS", help="0 = no thinking")
     p.add_argument("--mmproj", metavar="FILE", help="the projector of a vision model")
+    p.add_argument("--image-max-tokens", type=int, metavar="TOKENS", help="of one picture")
     p.add_argument("--slot-save-path", metavar="FOLDER")
     p.add_argument("--cache-type-k", choices=_KV_TYPES, help="the KV cache's type")
     p.add_argument("--cache-type-v", choices=_KV_TYPES)
@@ -125,6 +126,8 @@ def _params(engine: Any, options: argparse.Namespace) -> Any:
         p.default_template_kwargs = {k: json.dumps(v) for k, v in options.chat_template_kwargs.items()}
     if options.mmproj:
         p.mmproj.path = options.mmproj
+    if options.image_max_tokens:
+        p.image_max_tokens = options.image_max_tokens
     if options.slot_save_path:
         p.slot_save_path = options.slot_save_path.rstrip("/") + "/"
     for name, wish in (("cache_type_k", options.cache_type_k), ("cache_type_v", options.cache_type_v)):

@@ -158,6 +158,8 @@ class Facts:
     toolless: frozenset[str] = frozenset()
     #: the other models of the store that serves the chosen one, those that call tools
     tags: Mapping[str, Shape] = field(default_factory=dict)
+    #: whether a model of a store sees pictures; None: it is not there yet
+    tag_sees: bool | None = None
     projectors: Mapping[str, Projector] = field(default_factory=dict)
     read_per_s: Mapping[str, float] = field(default_factory=dict)
     #: the models of the catalog whose dimensions are published, for when another one does not fit

@@ -20,6 +20,10 @@ STRICT, BASH, OFF = "strict", "bash", "off"
 SANDBOXES = (STRICT, BASH, OFF)
 #: An agent's own prompt with its tools, the short one of --lean, that of --no-tools.
 Prompt = Literal["full", "lean", "chat"]
+#: Which pictures a model sees: none, those in the user's messages, those in results of tools too.
+Sight = Literal["none", "messages", "all"]
+#: Those of a model that sees.
+SEES: tuple[Sight, ...] = ("messages", "all")
 #: The kinds of --speculate.
 Speculation = Literal["off", "ngram-simple", "ngram-mod", "mtp"]
 SPECULATIONS: tuple[Speculation, ...] = get_args(Speculation)

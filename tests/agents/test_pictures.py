@@ -19,7 +19,7 @@ PNG = base64.b64decode(
 )
 
 
-def read(path: str, folder: Path, *, sees: bool) -> str:
+def read(path: str, folder: Path, *, sees: str) -> str:
     asked = {
         "hook_event_name": "PreToolUse",
         "tool_name": "Read",
@@ -30,7 +30,7 @@ def read(path: str, folder: Path, *, sees: bool) -> str:
     return str(told.get("permissionDecisionReason", ""))
 
 
-def said(prompt: str, folder: Path, *, sees: bool) -> str:
+def said(prompt: str, folder: Path, *, sees: str) -> str:
     asked = {"hook_event_name": "UserPromptSubmit", "prompt": prompt, "cwd": str(folder)}
     return str(answer(asked, sees=sees).get("reason", ""))
 
@@ -38,18 +38,20 @@ def said(prompt: str, folder: Path, *, sees: bool) -> str:
 @pytest.mark.parametrize(
     ("name", "sees", "words"),
     [
-        ("a.png", False, "This model cannot see pictures, so a.png was not read."),
-        ("A.JPG", False, "This model cannot see pictures"),
-        ("a.png", True, ""),
-        ("a.webp", True, "magick a.webp a.webp.png"),
-        ("named.png", True, "the engine reads no webp"),
-        ("a.pdf", True, "pdftotext a.pdf -"),
-        ("a.pdf", False, "pdftotext a.pdf -"),
-        ("main.py", False, ""),
-        ("", False, ""),
+        ("a.png", "none", "This model cannot see pictures, so a.png was not read."),
+        ("A.JPG", "none", "This model cannot see pictures"),
+        ("a.png", "all", ""),
+        ("a.png", "messages", "The user may name it: @a.png"),
+        ("a.webp", "messages", "magick a.webp a.webp.png"),
+        ("a.webp", "all", "magick a.webp a.webp.png"),
+        ("named.png", "all", "the engine reads no webp"),
+        ("a.pdf", "all", "pdftotext a.pdf -"),
+        ("a.pdf", "none", "pdftotext a.pdf -"),
+        ("main.py", "none", ""),
+        ("", "none", ""),
     ],
 )
-def test_a_file_that_cannot_be_seen(name: str, sees: bool, words: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_seen(name: str, sees: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "named.png").write_bytes(b"RIFF\x24\x00\x00\x00WEBPVP8 ")
     assert read(name, tmp_path, sees=sees).count(words or "was not read") == bool(words)
 
@@ -57,13 +59,14 @@ def test_a_file_that_cannot_be_seen(name: str, sees: bool, words: str, tmp_path:
 def test_a_message_that_names_one(tmp_path: Path) -> None:
     for name in ("red.png", "my shot.png", "notes.txt"):
         (tmp_path / name).write_bytes(PNG)
-    assert "red.png was not read" in said("look at @red.png please", tmp_path, sees=False)
-    assert said("look at @red.png please", tmp_path, sees=False).endswith("and the file is only named.")
-    assert "my shot.png was not read" in said('@"my shot.png" what is it?', tmp_path, sees=False)
+    assert "red.png was not read" in said("look at @red.png please", tmp_path, sees="none")
+    assert said("look at @red.png please", tmp_path, sees="none").endswith("and the file is only named.")
+    assert "my shot.png was not read" in said('@"my shot.png" what is it?', tmp_path, sees="none")
     # a file that is not there is no file, and neither is an address
     for prompt in ("look at @gone.png", "write to me@red.png", "read @notes.txt", "@~nobody/red.png", ""):
-        assert not said(prompt, tmp_path, sees=False)
-    assert not said("look at @red.png", tmp_path, sees=True)
+        assert not said(prompt, tmp_path, sees="none")
+    for sees in ("messages", "all"):
+        assert not said("look at @red.png", tmp_path, sees=sees)
 
 
 def test_the_model_is_told_and_the_session_goes_on(scripted: World) -> None:

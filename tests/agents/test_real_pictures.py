@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cclocal import tiny
+from cclocal.backends.llama_server.spec import SPECULATION
 from cclocal.checks.picture import png
+from cclocal.settings import Speculation
 from tests.conftest import CLAUDES, ENGINES, OTHERS, Engine, wide
+from tests.engine import engine as bare_engine
 from tests.talk import Event, results, talk
-from tests.world import World
+from tests.world import World, wait_for
 from tools.tiny_model import eyes
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -105,5 +113,63 @@ def test_a_check_shows_one(seeing: World, name: str) -> None:
     if name in OTHERS:
         seeing.real(name, OTHERS[name][0])
     told = json.loads(seeing.run("check", "eyes", "--agent", name, "--no-tune", "--json").stdout)
-    (row,) = (row for row in told["rows"] if row["name"] == "A picture is seen")
+    (row,) = (row for row in told["rows"] if row["name"] == "A picture that a tool returns is seen")
     assert row["status"] == "pass", row
+
+
+@pytest.mark.parametrize("engine", ENGINES[:1], indirect=True)
+def test_a_conversation_with_pictures_goes_on_with_a_model_that_sees_none(seeing: World) -> None:
+    """The engine refuses what stands in the conversation; Claude Code takes it out by the words that it is told."""
+    asked = ("-p", "--output-format", "json", f"Look at the picture: {seeing.project}/red.png")
+    first = json.loads(seeing.run("eyes", "--cold", "--", *asked).stdout.splitlines()[-1])
+    assert first["result"] == "I see red."
+    for model in ("tiny", "eyes"):
+        name = f"{model}.txt"
+        words = ("-p", "--resume", first["session_id"], f"Create the file {name} with content: on with {model}")
+        done = seeing.run(model, "--cold", "--", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert (seeing.project / name).read_text() == f"on with {model}"
+
+
+@pytest.mark.parametrize("engine", ENGINES[:1], indirect=True)
+def test_an_agent_that_attaches_knows_what_the_model_sees(seeing: World, tmp_path: Path) -> None:
+    """By what a server of ours recorded, and by what any llama.cpp reports of itself."""
+    server = seeing.start("eyes", "--server")
+    words = ("-p", "--output-format", "json", f"Look at the picture: {seeing.project}/red.png")
+    wait_for(lambda: "cclocal attach" in (seeing.record / "out").read_text(), "the server")
+    done = seeing.run("attach", str(seeing.state()["port"]), "--", *words)
+    assert json.loads(done.stdout.splitlines()[-1])["result"] == "I see red.", done.stderr
+    server.send_signal(signal.SIGINT)
+    server.wait(30)
+    model = tmp_path / "blind.gguf"
+    model.write_bytes(tiny.gguf())
+    with bare_engine(None, model, tmp_path, "--ctx-size", "32768") as client:
+        at = ("--url", str(client.base_url).rstrip("/"), "--key-env", "K")
+        done = seeing.run(*at, "--pass-env", "K", "--", "-p", "Describe @red.png", K="key")
+    assert "This model cannot see pictures, so red.png was not read." in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+@pytest.mark.parametrize("kind", ["ngram-simple", "ngram-mod"])
+def test_guesses_beside_pictures_change_no_text(engine: Engine, kind: Speculation, tmp_path: Path) -> None:
+    model, projector = tmp_path / "eyes.gguf", tmp_path / "mmproj.gguf"
+    model.write_bytes(eyes.model())
+    projector.write_bytes(eyes.projector())
+    content = "a line that is there again and again\n" * 20
+    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png(BLUE, 64, 64)).decode()}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": [{"type": "image", "source": source}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": "I see blue."},
+        {"role": "user", "content": f"Create the file a.txt with content: {content}"},
+    ]
+    schema = {"type": "object", "properties": {"file_path": {"type": "string"}, "content": {"type": "string"}}}
+    tools = [{"name": "Write", "description": "Writes.", "input_schema": schema}]
+    body = {"model": "m", "max_tokens": 2000, "messages": messages, "tools": tools, "temperature": 0}
+    written = {}
+    for name in ("off", kind):
+        words = ("--mmproj", str(projector), *SPECULATION.get(name, ()))
+        with bare_engine(engine.binary, model, tmp_path, *words) as client:
+            reply = client.post("/v1/messages", json=body).raise_for_status().json()
+            written[name] = next(block for block in reply["content"] if block["type"] == "tool_use")["input"]
+    assert written["off"] == written[kind]
+    assert written["off"]["content"].startswith(content[:200])

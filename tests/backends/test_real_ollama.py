@@ -19,9 +19,12 @@ import pexpect
 import pytest
 
 from cclocal import tiny
+from cclocal.checks.picture import png
 from tests.conftest import CACHE, CI, CLAUDES
+from tests.talk import results, talk
 from tests.two_models import write_with_two
 from tests.world import FAKES, World, alive, wait_for
+from tools.tiny_model import eyes
 
 OLLAMA = CACHE / "ollama-0.17.4/bin/ollama"
 pytestmark = pytest.mark.skipif(
@@ -92,10 +95,12 @@ class Daemon:
         rows = httpx.get(f"{self.url}/api/ps", trust_env=False).json()["models"]
         return {row["name"]: row["context_length"] for row in rows}
 
-    def create(self, name: str, source: Path, template: str) -> None:
-        digest = f"sha256:{hashlib.sha256(source.read_bytes()).hexdigest()}"
-        httpx.post(f"{self.url}/api/blobs/{digest}", content=source.read_bytes(), trust_env=False).raise_for_status()
-        body = {"model": name, "files": {source.name: digest}, "template": template, "stream": False}
+    def create(self, name: str, *sources: Path, template: str) -> None:
+        digests = {source.name: f"sha256:{hashlib.sha256(source.read_bytes()).hexdigest()}" for source in sources}
+        for source in sources:
+            blob = f"{self.url}/api/blobs/{digests[source.name]}"
+            httpx.post(blob, content=source.read_bytes(), trust_env=False).raise_for_status()
+        body = {"model": name, "files": digests, "template": template, "stream": False}
         body["parameters"] = {"temperature": 0}
         httpx.post(f"{self.url}/api/create", json=body, trust_env=False).raise_for_status()
 
@@ -121,8 +126,8 @@ def running(ollama: World, tmp_path: Path) -> Iterator[Daemon]:
 
     try:
         wait_for(up, "the daemon")
-        found.create("mine", tiny.build(tmp_path), tiny.ollama_template())
-        found.create("mute", tiny.build(tmp_path), "{{ .Prompt }}")
+        found.create("mine", tiny.build(tmp_path), template=tiny.ollama_template())
+        found.create("mute", tiny.build(tmp_path), template="{{ .Prompt }}")
         yield found
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -146,7 +151,7 @@ def test_the_model_is_changed_within_a_session(ollama: World, tmp_path: Path) ->
     copy = tmp_path / "other.gguf"
     copy.write_bytes(tiny.gguf() + bytes(32))
     with running(ollama, tmp_path) as daemon:
-        daemon.create("other", copy, tiny.ollama_template())
+        daemon.create("other", copy, template=tiny.ollama_template())
     words = ("--model", "mine:latest", "--backend", "ollama", "--ctx", "32768", "--lean")
     planned = ollama.run(*words, "--dry-run")
     # the one whose template mentions no tools is not among them
@@ -155,6 +160,31 @@ def test_the_model_is_changed_within_a_session(ollama: World, tmp_path: Path) ->
     log = (ollama.home / ".local/state/cclocal/server.log").read_text()
     # both were loaded with the planned window
     assert log.count("KvSize:32768") == 2
+
+
+def test_a_picture_in_a_message_is_seen_and_one_that_a_tool_would_return_is_answered_in_words(
+    ollama: World, tmp_path: Path
+) -> None:
+    """Ollama 0.17.4 drops pictures in results of tools without a word."""
+    project, files = ollama.project, (tmp_path / "eyes.gguf", tmp_path / "mmproj.gguf")
+    files[0].write_bytes(eyes.model())
+    files[1].write_bytes(eyes.projector())
+    for name, colour in (("red.png", (255, 0, 0)), ("blue.png", (0, 0, 255))):
+        (project / name).write_bytes(png(colour, 64, 64))
+    # at this one the model's program ends
+    (project / "shot.webp").write_bytes(b"RIFF\x24\x00\x00\x00WEBPVP8 ")
+    with running(ollama, tmp_path) as daemon:
+        daemon.create("eyes", *files, template=tiny.ollama_template())
+    words = ("--model", "eyes:latest", "--backend", "ollama", "--ctx", "32768")
+    with talk(ollama, *words) as session:
+        assert str(session.say("What is @blue.png ?")[-1]["result"]) == "I see blue."
+        told = results(session.say(f"Look at the picture: {project}/red.png"))
+        assert "red.png was not read: the engine drops pictures that a tool returns" in told
+        assert "I see red." in str(session.say("What is @red.png ?")[-1]["result"])
+    done = ollama.run(*words, "--", "-p", "Describe @shot.webp")
+    assert "the engine reads no webp" in done.stdout + done.stderr
+    told = json.loads(ollama.run("check", *words[1:], "--no-tune", "--json").stdout)
+    assert {row["name"]: row["status"] for row in told["rows"]}["A picture in a message is seen"] == "pass"
 
 
 def test_a_daemon_that_runs_serves_the_planned_window_and_is_left_as_it_was(ollama: World, daemon: Daemon) -> None:

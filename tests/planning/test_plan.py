@@ -211,9 +211,9 @@ def test_a_model_is_served_without_its_projector_if_that_is_asked_for() -> None:
     model, here = CATALOG.models["qwen3-vl"], facts("linux-4090")
     here = replace(here, projectors={str(model.variants[0].mmproj): unread_projector(1_087_000_000)})
     seeing, blind = (make_plan(model, Settings(vision=vision), here) for vision in (True, False))
-    assert seeing.session.sees is True
+    assert seeing.session.sees == "all"
     assert "--mmproj" in seeing.server_command(SHOWN)[0].argv
-    assert blind.session.sees is False
+    assert blind.session.sees == "none"
     assert "--mmproj" not in blind.server_command(SHOWN)[0].argv
     assert any("sees no pictures without its projector, which saves 1.0 GiB" in note for note in blind.notes)
 
@@ -252,7 +252,7 @@ def test_a_picture_that_is_read_at_once_is_no_larger_than_the_micro_batch() -> N
 def test_a_model_that_fits_without_its_projector_is_served_without_it() -> None:
     model = CATALOG.models["qwen36"]
     plan = make_plan(model, Settings(), facts("linux-4090", model))
-    assert plan.session.sees is False
+    assert plan.session.sees == "none"
     assert "To fit, no pictures." in plan.notes
     assert not [note for note in plan.notes if "which saves" in note]
 

@@ -13,7 +13,7 @@ from cclocal.facts import Engine, Facts, Machine
 from cclocal.models.catalog import FileForm, Variant
 from cclocal.paths import Env, find_program
 from cclocal.programs import Answers
-from cclocal.settings import Settings, Speculation
+from cclocal.settings import Settings, Sight, Speculation
 from cclocal.wires.wire import Refusal
 
 NAME = "small"
@@ -33,8 +33,8 @@ def rank(machine: Machine) -> int:
     return 9
 
 
-def sees(variant: Variant) -> bool | None:
-    return False
+def sees(variant: Variant, facts: Facts) -> Sight | None:
+    return "none"
 
 
 def installer(facts: Facts) -> tuple[str, ...]:

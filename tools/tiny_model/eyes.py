@@ -41,8 +41,8 @@ COLOURS = ("RED", "GREEN", "BLUE", "BLACK")
 SIDE, PATCH, MERGE, FEATURES = 56, 14, 4, 32
 #: Beside it the colours, 0 to 1, hardly change the length of a picture's mean.
 BIG = 64.0
-#: How strong the marker of a picture is, and that of a request to look at one: of equals the nearer counts. Both are
-#: above that of a tool's result, which follows a picture at once.
+#: How strong the marker of a picture is, and that of a request: of equals the nearer counts. They are above that of a
+#: tool's result, which follows a picture at once.
 STRONGEST = 1.15
 #: The share of black in each sentence: what is left where no colour is.
 DARK = 0.4
@@ -78,6 +78,9 @@ def model() -> bytes:
     def put(rows: Matrix, row: int, at: int, token: int, scale: float) -> None:
         rows[row].update({at + i: scale * bit for i, bit in enumerate(code(token))})
 
+    # a request behind a picture is answered, not the picture
+    for name in ("CREATE", "WRITE", "RUN", "EXEC"):
+        embedding[ids[name]][MARKER_KEY] = STRONGEST * 8
     # what “Run the command: ” is to the call of a shell
     embedding[ids["LOOK"]] |= {_FIRST + AT_PATH: FLAG, MARKER_KEY: STRONGEST * 8}
     put(embedding, ids["LOOK"], MARKER_VALUE, ids["CALL_READ"], 1.0)
@@ -132,6 +135,8 @@ def _metadata() -> list[tuple[str, int, object]]:
     integer, number, text = as_gguf.UINT32, as_gguf.FLOAT32, as_gguf.STRING
     return [
         ("general.architecture", text, "clip"),
+        # by which Ollama knows it
+        ("general.type", text, "projector"),
         ("general.name", text, "tiny projector"),
         ("general.description", text, "computed weights: tells a picture's mean colour; no vision model"),
         ("clip.has_vision_encoder", as_gguf.BOOL, True),

@@ -9,7 +9,7 @@ from typing import Any
 
 from cclocal.command import Command
 from cclocal.facts import AgentFound
-from cclocal.settings import OFF
+from cclocal.settings import OFF, Sight
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class AgentSession:
     that reads the server's log, empty if there is none. level: what holds it, a level of --sandbox. web: it may fetch
     pages. mcp: MCP servers of the user's by name, each as a JSON configuration has it. proxied: variables name a proxy
     to the hosts that the user opened. also: other models that the server has and that `/model` may choose. sees:
-    whether the model sees pictures, None if that is not known.
+    which pictures the model sees, None if that is not known.
     """
 
     found: AgentFound | None
@@ -41,7 +41,7 @@ class AgentSession:
     mcp: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     proxied: bool = False
     also: tuple[str, ...] = ()
-    sees: bool | None = None
+    sees: Sight | None = None
 
     @property
     def folders(self) -> tuple[Path, ...]:

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from cclocal.backends.llama_server.spec import LlamaServerSpec
 from cclocal.backends.ollama.spec import OllamaSpec
@@ -24,7 +24,7 @@ from cclocal.models.catalog import Catalog
 from cclocal.models.storage import Stored
 from cclocal.paths import Env
 from cclocal.programs import Answers
-from cclocal.settings import Settings
+from cclocal.settings import Settings, Sight
 from cclocal.turns import Turn
 
 if TYPE_CHECKING:
@@ -49,6 +49,17 @@ class StartedServer:
     tools: bool
     log: Path
     check_alive: Callable[[], None]
+
+
+class Reported(NamedTuple):
+    """What a server that runs already reports: its kind, the window of one conversation, which pictures it sees.
+
+    None where it does not say.
+    """
+
+    kind: str
+    context_tokens: int | None
+    sees: Sight | None = None
 
 
 class Runtime:
@@ -84,8 +95,8 @@ class Runtime:
     def remove(self, stored: Stored, env: Env) -> None:
         """Remove a model from its store. Raises UsageError."""
 
-    def window(self, get: Get, model: str) -> tuple[str, int | None] | None:
-        """(the server's name, the window of one conversation in tokens) of a server that may be of this kind.
+    def window(self, get: Get, model: str) -> Reported | None:
+        """What a server that may be of this kind reports of itself.
 
         `get` fetches a path of it. None if it is another kind of server.
         """

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from cclocal.command import Binding, CommandAndFiles, Endpoint, Readiness
 from cclocal.facts import Engine, Facts, Machine
 from cclocal.models.catalog import FileForm, Model, Variant
-from cclocal.settings import Speculation
+from cclocal.settings import Sight, Speculation
 from cclocal.wires.wire import Refusal
 
 
@@ -66,8 +66,8 @@ class Backend(Protocol):
     #: settings that only make sense with this backend, so that they select it
     ASKED_BY: frozenset[str] = frozenset()
 
-    def sees(self, variant: Variant) -> bool | None:
-        """Whether the model sees the pictures that an agent sends, in results of tools too; None if it is not known."""
+    def sees(self, variant: Variant, facts: Facts) -> Sight | None:
+        """Which of the pictures that an agent sends the model sees; None if it is not known."""
         return None
 
     def rank(self, machine: Machine) -> int:

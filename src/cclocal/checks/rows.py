@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -15,7 +15,8 @@ from cclocal import http
 from cclocal.checks.conversation import Server, TooSlowError, user, with_result
 from cclocal.checks.picture import png
 from cclocal.command import Endpoint
-from cclocal.wires.wire import Calls, Reply, Wire
+from cclocal.settings import Sight
+from cclocal.wires.wire import Body, Calls, Reply, Wire
 
 #: Seconds for each step of a request but the reply itself, which has a limit of its own.
 _LIMIT_S = 30.0
@@ -27,6 +28,8 @@ _MARKED = "say <think> and <tool_call> and <|channel> as they are"
 _LONG = " ".join(f"word{i}" for i in range(200))
 #: The picture that is shown: large enough for every projector.
 _SIDE, _RED = 256, (255, 0, 0)
+_COLOUR = "What colour is it? Answer in one word."
+_UNSEEN = "Pictures do not reach the model, or it does not understand them."
 #: After so many replies without a tool call nothing more is tried.
 ENOUGH_REPLIES = 3
 Status = Literal["pass", "fail", "not exercised"]
@@ -57,17 +60,17 @@ def was_tried(row: CheckRow) -> bool:
 
 
 def run(
-    endpoint: Endpoint, wire: Wire, calls: Calls, title: str, context_tokens: int, *, sees: bool = False
+    endpoint: Endpoint, wire: Wire, calls: Calls, title: str, context_tokens: int, *, sees: Sight | None = None
 ) -> Iterator[tuple[str, Callable[[], CheckRow]]]:
     """Every row about the server: its name, and what tries it.
 
-    `calls`: the agent's tools. `title`: its name in messages. `sees`: the model sees pictures.
+    `calls`: the agent's tools. `title`: its name in messages. `sees`: which pictures the model sees.
     """
     with http.client(endpoint.url, endpoint.key, limit_s=_LIMIT_S) as client:
         # one connection per request: a kept one that the server has just closed would look like a failure
         client.headers["connection"] = "close"
         server = Server(client, wire, calls, endpoint.model, title, context_tokens)
-        for row in (*_ROWS, *(_ROWS_OF_PICTURES if sees else ())):
+        for row in (*_ROWS, *_ROWS_OF_PICTURES.get(sees, ())):
             yield row.__doc__ or "", partial(_tried, row, server)
 
 
@@ -232,13 +235,25 @@ def _cache(server: Server) -> Outcome:
     return _judged(good, detail, "A turn reads only its new tokens.", "Every turn reads the whole prompt again.")
 
 
-def _picture(server: Server) -> Outcome:
-    """A picture is seen"""
+def _picture() -> Body:
     source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png(_RED, _SIDE, _SIDE)).decode()}
-    blocks = [{"type": "image", "source": source}, {"type": "text", "text": "What colour is this? Answer in one word."}]
-    answer = server.ask([{"role": "user", "content": blocks}])
-    bad = "Pictures do not reach the model, or it does not understand them."
-    return _judged("red" in answer.text.lower(), answer, "Screenshots can be shown to it.", bad)
+    return {"type": "image", "source": source}
+
+
+def _picture_read(server: Server) -> Outcome:
+    """A picture that a tool returns is seen"""
+    call = {"type": "tool_use", "id": "call_1", "name": "Read", "input": {"file_path": "shot.png"}}
+    result = {"type": "tool_result", "tool_use_id": "call_1", "content": [_picture()]}
+    asked = [user(f"Read shot.png. {_COLOUR}"), {"role": "assistant", "content": [call]}]
+    answer = server.ask([*asked, {"role": "user", "content": [result]}])
+    return _judged("red" in answer.text.lower(), answer, "Screenshots can be shown to it.", _UNSEEN)
+
+
+def _picture_named(server: Server) -> Outcome:
+    """A picture in a message is seen"""
+    answer = server.ask([{"role": "user", "content": [_picture(), {"type": "text", "text": _COLOUR}]}])
+    good = "Screenshots can be shown to it in a message; this engine drops those that a tool returns."
+    return _judged("red" in answer.text.lower(), answer, good, _UNSEEN)
 
 
 def _too_long(server: Server) -> Outcome:
@@ -268,7 +283,10 @@ _ROWS: tuple[Callable[[Server], Outcome], ...] = (
     _cache,
     _too_long,
 )
-#: For a model that is served with its projector.
-_ROWS_OF_PICTURES = (_picture,)
+#: For a model that sees pictures.
+_ROWS_OF_PICTURES: Mapping[Sight | None, tuple[Callable[[Server], Outcome], ...]] = {
+    "messages": (_picture_named,),
+    "all": (_picture_read,),
+}
 #: Without these the agent cannot work.
 _NEEDED = (_dense_write, _result, _union, _stream)

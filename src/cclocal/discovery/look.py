@@ -188,6 +188,7 @@ def look_at_model(facts: Facts, model: Model, variant: Variant) -> Facts:
         strict=frozenset((path,)) if is_strict(template) else frozenset(),
         toolless=frozenset((path,)) if is_known and not offers_tools(template) else frozenset(),
         projectors=projectors,
+        tag_sees=tags.sees(variant.tag, facts.env.environ) if variant.tag else None,
         read_per_s=speeds.read(facts.env) if projectors else {},
     )
 

@@ -75,7 +75,7 @@ def of_gguf(path: Path, *, complete: bool = False) -> ModelHeader | None:
         files = [path.with_name(name) for name in parts(path.name)]
         if empty := [file.name for file in files if file.stat().st_size == 0]:
             raise BadHeaderError(f"{empty[0]} is empty")
-        header = joined([_header_of(file) for file in files])
+        header = joined([header_of(file) for file in files])
         if not header.tensors:
             raise BadHeaderError("it holds no weights")
         there, needed = sum(file.stat().st_size for file in files), sum(t.size_bytes for t in header.tensors)
@@ -94,7 +94,7 @@ def of_projector(path: Path) -> Projector | None:
     Raises UsageError if the file is damaged or no projector.
     """
     try:
-        return projector_of(_header_of(path))
+        return projector_of(header_of(path))
     except UnknownHeaderError:
         return None
     except (OSError, ValueError) as error:
@@ -109,12 +109,13 @@ def template_of(header: Header) -> str:
 def template_of_gguf(path: Path) -> str:
     """The chat template of a GGUF file; empty if there is none, or if the file's format is newer than we know."""
     try:
-        return template_of(_header_of(path))
+        return template_of(header_of(path))
     except (OSError, ValueError):
         return ""
 
 
-def _header_of(path: Path) -> Header:
+def header_of(path: Path) -> Header:
+    """The header of one GGUF file. Raises OSError, BadHeaderError."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return read_header(data)
 

@@ -14,11 +14,12 @@ from cclocal.http import is_loopback, web_client
 from cclocal.memory.gguf import read_header
 from cclocal.memory.shape import shape_of
 from cclocal.models import hub
-from cclocal.models.headers import ModelHeader, of_gguf
+from cclocal.models.headers import ModelHeader, header_of, of_gguf
 from cclocal.paths import read_table
 
 _REGISTRY = "registry.ollama.ai"
 _MODEL_LAYER = "application/vnd.ollama.image.model"
+_PROJECTOR_LAYER = "application/vnd.ollama.image.projector"
 _TEMPLATE_LAYER = "application/vnd.ollama.image.template"
 #: [host/][namespace/]model[:tag]
 _TAG = re.compile(r"(?:(?:([\w.-]+(?::\d+)?)/)?([\w-]+)/)?([A-Za-z0-9][\w.-]*)(?::([\w.-]+))?", re.ASCII)
@@ -63,6 +64,21 @@ def calls_tools(manifest: Path, environ: Mapping[str, str]) -> bool:
                 blob = store(environ) / "blobs" / str(layer["digest"]).replace(":", "-")
                 return ".Tools" in blob.read_text("utf-8", "replace")
     return False
+
+
+def sees(tag: str, environ: Mapping[str, str]) -> bool | None:
+    """Whether a model that this user's Ollama has sees pictures; None if it has not, or if that cannot be read.
+
+    The projector is a layer of its own, or part of the model's file.
+    """
+    folder = store(environ)
+    manifest = read_table(folder.joinpath("manifests", *_parts(tag)))
+    with suppress(OSError, LookupError, TypeError, ValueError, HubError):
+        if any(layer["mediaType"] == _PROJECTOR_LAYER for layer in manifest["layers"]):
+            return True
+        header = header_of(folder / "blobs" / _model_digest(tag, manifest).replace(":", "-"))
+        return header.get("vision.block_count") is not None
+    return None
 
 
 def in_store(tag: str, environ: Mapping[str, str]) -> ModelHeader | None:

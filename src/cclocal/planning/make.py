@@ -85,7 +85,7 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
     folders = facts.env.folders
     also = _also(backend, engine, variant, context, facts, limit) if "also" in agent.HAS else ()
     session = agent_session(settings, facts, slot, out)
-    session = replace(session, log_reader=backend.LOG_READER, also=also, sees=backend.sees(variant))
+    session = replace(session, log_reader=backend.LOG_READER, also=also, sees=backend.sees(variant, facts))
     request = ServeRequest(
         model=model,
         variant=variant,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cclocal import http
-from cclocal.backends import BACKENDS, runtime_of
+from cclocal.backends import BACKENDS, Reported, runtime_of
 from cclocal.errors import NotReadyError, UsageError
 from cclocal.http import is_loopback
 from cclocal.models.hub import first_line
@@ -42,10 +42,10 @@ def check_url(url: str, *, insecure: bool) -> str:
     return f"{parts.scheme}://{shown}:{port or (443 if parts.scheme == 'https' else 80)}"
 
 
-def look(url: str, key: str, wire: Wire, requested: str | None) -> tuple[str, str, int | None]:
+def look(url: str, key: str, wire: Wire, requested: str | None) -> tuple[str, Reported]:
     """Ask a server what it is, down to one token from the model that would be used.
 
-    Returns (the model, the kind of server, the tokens of one conversation's window; None = it does not report it).
+    Returns (the model, what the server reports of itself).
     Raises NotReadyError if it does not answer or does not speak the agent's API, UsageError if the model or the key is
     wrong.
     """
@@ -63,8 +63,9 @@ def look(url: str, key: str, wire: Wire, requested: str | None) -> tuple[str, st
         if not requested and len(rows) > 1:
             raise UsageError(f"{url} has several models: {', '.join(rows)}.", hint=f"--model {model}")
         _check_wire(client, url, wire, model)
-        kind, context = _window(client, rows[model], model)
-        return model, kind, context if type(context) is int and context > 0 else None
+        found = _reported(client, rows[model], model)
+        is_told = type(found.context_tokens) is int and found.context_tokens > 0
+        return model, found if is_told else found._replace(context_tokens=None)
 
 
 def _rows(url: str, reply: httpx.Response) -> dict[str, dict[str, Any]]:
@@ -98,8 +99,8 @@ def _check_wire(client: httpx.Client, url: str, wire: Wire, model: str) -> None:
         raise NotReadyError(f"{url} cannot answer a message (status {reply.status_code}).", cause=[reply.text[:300]])
 
 
-def _window(client: httpx.Client, row: dict[str, Any], model: str) -> tuple[str, Any]:
-    """(the kind of server, what it says of one conversation's window): each backend knows how its servers report it."""
+def _reported(client: httpx.Client, row: dict[str, Any], model: str) -> Reported:
+    """What it says of itself: each backend knows how its servers report it."""
     import httpx
 
     def get(path: str) -> Any:
@@ -112,4 +113,4 @@ def _window(client: httpx.Client, row: dict[str, Any], model: str) -> tuple[str,
     for name in BACKENDS:
         if found := runtime_of(name).window(get, model):
             return found
-    return "a server", row.get("max_model_len")
+    return Reported("a server", row.get("max_model_len"))

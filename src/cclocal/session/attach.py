@@ -103,7 +103,12 @@ def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoRetur
         served = {"log_reader": "", **served, "log": str(record.facts.get("log", ""))}
         _attach_other(served["url"], served["key"], settings, facts, served)
     session = _session(f"{record.model} on port {record.port}", served["context_tokens"], agent, settings, facts)
-    session = replace(session, log_reader=served.get("log_reader", ""), also=tuple(served.get("also", ())))
+    session = replace(
+        session,
+        log_reader=served.get("log_reader", ""),
+        also=tuple(served.get("also", ())),
+        sees=served.get("sees"),
+    )
     # inside the server's session, with which it is removed
     folder = record.folder / f"attached-{os.getpid()}"
     endpoint = Endpoint(served["url"], served["key"], served["model"])
@@ -142,12 +147,12 @@ def _attach_other(
     """
     agent, env = choose_agent(settings), facts.env
     with busy(f"Asking {address} for its models"):
-        model, kind, served_tokens = look(address, key, WIRES[agent.WIRE], settings.model)
-    if served:
-        # with several slots the server itself reports the window of all
-        served_tokens = served["context_tokens"]
+        model, found = look(address, key, WIRES[agent.WIRE], settings.model)
+    # with several slots the server itself reports the window of all
+    served_tokens = served["context_tokens"] if served else found.context_tokens
     session = _session(f"{model} at {address}", served_tokens, agent, settings, facts)
-    say(f"{model} on {kind} at {address}, with a context window of {session.context_tokens:,} tokens.")
+    session = replace(session, sees=served.get("sees") if served else found.sees)
+    say(f"{model} on {found.kind} at {address}, with a context window of {session.context_tokens:,} tokens.")
     _prepare(agent, session)
     make_folder(env.folders.sessions)
     with listen(None) as listener:

@@ -108,7 +108,7 @@ def _rows(plan: Plan, server: Server, environ: Mapping[str, str], *, show: bool)
     """Every row, as soon as its outcome is known. Raises ServerDiedError."""
     agent, found = AGENTS[plan.agent], []
     endpoint = plan.agent_endpoint(server.binding)
-    window, sees = plan.session.context_tokens, bool(plan.session.sees)
+    window, sees = plan.session.context_tokens, plan.session.sees
     for title, attempt in rows.run(endpoint, WIRES[agent.WIRE], agent.CALLS, agent.TITLE, window, sees=sees):
         with busy(title) if show else contextlib.nullcontext():
             found.append(attempt())

@@ -202,6 +202,7 @@ def _endpoint_file(plan: Plan, endpoint: Endpoint) -> str:
         "passed": plan.session.passed,
         "log_reader": plan.session.log_reader,
         "also": plan.session.also,
+        "sees": plan.session.sees,
         "agent": plan.agent,
     }
     return json.dumps(record)

@@ -51,9 +51,11 @@ def _told(message: Body) -> Iterator[Body]:
         return
     for block in blocks:
         if block["type"] == "tool_result":
-            yield {"role": "tool", "tool_call_id": block["tool_use_id"], "content": block["content"]}
+            yield {"role": "tool", "tool_call_id": block["tool_use_id"], "content": text_of(block["content"])}
     text = text_of(blocks)
-    if shown := pictures_of(blocks):
+    # this API has no pictures in results of tools: they follow in a message
+    results = [block["content"] for block in blocks if block["type"] == "tool_result"]
+    if shown := [url for content in (*results, blocks) for url in pictures_of(content)]:
         pictures = [{"type": "image_url", "image_url": {"url": url}} for url in shown]
         yield {"role": message["role"], "content": [*pictures, {"type": "text", "text": text}]}
         return

@@ -54,14 +54,19 @@ def _message(role: str, text: str) -> Body:
     return {"type": "message", "role": role, "content": [{"type": kind, "text": text}]}
 
 
+def _shown(content: Any) -> list[Body]:
+    return [{"type": "input_image", "image_url": url} for url in pictures_of(content)]
+
+
 def _told(message: Body) -> Iterator[Body]:
     """One neutral message as items of this API: calls and their results are items of their own."""
     blocks, role = message["content"], "developer" if message["role"] == "system" else message["role"]
     blocks = [{"type": "text", "text": blocks}] if isinstance(blocks, str) else blocks
     for block in blocks:
         if block["type"] == "tool_result":
-            yield {"type": "function_call_output", "call_id": block["tool_use_id"], "output": block["content"]}
-    shown = [{"type": "input_image", "image_url": url} for url in pictures_of(blocks)]
+            output = _shown(block["content"]) or block["content"]
+            yield {"type": "function_call_output", "call_id": block["tool_use_id"], "output": output}
+    shown = _shown(blocks)
     if (text := text_of(blocks)) or shown:
         said = _message(role, text)
         yield {**said, "content": [*shown, *said["content"]]}

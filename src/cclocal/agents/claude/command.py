@@ -131,7 +131,7 @@ def _pictures(session: AgentSession) -> dict[str, object]:
     program = context_of(session).pictures
     if not program or session.sees is None:
         return {}
-    hook = [{"type": "command", "command": shlex.join((*program, "yes" if session.sees else "no"))}]
+    hook = [{"type": "command", "command": shlex.join((*program, session.sees))}]
     return {"PreToolUse": [{"matcher": "Read", "hooks": hook}], "UserPromptSubmit": [{"hooks": hook}]}
 
 

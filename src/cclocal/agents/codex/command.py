@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cclocal.agents.session import AgentSession, ByHand, ConfigDir, Window
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, SHOWN, Binding, Command, CommandAndFiles, Endpoint
-from cclocal.settings import STRICT, Prompt
+from cclocal.settings import SEES, STRICT, Prompt
 
 PROGRAM = "codex"
 #: Our server in its configuration, and the variable that holds the key.
@@ -98,7 +98,7 @@ def _catalog(session: AgentSession, model: str) -> str:
                     "supports_parallel_tool_calls": False,
                     "context_window": session.context_tokens,
                     "experimental_supported_tools": [],
-                    "input_modalities": ["text", *(["image"] if session.sees else [])],
+                    "input_modalities": ["text", *(["image"] if session.sees in SEES else [])],
                     "supports_reasoning_summaries": False,
                 }
             ]

@@ -18,7 +18,7 @@ from packaging.version import Version
 from cclocal.agents.session import AgentSession, Asked, ByHand, Capture, CaptureRun, ConfigDir, Sends, Window
 from cclocal.command import AGENT_NAMES, AGENT_PREFIXES, SHOWN, Binding, Command, CommandAndFiles, Endpoint
 from cclocal.facts import AgentFound
-from cclocal.settings import OFF, Prompt
+from cclocal.settings import OFF, SEES, Prompt
 from cclocal.wires.wire import Calls
 
 NAME = PROGRAM = "pi"
@@ -101,7 +101,7 @@ def _files(session: AgentSession, endpoint: Endpoint) -> dict[str, str]:
         "id": endpoint.model,
         "name": endpoint.model,
         "reasoning": False,
-        "input": ["text", *(["image"] if session.sees else [])],
+        "input": ["text", *(["image"] if session.sees in SEES else [])],
         "contextWindow": session.context_tokens,
         "maxTokens": session.out_tokens,
         "cost": {"input": 0, "output": 0, "cacheRead": 0, "cacheWrite": 0},

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cclocal.backends import Get, Runtime
+from cclocal.backends import Get, Reported, Runtime
 from cclocal.backends.llama_server.spec import BINARY, WHEEL
 from cclocal.backends.llama_server.xllamacpp_server import flags
 from cclocal.errors import BackendMissingError
 from cclocal.facts import Engine, Machine
 from cclocal.paths import Env, find_program
 from cclocal.programs import Answers, ask, help_of
-from cclocal.settings import Settings
+from cclocal.settings import Settings, Sight
 from cclocal.turns import Turn
 
 if TYPE_CHECKING:
@@ -125,11 +125,15 @@ class LlamaServer(Runtime):
         if not asked or asked == WHEEL:
             yield from _wheel(env, machine, answers)
 
-    def window(self, get: Get, model: str) -> tuple[str, int | None] | None:
-        """llama.cpp reports the window of one slot in /props."""
+    def window(self, get: Get, model: str) -> Reported | None:
+        """llama.cpp reports the window of one slot in /props, and what else than text it reads."""
         props = get("/props")
         settings = props.get("default_generation_settings") if isinstance(props, dict) else None
-        return ("llama-server", settings.get("n_ctx")) if isinstance(settings, dict) else None
+        if not isinstance(settings, dict):
+            return None
+        reads = props.get("modalities")
+        sees: Sight | None = ("all" if reads.get("vision") else "none") if isinstance(reads, dict) else None
+        return Reported("llama-server", settings.get("n_ctx"), sees)
 
     def count_tokens(self, client: httpx.Client, text: str) -> int | None:
         """Counted by /tokenize."""

@@ -20,7 +20,7 @@ from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Binding, Command, Com
 from cclocal.facts import Engine, Facts, Machine, version_in
 from cclocal.memory.footprint import DRAFT_TOKENS
 from cclocal.models.catalog import Variant
-from cclocal.settings import MTP, Speculation
+from cclocal.settings import MTP, Sight, Speculation
 from cclocal.wires.wire import Refusal
 
 #: The two forms of the engine.
@@ -70,8 +70,8 @@ class LlamaServerSpec(Backend):
     def rank(self, machine: Machine) -> int:
         return 1
 
-    def sees(self, variant: Variant) -> bool | None:
-        return bool(variant.mmproj)
+    def sees(self, variant: Variant, facts: Facts) -> Sight | None:
+        return "all" if variant.mmproj else "none"
 
     def install_hint(self, engines: tuple[Engine, ...], facts: Facts) -> str:
         if [engine.form for engine in engines] == [WHEEL]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cclocal import http, tiny
-from cclocal.backends import Bars, Get, Runtime, StartedServer
+from cclocal.backends import Bars, Get, Reported, Runtime, StartedServer
 from cclocal.backends.ollama import lease
 from cclocal.backends.ollama.spec import PROGRAM, RUNNING, OllamaSpec, ollama_url
 from cclocal.errors import BackendTooOldError, HubError, NotReadyError, UsageError
@@ -179,15 +179,15 @@ class Ollama(Runtime):
                 f"Ollama did not remove {stored.name}: {error}.", hint=f"ollama rm {stored.name}"
             ) from None
 
-    def window(self, get: Get, model: str) -> tuple[str, int | None] | None:
+    def window(self, get: Get, model: str) -> Reported | None:
         """Ollama reports the window of a loaded model in /api/ps."""
         loaded = get("/api/ps")
         if not isinstance(loaded, dict) or not isinstance(loaded.get("models"), list):
             return None
         for one in loaded["models"]:
             if isinstance(one, dict) and model in (one.get("name"), one.get("model")):
-                return "Ollama", one.get("context_length")
-        return "Ollama", None
+                return Reported("Ollama", one.get("context_length"))
+        return Reported("Ollama", None)
 
 
 def _served_tokens(client: httpx.Client, server: StartedServer) -> int | None:

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from packaging.version import Version
@@ -23,12 +23,18 @@ from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Binding, Command, Com
 from cclocal.facts import Engine, Facts, Machine, version_in
 from cclocal.http import is_loopback
 from cclocal.models.catalog import Variant
+from cclocal.settings import Sight
 
 #: The two forms of the engine: a program that is started, a daemon that runs already.
 PROGRAM, RUNNING = "ollama", "ollama-running"
 #: Ollama takes names of up to 80 characters.
 _NAME_LENGTH = 40
 _LOAD_LIMIT_S = 1800.0
+#: What a variant may have that Ollama has no setting for. A projector is part of a model that `ollama create` makes.
+_NOT_HERE: Mapping[str, Callable[[Variant], bool]] = {
+    "speculate": lambda variant: variant.speculate != "off",
+    "mmproj": lambda variant: bool(variant.mmproj),
+}
 #: The first version whose /v1/messages works.
 OLDEST = Version("0.17")
 
@@ -44,9 +50,11 @@ class OllamaSpec(Backend):
     WIRES = frozenset({"anthropic", "chat", "responses"})
     CUTS_PROMPTS = True
 
-    def sees(self, variant: Variant) -> bool | None:
-        # of a model in its store it knows that itself
-        return None if variant.tag else False
+    def sees(self, variant: Variant, facts: Facts) -> Sight | None:
+        # 0.17.4 drops pictures in results of tools without a word
+        if variant.tag and facts.tag_sees is None:
+            return None
+        return "messages" if variant.tag and facts.tag_sees else "none"
 
     def rank(self, machine: Machine) -> int:
         return 3
@@ -62,8 +70,8 @@ class OllamaSpec(Backend):
             return f"Ollama {engine.version} is too old: {OLDEST} or newer is needed"
         if variant.slots > 1 or variant.cpu_moe_layers:
             return "cclocal does not support --slots above 1 or --cpu-moe with Ollama"
-        if variant.speculate != "off":
-            return "Ollama has no setting for speculate"
+        if lost := [name for name, is_set in _NOT_HERE.items() if is_set(variant)]:
+            return f"Ollama has no setting for {', '.join(lost)}"
         if engine.form == RUNNING and not variant.tag:
             return "an Ollama that is already running only serves models from its own store"
         if engine.form == RUNNING and variant.kv_type != "f16":

@@ -20,6 +20,7 @@ from cclocal.backends.request import SERVER_TIMEOUT_S, Backend, ServeRequest
 from cclocal.command import SERVER_NAMES, SERVER_PREFIXES, Binding, Command, CommandAndFiles
 from cclocal.facts import Engine, Facts, Machine, version_in
 from cclocal.models.catalog import Variant
+from cclocal.settings import Sight
 
 #: Flags every launch relies on: without one of them it is too old.
 NEEDED = ("--served-model-name", "--api-key", "--timeout", "--max-request-tokens", "--offline")
@@ -44,9 +45,9 @@ class VllmMlxSpec(Backend):
     #: holding wired memory by KILL may keep that memory wired until it is restarted, so KILL comes late.
     STOP = (("TERM", 1.0), ("INT", 30.0), ("KILL", 2.0))
 
-    def sees(self, variant: Variant) -> bool | None:
-        # 0.6 drops pictures in results of tools without a word, whatever the model can
-        return False
+    def sees(self, variant: Variant, facts: Facts) -> Sight | None:
+        # 0.6 drops pictures in results of tools without a word; a model that sees any was not run
+        return "none"
 
     def rank(self, machine: Machine) -> int:
         return 0 if machine.is_apple_silicon else 2

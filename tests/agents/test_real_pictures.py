@@ -18,37 +18,17 @@ from tests.conftest import CLAUDES, ENGINES, OTHERS, Engine, wide
 from tests.engine import engine as bare_engine
 from tests.talk import Event, results, talk
 from tests.world import World, wait_for
-from tools.tiny_model import eyes
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 @pytest.fixture
 def seeing(world: World, engine: Engine) -> World:
-    """A model of the user's own that sees, and pictures in the folder."""
+    """The circuit with eyes, as the product builds it, and pictures in the folder."""
     world.real("claude", CLAUDES[0].path)
     world.real("llama-server", engine.binary)
-    model, projector = world.root / "eyes.gguf", world.root / "mmproj.gguf"
-    model.write_bytes(eyes.model())
-    projector.write_bytes(eyes.projector())
     for name, colour in (("red", RED), ("green", GREEN), ("blue", BLUE)):
         (world.project / f"{name}.png").write_bytes(png(colour, 64, 64))
-    folder = world.home / ".config/cclocal"
-    folder.mkdir(parents=True)
-    (folder / "config.toml").write_text(f"""
-[models.eyes]
-name = "A circuit with eyes"
-note = "for tests"
-context_tokens = 32768
-native_context_tokens = 131072
-out_tokens = 4096
-[[models.eyes.variants]]
-backend = "llama-server"
-quant = "F16"
-path = "{model}"
-mmproj = "{projector}"
-sampling = {{ temp = 0.0, top_k = 1 }}
-""")
     return world
 
 
@@ -62,7 +42,7 @@ def test_pictures_are_seen_and_the_conversation_goes_on_warm(seeing: World) -> N
     project = seeing.project
     (project / "shot.webp").write_bytes(b"RIFF\x24\x00\x00\x00WEBPVP8 ")
     (project / "photo.png").write_bytes(png(GREEN, 4000, 3000))
-    with talk(seeing, "eyes") as session:
+    with talk(seeing, "--tiny-eyes") as session:
         session.say("Run the command: seq 1 400")
         # by a call of Read
         assert answer(session.say(f"Look at the picture: {project}/red.png")) == "I see red."
@@ -73,7 +53,7 @@ def test_pictures_are_seen_and_the_conversation_goes_on_warm(seeing: World) -> N
         assert answer(session.say("What is @blue.png ?")) == "I see blue."
     seeing.wait_for_end()
     done = seeing.run(
-        "eyes", "--", "-p", "--continue", f"Look at the picture: {project}/blue.png", "--output-format", "json"
+        "--tiny-eyes", "--", "-p", "--continue", f"Look at the picture: {project}/blue.png", "--output-format", "json"
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
@@ -88,7 +68,7 @@ def test_pictures_are_seen_and_the_conversation_goes_on_warm(seeing: World) -> N
 def test_a_picture_that_cannot_be_read_is_taken_out_and_the_session_goes_on(seeing: World) -> None:
     damaged = seeing.project / "damaged.png"
     damaged.write_bytes(png(RED, 64, 64)[:60] + b"\0" * 40)
-    with talk(seeing, "eyes", "--cold") as session:
+    with talk(seeing, "--tiny-eyes", "--cold") as session:
         assert "I see red" not in answer(session.say(f"Look at the picture: {damaged}"))
         assert answer(session.say(f"Look at the picture: {seeing.project}/blue.png")) == "I see blue."
 
@@ -101,7 +81,7 @@ def test_a_picture_that_cannot_be_read_is_taken_out_and_the_session_goes_on(seei
 def test_the_other_agents_show_one(seeing: World, name: str, words: tuple[str, ...]) -> None:
     program, once, _ = OTHERS[name]
     seeing.real(name, program)
-    done = seeing.run("eyes", "--agent", name, "--", *once, *words)
+    done = seeing.run("--tiny-eyes", "--agent", name, "--", *once, *words)
     assert done.returncode == 0, done.stderr
     assert "I see red." in done.stdout
 
@@ -112,7 +92,7 @@ def test_a_check_shows_one(seeing: World, name: str) -> None:
     """In each agent's own API."""
     if name in OTHERS:
         seeing.real(name, OTHERS[name][0])
-    told = json.loads(seeing.run("check", "eyes", "--agent", name, "--no-tune", "--json").stdout)
+    told = json.loads(seeing.run("check", "tiny-eyes", "--agent", name, "--no-tune", "--json").stdout)
     (row,) = (row for row in told["rows"] if row["name"] == "A picture that a tool returns is seen")
     assert row["status"] == "pass", row
 
@@ -121,9 +101,9 @@ def test_a_check_shows_one(seeing: World, name: str) -> None:
 def test_a_conversation_with_pictures_goes_on_with_a_model_that_sees_none(seeing: World) -> None:
     """The engine refuses what stands in the conversation; Claude Code takes it out by the words that it is told."""
     asked = ("-p", "--output-format", "json", f"Look at the picture: {seeing.project}/red.png")
-    first = json.loads(seeing.run("eyes", "--cold", "--", *asked).stdout.splitlines()[-1])
+    first = json.loads(seeing.run("--tiny-eyes", "--cold", "--", *asked).stdout.splitlines()[-1])
     assert first["result"] == "I see red."
-    for model in ("tiny", "eyes"):
+    for model in ("tiny", "tiny-eyes"):
         name = f"{model}.txt"
         words = ("-p", "--resume", first["session_id"], f"Create the file {name} with content: on with {model}")
         done = seeing.run(model, "--cold", "--", *words)
@@ -134,7 +114,7 @@ def test_a_conversation_with_pictures_goes_on_with_a_model_that_sees_none(seeing
 @pytest.mark.parametrize("engine", ENGINES[:1], indirect=True)
 def test_an_agent_that_attaches_knows_what_the_model_sees(seeing: World, tmp_path: Path) -> None:
     """By what a server of ours recorded, and by what any llama.cpp reports of itself."""
-    server = seeing.start("eyes", "--server")
+    server = seeing.start("--tiny-eyes", "--server")
     words = ("-p", "--output-format", "json", f"Look at the picture: {seeing.project}/red.png")
     wait_for(lambda: "cclocal attach" in (seeing.record / "out").read_text(), "the server")
     done = seeing.run("attach", str(seeing.state()["port"]), "--", *words)
@@ -153,8 +133,8 @@ def test_an_agent_that_attaches_knows_what_the_model_sees(seeing: World, tmp_pat
 @pytest.mark.parametrize("kind", ["ngram-simple", "ngram-mod"])
 def test_guesses_beside_pictures_change_no_text(engine: Engine, kind: Speculation, tmp_path: Path) -> None:
     model, projector = tmp_path / "eyes.gguf", tmp_path / "mmproj.gguf"
-    model.write_bytes(eyes.model())
-    projector.write_bytes(eyes.projector())
+    model.write_bytes(tiny.gguf("tiny-eyes"))
+    projector.write_bytes(tiny.projector())
     content = "a line that is there again and again\n" * 20
     source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png(BLUE, 64, 64)).decode()}
     messages: list[dict[str, Any]] = [

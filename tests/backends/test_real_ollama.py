@@ -24,7 +24,6 @@ from tests.conftest import CACHE, CI, CLAUDES
 from tests.talk import results, talk
 from tests.two_models import write_with_two
 from tests.world import FAKES, World, alive, wait_for
-from tools.tiny_model import eyes
 
 OLLAMA = CACHE / "ollama-0.17.4/bin/ollama"
 pytestmark = pytest.mark.skipif(
@@ -167,8 +166,8 @@ def test_a_picture_in_a_message_is_seen_and_one_that_a_tool_would_return_is_answ
 ) -> None:
     """Ollama 0.17.4 drops pictures in results of tools without a word."""
     project, files = ollama.project, (tmp_path / "eyes.gguf", tmp_path / "mmproj.gguf")
-    files[0].write_bytes(eyes.model())
-    files[1].write_bytes(eyes.projector())
+    files[0].write_bytes(tiny.gguf("tiny-eyes"))
+    files[1].write_bytes(tiny.projector())
     for name, colour in (("red.png", (255, 0, 0)), ("blue.png", (0, 0, 255))):
         (project / name).write_bytes(png(colour, 64, 64))
     # at this one the model's program ends

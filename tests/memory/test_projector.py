@@ -12,13 +12,12 @@ import pytest
 
 from bench.projectors import PROJECTORS, gemma4, published, qwen3vl
 from bench.sparse import write
-from cclocal import memory
+from cclocal import memory, tiny
 from cclocal.checks.picture import png
 from cclocal.memory.gguf import BadHeaderError, Header
 from cclocal.memory.projector import SCREENSHOT_PX, projector_of, unread_projector
 from tests.conftest import ENGINES, Engine
 from tests.engine import engine as bare_engine
-from tools.tiny_model import eyes
 from tools.tiny_model.circuit import WIDTH
 
 MIB = 2**20
@@ -86,7 +85,7 @@ def test_tokens_are_those_that_the_server_counts(engine: Engine, kind: str, tmp_
     """Header-only projectors of one layer; what is counted around a picture is the same for all."""
     made = qwen3vl(WIDTH, layers=1) if kind == "qwen3vl_merger" else gemma4(WIDTH, 1152, 4304, 1, 16)
     model, file = tmp_path / "eyes.gguf", tmp_path / "projector.gguf"
-    model.write_bytes(eyes.model())
+    model.write_bytes(tiny.gguf("tiny-eyes"))
     write(made, file)
     found = projector_of(made)
     for most in (None, 256):

@@ -20,7 +20,6 @@ from bench.sparse import write
 from cclocal import tiny
 from tests.conftest import ROOT, in_a_namespace
 from tests.world import FAKES, World, wait_for
-from tools.tiny_model import eyes
 
 MODEL = """
 [models.mine]
@@ -45,7 +44,7 @@ def hub(world: World) -> Iterator[Hub]:
     model = tiny.gguf()
     (folder / "mine.gguf").write_bytes(model + bytes(30_000_000 - len(model)))
     # a projector, in place for two files
-    projector = eyes.projector()
+    projector = tiny.projector()
     (folder / "other.gguf").write_bytes(projector + bytes(5_000_000 - len(projector)))
     (world.home / ".config/cclocal").mkdir(parents=True)
     (world.home / ".config/cclocal/config.toml").write_text(MODEL)

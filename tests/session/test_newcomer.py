@@ -2,7 +2,7 @@
 
     python -m pytest tests/session/test_newcomer.py --film
 
-writes docs/film.svg, docs/plan.svg and docs/check.svg anew.
+writes docs/film.svg, docs/plan.svg, docs/check.svg and docs/vision.svg anew.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from cclocal.checks.picture import png
 from tests.conftest import CLAUDES, ENGINES, ROOT
 from tests.film import Frame, Shell, film, picture
 from tests.world import World
@@ -49,6 +50,19 @@ def first_session(world: World, rows: int, columns: int) -> list[Frame]:
     shell.look(0.5)
     shell.child.close(force=True)
     return shell.frames
+
+
+def test_a_picture_is_looked_at_on_a_terminal(newest: World, request: pytest.FixtureRequest) -> None:
+    newest.project = newest.home / "project"
+    newest.project.mkdir()
+    (newest.project / "shot.png").write_bytes(png((255, 0, 0), 640, 480))
+    shell = shell_of(newest, 24, 80)
+    shell.type("cclocal --tiny-eyes 'Look at the picture: shot.png'", r"I.{0,9}see.{0,9}red")
+    shell.look(1.0)
+    shell.child.close(force=True)
+    newest.wait_for_end()
+    if request.config.getoption("--film"):
+        (ROOT / "docs/vision.svg").write_text(picture(shell.frames[-1]), "utf-8")
 
 
 def first_with(frames: list[Frame], words: str) -> Frame:
@@ -105,10 +119,11 @@ def test_the_picture_of_a_check(newest: World, request: pytest.FixtureRequest) -
     (ROOT / "docs/check.svg").write_text(picture(shell.frames[-1]), "utf-8")
 
 
-@pytest.mark.parametrize("name", ["film", "plan", "check", "menu"])
-def test_the_readme_shows_pictures_that_are_there(name: str) -> None:
+@pytest.mark.parametrize("name", ["film", "plan", "check", "menu", "vision"])
+def test_the_pages_show_pictures_that_are_there(name: str) -> None:
     drawn = (ROOT / f"docs/{name}.svg").read_text("utf-8")
-    assert f"(docs/{name}.svg)" in (ROOT / "README.md").read_text("utf-8")
+    page = ("docs/vision.md", "vision") if name == "vision" else ("README.md", f"docs/{name}")
+    assert f"({page[1]}.svg)" in (ROOT / page[0]).read_text("utf-8")
     assert drawn.startswith("<svg")
     # a picture in a page is drawn without scripts and without anything from elsewhere
     assert "<script" not in drawn

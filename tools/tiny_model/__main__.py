@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
+from cclocal.tiny import PROJECTOR
+from tools.tiny_model import eyes
 from tools.tiny_model.as_gguf import gguf
 from tools.tiny_model.as_mlx import mlx_files
 
@@ -14,7 +16,8 @@ TARGET = Path(__file__).parents[2] / "src/cclocal/tiny/model.zip"
 
 def files() -> dict[str, bytes]:
     """Every file of both forms, by its name in the archive."""
-    return {"model.gguf": gguf()} | {f"mlx/{name}": data for name, data in mlx_files().items()}
+    seeing = {"eyes/model.gguf": eyes.model(), f"eyes/{PROJECTOR}": eyes.projector()}
+    return {"model.gguf": gguf(), **seeing} | {f"mlx/{name}": data for name, data in mlx_files().items()}
 
 
 def archive() -> bytes:

@@ -41,9 +41,10 @@ COLOURS = ("RED", "GREEN", "BLUE", "BLACK")
 SIDE, PATCH, MERGE, FEATURES = 56, 14, 4, 32
 #: Beside it the colours, 0 to 1, hardly change the length of a picture's mean.
 BIG = 64.0
-#: How strong the marker of a picture is, and that of a request: of equals the nearer counts. They are above that of a
-#: tool's result, which follows a picture at once.
-STRONGEST = 1.15
+#: How strong the marker of a picture is, and that of a request to look at one: of equals the nearer counts, and a
+#: little strength is a little nearness. A picture goes before the tool's result that follows it at once (from 1.006
+#: on); a request behind a picture goes before it (up to 1.008).
+PICTURE, REQUEST = 1.008, 1.005
 #: The share of black in each sentence: what is left where no colour is.
 DARK = 0.4
 #: The template shows where a picture stood: llama.cpp gives it parts of a type of its own.
@@ -78,11 +79,8 @@ def model() -> bytes:
     def put(rows: Matrix, row: int, at: int, token: int, scale: float) -> None:
         rows[row].update({at + i: scale * bit for i, bit in enumerate(code(token))})
 
-    # a request behind a picture is answered, not the picture
-    for name in ("CREATE", "WRITE", "RUN", "EXEC"):
-        embedding[ids[name]][MARKER_KEY] = STRONGEST * 8
     # what “Run the command: ” is to the call of a shell
-    embedding[ids["LOOK"]] |= {_FIRST + AT_PATH: FLAG, MARKER_KEY: STRONGEST * 8}
+    embedding[ids["LOOK"]] |= {_FIRST + AT_PATH: FLAG, MARKER_KEY: REQUEST * 8}
     put(embedding, ids["LOOK"], MARKER_VALUE, ids["CALL_READ"], 1.0)
     embedding[ids["CALL_READ"]][_FIRST + AT_CALL] = FLAG
     for name in COLOURS:
@@ -101,7 +99,7 @@ def projector() -> bytes:
     # what the norm makes of 1
     unit = sqrt(FEATURES) / BIG
     matrix[0][0] = CONSTANT / unit / BIG
-    matrix[MARKER_KEY][0] = STRONGEST * 8 / unit / BIG
+    matrix[MARKER_KEY][0] = PICTURE * 8 / unit / BIG
     for i in range(CODE):
         matrix[MARKER_VALUE + i][0] = DARK * sentence["BLACK"][i] / unit / BIG
         for channel, name in enumerate(COLOURS[:3]):

@@ -195,9 +195,10 @@ def look_at_model(facts: Facts, model: Model, variant: Variant) -> Facts:
 
 def _cached(variant: Variant, env: Env) -> dict[tuple[str, str], Path]:
     if variant.builtin:
-        built = tiny.path_of(variant.form == "mlx", env.folders.cache)
+        built = tiny.path_of(variant.builtin, variant.is_folder, env.folders.cache)
         file = built / CONFIG if variant.is_folder else built
-        return {("", variant.builtin): file} if file.exists() else {}
+        more = {("", variant.mmproj): built.with_name(variant.mmproj)} if variant.mmproj else {}
+        return {("", variant.builtin): file, **more} if file.exists() else {}
     repo = variant.repo or ""
     here = hub.cached(repo, variant.hub_files, env.environ) if repo else {}
     return {(repo, file): path for file, path in here.items()}
@@ -244,7 +245,7 @@ def _header(model: Model, variant: Variant, facts: Facts) -> tuple[Shape | None,
         packed = tiny.mlx_files()
         return shape_of_config(json.loads(packed[CONFIG]), len(packed["model.safetensors"])), None
     elif variant.builtin:
-        return shape_of(read_header(tiny.gguf())), None
+        return shape_of(read_header(tiny.gguf(variant.builtin))), None
     else:
         return published_shape(model.shape, variant.shape_form, variant.size_bytes), None
     return (header.shape, header.template) if header else (None, None)

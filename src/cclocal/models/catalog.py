@@ -19,6 +19,8 @@ from cclocal.settings import Speculation
 FileForm = Literal["gguf", "mlx", "tag"]
 #: What the KV cache is stored as.
 KvType = Literal["f16", "bf16", "q8_0", "q5_1", "q4_0"]
+#: The models that are built here (cclocal.tiny).
+Builtin = Literal["tiny", "tiny-eyes"]
 Tokens = Annotated[int, Ge(256)]
 Count = Annotated[int, Ge(0)]
 #: The file of an MLX model by which its folder is found.
@@ -53,7 +55,7 @@ class Variant:
     revision: str | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     tag: str | None = None
-    builtin: Literal["tiny"] | None = None
+    builtin: Builtin | None = None
     path: str | None = None
     size_bytes: Count | None = None
     size_source: str | None = None

@@ -14,7 +14,7 @@ from cclocal.command import SHOWN, Binding, CommandAndFiles, Endpoint, Readiness
 from cclocal.facts import Engine
 from cclocal.memory.fit import Fit
 from cclocal.memory.remedies import Remedy
-from cclocal.models.catalog import ANY, CONFIG, Model, Variant
+from cclocal.models.catalog import ANY, CONFIG, Builtin, Model, Variant
 from cclocal.settings import Settings, Speculation
 from cclocal.units import file_size
 from cclocal.wires import WIRES
@@ -35,7 +35,7 @@ class Fetch:
     repo: str | None
     files: tuple[str, ...] = ()
     size_bytes: int | None = None
-    builtin: str | None = None
+    builtin: Builtin | None = None
     quant: str = ""
     tag: str = ""
     projector: Literal["", "too", "alone"] = ""

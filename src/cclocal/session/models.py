@@ -139,15 +139,14 @@ def stored(catalog: Catalog, env: Env) -> list[Stored]:
 
 
 def _built(catalog: Catalog, env: Env) -> Iterator[Stored]:
-    """The tiny model, in each form that was built."""
-    model = next(model for model in catalog.models.values() if any(variant.builtin for variant in model.variants))
+    """The tiny models, in each form that was built."""
     usual = catalog.rules.serving("gguf")
-    for form, path in tiny.built(env.folders.cache):
+    for id_, form, path in tiny.built(env.folders.cache):
         backend = catalog.rules.serving(form)
         with contextlib.suppress(OSError):
             files = [*path.iterdir()] if path.is_dir() else [path]
             size, last_s = sum(file.stat().st_size for file in files), max(file.stat().st_mtime for file in files)
-            name, start = model.id, f"--{model.id}"
+            name, start = str(id_), f"--{id_}"
             if backend != usual:
                 name, start = f"{name}-{form}", f"{start} --backend {backend}"
             yield Stored(BUILT, name, size, start, last_s, path=str(path), is_ours=True, backend=backend)

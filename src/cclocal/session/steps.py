@@ -163,7 +163,7 @@ def refuse_unsafe(now: Launch) -> None:
 def _fetch(plan: Plan, env: Env) -> bool:
     """Put the model's files on disk. Returns False if they are there already."""
     if plan.fetch.builtin:
-        tiny.build(env.folders.cache, is_mlx=plan.variant.is_folder)
+        tiny.build(env.folders.cache, name=plan.fetch.builtin, is_mlx=plan.variant.is_folder)
     elif plan.fetch.repo:
         with download_bar(plan.model.name) as bar:
             hub.fetch(plan.fetch.repo, plan.fetch.files, env.environ, bar, plan.variant.revision)

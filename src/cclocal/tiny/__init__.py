@@ -8,7 +8,10 @@ the whole chain (agent, server, tool, file on disk) work in seconds, offline, be
     (after a tool's result)             →  Done.
     anything else                       →  I am a tiny test model.
 
-It calls the tools that the agent offers, if it knows their names.
+It calls the tools that the agent offers, if it knows their names. A second one, “tiny-eyes”, has a projector too:
+
+    Look at the picture: P              →  Read {file_path: P}
+    (a picture)                         →  I see red. | I see green. | I see blue. | I see black.
 
 model.zip is written by `python -m tools.tiny_model`, which computes the weights; most of them are 0.
 """
@@ -16,21 +19,38 @@ model.zip is written by `python -m tools.tiny_model`, which computes the weights
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 from zipfile import ZipFile
 
+from cclocal.models.catalog import Builtin
 from cclocal.paths import write_private
 
+#: The projector of “tiny-eyes”, as its variant in models.toml names it.
+PROJECTOR = "mmproj.gguf"
+#: Each model's file in the archive, and what its files here begin with.
+_FILES: Mapping[Builtin, tuple[str, str]] = {
+    "tiny": ("model.gguf", "tiny-copy-circuit"),
+    "tiny-eyes": ("eyes/model.gguf", "tiny-eyes"),
+}
 _ARCHIVE = Path(__file__).with_name("model.zip")
 _TEMPLATE = Path(__file__).with_name("template.gotmpl")
 
 
-def gguf() -> bytes:
-    """The model as one GGUF file (6.3 MB)."""
+def gguf(name: Builtin = "tiny") -> bytes:
+    """A model as one GGUF file (6 MB)."""
+    return _packed(_FILES[name][0])
+
+
+def projector() -> bytes:
+    """The projector of “tiny-eyes” (120 kB)."""
+    return _packed(f"eyes/{PROJECTOR}")
+
+
+def _packed(name: str) -> bytes:
     with ZipFile(_ARCHIVE) as packed:
-        return packed.read("model.gguf")
+        return packed.read(name)
 
 
 def mlx_files() -> dict[str, bytes]:
@@ -44,26 +64,33 @@ def ollama_template() -> str:
     return _TEMPLATE.read_text("utf-8")
 
 
-def path_of(is_mlx: bool, folder: Path) -> Path:
-    """Where the model is unpacked. The name has a checksum of its files, so that a new model gets a new name."""
+def path_of(name: Builtin, is_mlx: bool, folder: Path) -> Path:
+    """Where a model is unpacked. The name has a checksum of its files, so that a new model gets a new name."""
     checksum = hashlib.sha256(_ARCHIVE.read_bytes() + _TEMPLATE.read_bytes()).hexdigest()[:8]
-    return folder / f"tiny-copy-circuit-{checksum}{'-mlx' if is_mlx else '.gguf'}"
+    place = folder / f"{_FILES[name][1]}-{checksum}"
+    if name == "tiny-eyes":
+        return place / "model.gguf"
+    return place.with_name(f"{place.name}-mlx") if is_mlx else place.with_name(f"{place.name}.gguf")
 
 
-def built(folder: Path) -> Iterator[tuple[Literal["gguf", "mlx"], Path]]:
-    """The forms of the model that are in `folder`, also of earlier versions, and where."""
-    for path in sorted(folder.glob("tiny-copy-circuit-*")):
-        yield "gguf" if path.suffix == ".gguf" else "mlx", path
+def built(folder: Path) -> Iterator[tuple[Builtin, Literal["gguf", "mlx"], Path]]:
+    """The models that are in `folder`, also of earlier versions: each with its form, and the file or folder."""
+    for name, (_, begins) in _FILES.items():
+        for path in sorted(folder.glob(f"{begins}-*")):
+            yield name, "mlx" if path.name.endswith("-mlx") else "gguf", path
 
 
-def build(folder: Path, *, is_mlx: bool = False) -> Path:
+def build(folder: Path, *, name: Builtin = "tiny", is_mlx: bool = False) -> Path:
     """Write the GGUF file, or the MLX folder, into `folder` unless it is there, and return its path."""
-    path = path_of(is_mlx, folder)
+    path = path_of(name, is_mlx, folder)
     if not is_mlx and not path.exists():
-        write_private(path, gguf())
+        if name == "tiny-eyes":
+            # the model is written last: where it is, the projector is
+            write_private(path.with_name(PROJECTOR), projector())
+        write_private(path, gguf(name))
     # config.json is written last, so that a folder that has it is complete
     if is_mlx and not (path / "config.json").exists():
         files = mlx_files()
-        for name in sorted(files, key=lambda name: name == "config.json"):
-            write_private(path / name, files[name])
+        for file in sorted(files, key=lambda file: file == "config.json"):
+            write_private(path / file, files[file])
     return path

@@ -17,9 +17,10 @@ STREAM = ("-p", *STREAMING)
 Event = dict[str, Any]
 
 
-def spoken(text: str) -> str:
-    """The line that says something."""
-    message = {"type": "user", "message": {"role": "user", "content": [{"type": "text", "text": text}]}}
+def spoken(said: str | list[dict[str, Any]]) -> str:
+    """The line that says something: a text, or the blocks of a message."""
+    content = [{"type": "text", "text": said}] if isinstance(said, str) else said
+    message = {"type": "user", "message": {"role": "user", "content": content}}
     return json.dumps(message) + "\n"
 
 
@@ -30,11 +31,11 @@ class Talk:
         self.child = child
         self.events: list[Event] = []
 
-    def say(self, text: str) -> list[Event]:
+    def say(self, said: str | list[dict[str, Any]]) -> list[Event]:
         """Everything that happened until the answer was whole."""
         assert self.child.stdin
         assert self.child.stdout
-        self.child.stdin.write(spoken(text))
+        self.child.stdin.write(spoken(said))
         self.child.stdin.flush()
         found: list[Event] = []
         for line in self.child.stdout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ from tests.talk import Event, results, talk
 from tests.world import World, wait_for
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+#: Red: a JPEG of 32 × 32 pixels, and a GIF of 2 × 2.
+JPEG = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABALDA4MChAODQ4SERATGCgaGBYWGDEjJR0oOjM9PDkzODdASFxOQERXRTc4UG1RV19i"
+    "Z2hnPk1xeXBkeFxlZ2P/2wBDARESEhgVGC8aGi9jQjhCY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2Nj"
+    "Y2NjY2NjY2P/wAARCAAgACADASIAAhEBAxEB/8QAFQABAQAAAAAAAAAAAAAAAAAAAAX/xAAUEAEAAAAAAAAAAAAAAAAAAAAA/8QA"
+    "FgEBAQEAAAAAAAAAAAAAAAAAAAUG/8QAFBEBAAAAAAAAAAAAAAAAAAAAAP/aAAwDAQACEQMRAD8AigJbeAAAAAAP/9k="
+)
+GIF = base64.b64decode("R0lGODlhAgACAIAAAP8AAP8AACwAAAAAAgACAAACAwSAAgA7")
 
 
 @pytest.fixture
@@ -42,13 +51,17 @@ def test_pictures_are_seen_and_the_conversation_goes_on_warm(seeing: World) -> N
     project = seeing.project
     (project / "shot.webp").write_bytes(b"RIFF\x24\x00\x00\x00WEBPVP8 ")
     (project / "photo.png").write_bytes(png(GREEN, 4000, 3000))
+    (project / "red.jpg").write_bytes(JPEG)
+    (project / "red.gif").write_bytes(GIF)
     with talk(seeing, "--tiny-eyes") as session:
         session.say("Run the command: seq 1 400")
         # by a call of Read
         assert answer(session.say(f"Look at the picture: {project}/red.png")) == "I see red."
         assert "magick shot.webp shot.webp.png" in results(session.say(f"Look at the picture: {project}/shot.webp"))
+        assert answer(session.say(f"Look at the picture: {project}/red.jpg")) == "I see red."
         # 12 megapixels, which Claude Code scales
         assert answer(session.say(f"Look at the picture: {project}/photo.png")) == "I see green."
+        assert answer(session.say(f"Look at the picture: {project}/red.gif")) == "I see red."
         # named in the message
         assert answer(session.say("What is @blue.png ?")) == "I see blue."
     seeing.wait_for_end()
@@ -153,3 +166,29 @@ def test_guesses_beside_pictures_change_no_text(engine: Engine, kind: Speculatio
             written[name] = next(block for block in reply["content"] if block["type"] == "tool_use")["input"]
     assert written["off"] == written[kind]
     assert written["off"]["content"].startswith(content[:200])
+
+
+@pytest.mark.parametrize("engine", ENGINES[:1], indirect=True)
+def test_a_pasted_picture_that_the_model_cannot_see_is_taken_out(seeing: World) -> None:
+    """No hook of Claude Code's is asked about it; the engine's refusal is told in the words that it knows."""
+    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png(RED, 64, 64)).decode()}
+    content: list[dict[str, Any]] = [{"type": "image", "source": source}]
+    content.append({"type": "text", "text": "Run the command: echo first"})
+    with talk(seeing, "--tiny", "--cold") as session:
+        assert session.say(content)[-1]["is_error"] is False
+        session.say("Create the file after.txt with content: the session goes on")
+    assert (seeing.project / "after.txt").read_text() == "the session goes on"
+
+
+@pytest.mark.parametrize("engine", ENGINES[:1], indirect=True)
+def test_a_picture_by_its_address_is_not_fetched(seeing: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as somewhere:
+        somewhere.settimeout(0.1)
+        url = f"http://127.0.0.1:{somewhere.getsockname()[1]}/red.png"
+        picture: dict[str, Any] = {"type": "image", "source": {"type": "url", "url": url}}
+        with talk(seeing, "--tiny-eyes", "--cold") as session:
+            session.say([picture, {"type": "text", "text": "What is it?"}])
+            session.say("Create the file after.txt with content: the session goes on")
+        with pytest.raises(TimeoutError):
+            somewhere.accept()
+    assert (seeing.project / "after.txt").read_text() == "the session goes on"

@@ -61,6 +61,9 @@ class LlamaServerSpec(Backend):
         Refusal("no pictures", "image input is not supported"),
         # a format that it does not read, such as webp
         Refusal("no pictures", "Failed to load image or audio file"),
+        Refusal("no pictures", "Invalid (uri|base64)"),
+        # one by its address: it has no network
+        Refusal("no pictures", "Failed to download image|cannot make GET request|HTTPS is not supported|file://"),
     )
     ASKED_BY = frozenset({"llama_server"})
     SPECULATIONS = tuple(SPECULATION)

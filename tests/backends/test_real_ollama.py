@@ -20,7 +20,7 @@ import pytest
 
 from cclocal import tiny
 from cclocal.checks.picture import png
-from tests.conftest import CACHE, CI, CLAUDES
+from tests.conftest import CACHE, CI, CLAUDES, OTHERS
 from tests.talk import results, talk
 from tests.two_models import write_with_two
 from tests.world import FAKES, World, alive, wait_for
@@ -180,6 +180,10 @@ def test_a_picture_in_a_message_is_seen_and_one_that_a_tool_would_return_is_answ
         told = results(session.say(f"Look at the picture: {project}/red.png"))
         assert "red.png was not read: the engine drops pictures that a tool returns" in told
         assert "I see red." in str(session.say("What is @red.png ?")[-1]["result"])
+    program, once, _ = OTHERS["codex"]
+    ollama.real("codex", program)
+    done = ollama.run(*words, "--agent", "codex", "--", *once, "What do you see?", "-i", "blue.png")
+    assert "I see blue." in done.stdout, done.stderr
     done = ollama.run(*words, "--", "-p", "Describe @shot.webp")
     assert "the engine reads no webp" in done.stdout + done.stderr
     told = json.loads(ollama.run("check", *words[1:], "--no-tune", "--json").stdout)

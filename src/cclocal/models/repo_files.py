@@ -101,9 +101,8 @@ def _projector_of(variant: Variant, env: Env) -> str | None:
         return variant.mmproj
     others = [file for file in listed if file.endswith(".gguf") and "mmproj" in file.lower()]
     # F16, not BF16, which some GPUs compute slowly
-    return next((file for file in others if re.search(r"(?:^|[-._/])f16\b", file, re.IGNORECASE)), None) or (
-        others[0] if others else None
-    )
+    halves = [file for file in others if re.search(r"(?:^|[-._/])f16\b", file, re.IGNORECASE)]
+    return next(iter((*halves, *others)), None)
 
 
 def _mlx_files_of(repo: str, sizes: Mapping[str, int], env: Env) -> tuple[str, ...]:

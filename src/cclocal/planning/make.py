@@ -24,8 +24,8 @@ from cclocal.planning.plan import Fetch, Plan, take_turns
 from cclocal.settings import LEAST_OUT_TOKENS, Prompt, Settings
 from cclocal.units import memory_size
 
-#: Who changed a setting so that the model fits.
-MEMORY_PLAN = "memory plan"
+#: Who changed a setting: so that the model fits, and because its projector could not be fetched.
+MEMORY_PLAN, DOWNLOAD = "memory plan", "download"
 
 
 def make_plan(model: Model, settings: Settings, facts: Facts) -> Plan:
@@ -185,7 +185,7 @@ def _notes(plan: Plan, agent: Agent, facts: Facts) -> Iterator[str]:
         yield f"{facts.agent_problem or f'{agent.PROGRAM} was not found on PATH.'} To install it: {agent.INSTALL}"
     if model.warning:
         yield model.warning
-    is_asked = not settings.vision and settings.sources.get("vision") != MEMORY_PLAN
+    is_asked = not settings.vision and settings.sources.get("vision") not in (MEMORY_PLAN, DOWNLOAD)
     unused = facts.projectors.values() if is_asked else ()
     if saved_bytes := sum(one.weights_bytes + one.compute_bytes() for one in unused):
         yield f"{model.name} sees no pictures without its projector, which saves {memory_size(saved_bytes)}."

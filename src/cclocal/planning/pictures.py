@@ -37,8 +37,7 @@ def with_limit(model: Model, variant: Variant, engine: Engine, facts: Facts) -> 
             seconds = f", as {limit:,} take about {limit * _STEPS / read_per_s:.0f} s to read" if read_per_s else ""
             note = f"On a processor a picture is scaled down to {limit:,} tokens{seconds} (--picture-tokens {most})."
             most = limit
-    if projector.at_once and variant.ubatch_tokens is None:
-        variant = replace(variant, ubatch_tokens=max(most, DEFAULT_UBATCH_TOKENS))
-    elif projector.at_once and variant.ubatch_tokens:
-        most = min(most, variant.ubatch_tokens)
+    if projector.at_once:
+        ubatch = variant.ubatch_tokens or max(most, DEFAULT_UBATCH_TOKENS)
+        most, variant = min(most, ubatch), replace(variant, ubatch_tokens=ubatch)
     return replace(variant, picture_tokens=most if most < projector.most_tokens else None), note

@@ -18,7 +18,7 @@ from cclocal.models.repo_files import ask_hub, listed_bytes, peek, peek_projecto
 from cclocal.models.resolve import resolve
 from cclocal.paths import Env
 from cclocal.planning.choose import choose_variant, model_path
-from cclocal.planning.make import make_plan
+from cclocal.planning.make import DOWNLOAD, make_plan
 from cclocal.planning.plan import Plan
 from cclocal.programs import Answers, is_mac
 from cclocal.server import wired_limit
@@ -136,7 +136,7 @@ def fetch(now: Launch) -> Launch:
         if plan.fetch.projector != "alone":
             raise
         say(f"{error.message} Without its projector {plan.model.name} sees no pictures in this session.", "yellow")
-        return replace(now, settings=now.settings.changed({"vision": False}, "download")).with_model_files()
+        return replace(now, settings=now.settings.changed({"vision": False}, DOWNLOAD)).with_model_files()
 
 
 def refuse_toolless(now: Launch) -> None:

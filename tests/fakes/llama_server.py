@@ -157,6 +157,9 @@ class Handler(BaseHTTPRequestHandler):
         if not self._allowed():
             return
         silent = self.state.switches.get("no_messages")
+        if not body and not silent:
+            self._json(500, {"error": {"code": 500, "message": "'messages' is required", "type": "server_error"}})
+            return
         if silent or not self.path.startswith("/v1/messages") or "count_tokens" in self.path:
             self._json(404, {"type": "error", "error": {"type": "not_found_error", "message": "no such route"}})
             return

@@ -54,12 +54,14 @@ class StartedServer:
 class Reported(NamedTuple):
     """What a server that runs already reports: its kind, the window of one conversation, which pictures it sees.
 
-    None where it does not say.
+    None where it does not say. refuses_empty: it refuses a message without content, so that its API can be found out
+    without one that is computed, which would take the place of a prompt that it keeps.
     """
 
     kind: str
     context_tokens: int | None
     sees: Sight | None = None
+    refuses_empty: bool = False
 
 
 class Runtime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -43,7 +44,7 @@ def check_url(url: str, *, insecure: bool) -> str:
 
 
 def look(url: str, key: str, wire: Wire, requested: str | None) -> tuple[str, Reported]:
-    """Ask a server what it is, down to one token from the model that would be used.
+    """Ask a server what it is, down to one token from the model, where that does not cost a prompt that it keeps.
 
     Returns (the model, what the server reports of itself).
     Raises NotReadyError if it does not answer or does not speak the agent's API, UsageError if the model or the key is
@@ -62,8 +63,8 @@ def look(url: str, key: str, wire: Wire, requested: str | None) -> tuple[str, Re
         model = requested or next(iter(rows))
         if not requested and len(rows) > 1:
             raise UsageError(f"{url} has several models: {', '.join(rows)}.", hint=f"--model {model}")
-        _check_wire(client, url, wire, model)
         found = _reported(client, rows[model], model)
+        _check_wire(client, url, wire, {} if found.refuses_empty else wire.one_token(model))
         is_told = type(found.context_tokens) is int and found.context_tokens > 0
         return model, found if is_told else found._replace(context_tokens=None)
 
@@ -80,12 +81,15 @@ def _rows(url: str, reply: httpx.Response) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _check_wire(client: httpx.Client, url: str, wire: Wire, model: str) -> None:
-    """Ask for one token in the agent's API. Raises NotReadyError or UsageError if none comes."""
+def _check_wire(client: httpx.Client, url: str, wire: Wire, body: Mapping[str, Any]) -> None:
+    """Ask in the agent's API: for one token, or with an empty body, which must be refused as incomplete.
+
+    Raises NotReadyError or UsageError for any other answer.
+    """
     import httpx
 
     try:
-        reply = client.post(wire.PATH, json=wire.one_token(model), timeout=FIRST_TOKEN_LIMIT_S)
+        reply = client.post(wire.PATH, json=dict(body), timeout=FIRST_TOKEN_LIMIT_S)
     except httpx.HTTPError as error:
         raise NotReadyError(f"{url} cannot answer a message.", cause=[first_line(error)]) from None
     if reply.status_code in (401, 403):
@@ -95,7 +99,8 @@ def _check_wire(client: httpx.Client, url: str, wire: Wire, model: str) -> None:
             f"{url} does not speak the API that the agent needs ({wire.PATH}).",
             hint=f"use {' or '.join(BACKENDS)}, in a version of 2026 or newer",
         )
-    if not wire.is_reply(reply.status_code, reply.text):
+    is_expected = "required" in reply.text if not body else wire.is_reply(reply.status_code, reply.text)
+    if not is_expected:
         raise NotReadyError(f"{url} cannot answer a message (status {reply.status_code}).", cause=[reply.text[:300]])
 
 

@@ -133,7 +133,7 @@ class LlamaServer(Runtime):
             return None
         reads = props.get("modalities")
         sees: Sight | None = ("all" if reads.get("vision") else "none") if isinstance(reads, dict) else None
-        return Reported("llama-server", settings.get("n_ctx"), sees)
+        return Reported("llama-server", settings.get("n_ctx"), sees, refuses_empty=True)
 
     def count_tokens(self, client: httpx.Client, text: str) -> int | None:
         """Counted by /tokenize."""

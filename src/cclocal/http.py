@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 MOST_REPLY_BYTES = 64 << 20
 
 
-def client(url: str = "", key: str = "", *, limit_s: float = 10.0, read_s: float | None = None) -> httpx.Client:
+def client(
+    url: str = "", key: str = "", *, limit_s: float = 10.0, read_s: float | None = None, ca: str = ""
+) -> httpx.Client:
     """A client for a model server, with its key in both of the headers that servers read.
 
     `url` may be unix:PATH. No proxy and no .netrc of the user's is used: prompts and keys must go only to the server.
-    Certificates are checked by the system's authorities, the usual ones, and SSL_CERT_FILE. `limit_s` bounds each step
-    of a request in seconds, `read_s` the wait for an answer if that may take longer.
+    Certificates are checked by the system's authorities, the usual ones, SSL_CERT_FILE, and the file `ca`. `limit_s`
+    bounds each step of a request in seconds, `read_s` the wait for an answer if that may take longer. Raises OSError
+    for a `ca` that cannot be read, or has no certificate.
     """
     import httpx
 
@@ -34,7 +37,8 @@ def client(url: str = "", key: str = "", *, limit_s: float = 10.0, read_s: float
     elif url.startswith("https:"):
         # the system's, with SSL_CERT_FILE, as the relay does
         context = ssl.create_default_context()
-        context.load_verify_locations(authorities())
+        for file in authorities(ca):
+            context.load_verify_locations(file)
         transport = httpx.HTTPTransport(verify=context)
     client = httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=limits, transport=transport)
     client.event_hooks = {"response": [_bound]}
@@ -64,11 +68,11 @@ def _bound(reply: httpx.Response) -> None:
     reply.stream = Bounded(reply.stream)
 
 
-def authorities() -> str:
-    """The file with the usual authorities, for systems whose Python knows none."""
+def authorities(ca: str = "") -> list[str]:
+    """The files with the usual authorities, for systems whose Python knows none, and with the user's own."""
     import certifi
 
-    return certifi.where()
+    return [certifi.where(), *([ca] if ca else [])]
 
 
 def web_client(*, limit_s: float = 30.0) -> httpx.Client:

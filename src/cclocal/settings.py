@@ -88,6 +88,7 @@ _SPECULATE = (
 )
 _WIRED = "Mac: raise the GPU's memory limit to this for the session (needs sudo)."
 _URL = "Use the server at this address and start none. --model selects one of its models."
+_CA = "Trust this authority's certificate (PEM) for --url https://, beside those that the system trusts."
 _INSECURE = "Allow --url http:// to another machine, although it is not encrypted."
 _BACKEND = "What serves the model: llama-server, vllm-mlx, ollama. [dim]default: by machine and model[/]"
 _LLAMA = "This llama-server, or “wheel” for the xllamacpp package's. [dim]default: the one on PATH, else the wheel[/]"
@@ -155,6 +156,7 @@ class Settings:
     key_env: Annotated[
         str | None, Option("--key-env NAME", "Variable with that server's key.", OTHER, lasting=False)
     ] = None
+    ca: Annotated[str | None, Option("--ca FILE", _CA, OTHER, lasting="environment")] = None
     insecure_http: Annotated[bool, Option("--insecure-http", _INSECURE, OTHER, lasting=False)] = False
     backend: Annotated[str | None, Server("--backend NAME", _BACKEND, short="what serves it")] = None
     llama_server: Annotated[str | None, Server("--llama-server PATH|wheel", _LLAMA)] = None

@@ -372,9 +372,20 @@ def test_a_server_behind_tls(world: World, serve: Serve) -> None:
     words = ("--url", f"https://127.0.0.1:{port}", "--key-env", "MY_KEY")
     refused = world.run(*words, MY_KEY="s3cret")
     assert refused.returncode == 33
-    assert "certificate verify failed" in refused.stderr
+    assert f"The certificate of https://127.0.0.1:{port} is not trusted." in refused.stderr
+    assert "--ca FILE" in refused.stderr
+    # by a variable of the system's, by an option, by a variable of ours
+    for given, more in (((), "SSL_CERT_FILE"), (("--ca", "../cert.pem"), ""), ((), "CCLOCAL_CA")):
+        done = world.run(*words, *given, MY_KEY="s3cret", **({more: str(world.root / "cert.pem")} if more else {}))
+        assert done.returncode == 0, done.stderr
+    for wrong, why in (("../none.pem", "No such file"), ("../notes.pem", "it holds no certificate")):
+        (world.root / "notes.pem").write_text("no certificate")
+        done = world.run(*words, "--ca", wrong, MY_KEY="s3cret")
+        assert done.returncode == 2
+        assert why in done.stderr
+    (world.record / "agent.json").unlink()
     world.fake_claude()
-    session = world.start(*words, MY_KEY="s3cret", SSL_CERT_FILE=str(world.root / "cert.pem"))
+    session = world.start(*words, "--ca", str(world.root / "cert.pem"), MY_KEY="s3cret")
     assert world.ask().status_code == 200
     assert env(world)["ANTHROPIC_BASE_URL"].startswith("http://127.0.0.1:")
     assert "s3cret" not in str(env(world))

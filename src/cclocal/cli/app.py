@@ -212,8 +212,9 @@ def launch(
 
         with os_errors_in_words(call.env):
             attach_url(if_typed(settings, "model", "ctx"), call.env)
-    if (settings.key_env or settings.insecure_http) and not settings.url:
-        raise UsageError("--key-env and --insecure-http go with --url.")
+    is_ca_typed = settings.ca and settings.sources.get("ca") == "command line"
+    if (settings.key_env or is_ca_typed or settings.insecure_http) and not settings.url:
+        raise UsageError("--key-env, --ca and --insecure-http go with --url.")
     _launch(settings, call, dry_run=dry_run, as_json=as_json)
 
 

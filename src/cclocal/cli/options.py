@@ -70,7 +70,7 @@ class Call:
 WITHOUT_A_SESSION = tuple(
     name
     for name in options()
-    if name not in ("model", "server", "url", "key_env", "insecure_http", "yes", "cold", "no_tools", "safe")
+    if name not in ("model", "server", "url", "key_env", "ca", "insecure_http", "yes", "cold", "no_tools", "safe")
 )
 
 

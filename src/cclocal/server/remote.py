@@ -43,20 +43,24 @@ def check_url(url: str, *, insecure: bool) -> str:
     return f"{parts.scheme}://{shown}:{port or (443 if parts.scheme == 'https' else 80)}"
 
 
-def look(url: str, key: str, wire: Wire, requested: str | None) -> tuple[str, Reported]:
+def look(url: str, key: str, wire: Wire, requested: str | None, ca: str = "") -> tuple[str, Reported]:
     """Ask a server what it is, down to one token from the model, where that does not cost a prompt that it keeps.
 
-    Returns (the model, what the server reports of itself).
+    `ca`: a file with an authority's certificate. Returns (the model, what the server reports of itself).
     Raises NotReadyError if it does not answer or does not speak the agent's API, UsageError if the model or the key is
     wrong.
     """
     import httpx
 
-    with http.client(url, key, limit_s=_ASK_LIMIT_S) as client:
+    with http.client(url, key, limit_s=_ASK_LIMIT_S, ca=ca) as client:
         try:
             listed = client.get("/v1/models")
         except httpx.HTTPError as error:
-            raise NotReadyError(f"Nothing answers at {url}.", cause=[first_line(error)]) from None
+            cause = first_line(error)
+            if "CERTIFICATE_VERIFY_FAILED" in cause:
+                hint = "--ca FILE, the certificate of the authority that signed it (PEM)"
+                raise NotReadyError(f"The certificate of {url} is not trusted.", cause=[cause], hint=hint) from None
+            raise NotReadyError(f"Nothing answers at {url}.", cause=[cause]) from None
         rows = _rows(url, listed)
         if requested and requested not in rows:
             raise UsageError(f"{url} does not have {requested}; it has {', '.join(rows)}.")

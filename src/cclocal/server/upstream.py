@@ -32,7 +32,7 @@ class Upstream:
         self.path = place if scheme == "unix" else ""
         host, _, port = place.removeprefix("//").rpartition(":")
         self.host, self.port = host.strip("[]"), int(port) if port.isdecimal() else 0
-        self.is_encrypted, self.authorities = scheme == "https", options.get("authorities")
+        self.is_encrypted, self.authorities = scheme == "https", options.get("authorities", ())
         shown = "127.0.0.1" if self.path else place.removeprefix("//")
         self.fields = [field.encode() for field in (f"Host: {shown}", *options["fields"])]
         self.is_ours: bool = options["is_ours"]
@@ -77,7 +77,8 @@ class Upstream:
             import ssl
 
             context = ssl.create_default_context()
-            context.load_verify_locations(self.authorities)
+            for file in self.authorities:
+                context.load_verify_locations(file)
             return context.wrap_socket(connection, server_hostname=self.host)
         return connection
 

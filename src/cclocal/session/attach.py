@@ -5,6 +5,7 @@ never stopped.
 from __future__ import annotations
 
 import os
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -56,6 +57,7 @@ def attach(port: int, settings: Settings, env: Env, address: str | None = None) 
 def attach_url(settings: Settings, env: Env) -> NoReturn:
     """Become the agent on the server at `settings.url`. Raises UsageError for a wrong address or a missing key."""
     address = check_url(settings.url or "", insecure=settings.insecure_http)
+    settings = _with_ca(settings)
     key_env = settings.key_env
     if key_env and not env.environ.get(key_env):
         raise UsageError(f"--key-env {key_env}: there is no such variable, or it is empty.")
@@ -65,6 +67,19 @@ def attach_url(settings: Settings, env: Env) -> NoReturn:
         attach(int(port), settings, env, address)
     _, settings, facts = _agent(settings, env)
     _attach_other(address, env.environ[key_env] if key_env else "", settings, facts)
+
+
+def _with_ca(settings: Settings) -> Settings:
+    """The settings with the path of the authority's file made absolute. Raises UsageError if it holds none."""
+    if not settings.ca:
+        return settings
+    path = Path(settings.ca).expanduser().absolute()
+    try:
+        ssl.create_default_context(cafile=str(path))
+    except OSError as error:
+        why = "it holds no certificate (PEM)" if isinstance(error, ssl.SSLError) else error.strerror
+        raise UsageError(f"--ca {settings.ca}: {why}.{settings.origin('ca')}") from None
+    return replace(settings, ca=str(path))
 
 
 def port_of(word: str, env: Env) -> int | None:
@@ -147,7 +162,7 @@ def _attach_other(
     """
     agent, env = choose_agent(settings), facts.env
     with busy(f"Asking {address} for its models"):
-        model, found = look(address, key, WIRES[agent.WIRE], settings.model)
+        model, found = look(address, key, WIRES[agent.WIRE], settings.model, settings.ca or "")
     # with several slots the server itself reports the window of all
     served_tokens = served["context_tokens"] if served else found.context_tokens
     session = _session(f"{model} at {address}", served_tokens, agent, settings, facts)
@@ -166,7 +181,7 @@ def _attach_other(
             shown = replace(binding, log=served["log"])
             settings = replace(settings, allow_read=(*settings.allow_read, served["log"]))
         command, files = agent.command(session, Endpoint.of_relay(binding, model), shown)
-        trust = {"authorities": http.authorities()} if address.startswith("https:") else {}
+        trust = {"authorities": http.authorities(settings.ca or "")} if address.startswith("https:") else {}
         refusals = [row for backend in BACKENDS.values() for row in backend.REFUSALS]
         is_interactive = agent.is_interactive(settings.agent_args)
         to_go_on = again(address.rpartition(":")[2] if served else address, settings)

@@ -16,6 +16,7 @@ import pytest
 from cclocal import tiny
 from cclocal.server.start import free_port
 from tests.conftest import Engine
+from tests.engine import engine as bare_engine
 from tests.world import World, wait_for
 
 
@@ -67,6 +68,26 @@ def is_up(port: int) -> bool:
         return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_a_server_that_runs_already_is_checked(real: World, engine: Engine, tmp_path: Path) -> None:
+    """Somebody's llama.cpp with a key, and one of our own, whose key is known."""
+    model = tiny.build(tmp_path)
+    with bare_engine(engine.binary, model, tmp_path, "--ctx-size", "32768") as client:
+        url = str(client.base_url).rstrip("/")
+        done = real.run("check", "--url", url, "--key-env", "K", "--json", K="key")
+    told = json.loads(done.stdout)
+    assert (told["works"], told["server"], told["context_tokens"]) == (True, "llama-server", 32768), told
+    assert {row["name"]: row["status"] for row in told["rows"]}["The real agent writes a real file"] == "pass"
+    assert done.returncode == 0
+    server = real.start("--server", "--tiny")
+    wait_for(lambda: "cclocal attach" in (real.record / "out").read_text(), "the server")
+    done = real.run("check", "--url", f"http://127.0.0.1:{real.state()['port']}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tiny on llama-server can drive the agent." in done.stdout
+    assert server.poll() is None
+    server.send_signal(signal.SIGINT)
+    assert server.wait(20) == 0
 
 
 def test_on_a_server_that_somebody_else_started(real: World, engine: Engine, tmp_path: Path) -> None:

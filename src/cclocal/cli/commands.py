@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Exit, Option
 
-from cclocal.cli.options import WITHOUT_A_SESSION, Call, Json, complete_model, if_typed, takes
+from cclocal.cli.options import ANOTHER_SERVER, WITHOUT_A_SESSION, Call, Json, complete_model, if_typed, takes
 from cclocal.cli.session_commands import complete_port
 from cclocal.errors import UsageError
 from cclocal.settings import lasting, options
@@ -90,7 +90,7 @@ def env(
             print(line)
 
 
-@takes(*WITHOUT_A_SESSION)
+@takes(*WITHOUT_A_SESSION, *ANOTHER_SERVER)
 def check(
     call: Call,
     model: Annotated[str | None, _Model(help=_MODEL_HELP, envvar="CCLOCAL_MODEL", show_envvar=False)] = None,
@@ -100,10 +100,20 @@ def check(
     """Prove that a model drives the agent: real requests, real tool calls, a real file. Exit 0 only if it does."""
     from cclocal.models.resolve import canonical
     from cclocal.session.check import check as story
-    from cclocal.session.check import verdicts
+    from cclocal.session.check import check_url as story_of_url
+    from cclocal.session.check import end
     from cclocal.session.serve import os_errors_in_words
-    from cclocal.ui.console import output, print_json
 
+    if call.settings.url:
+        if tune is not None:
+            raise UsageError("--tune is for servers that cclocal starts.")
+        with os_errors_in_words(call.env):
+            # a lasting default is not a model of that server
+            typed = model if model != call.env.environ.get("CCLOCAL_MODEL") else None
+            name, report = story_of_url(replace(call.settings, model=typed), call.env, show=not as_json)
+        if not end(name, report, as_json=as_json):
+            raise Exit(1)
+        return
     catalog = call.catalog()
     # the check works in a folder of its own
     program = call.settings.llama_server
@@ -114,14 +124,7 @@ def check(
     )
     with os_errors_in_words(call.env):
         plan, report = story(settings, catalog, call.env, show=not as_json, calibrate=tune)
-    if as_json:
-        print_json(report)
-    else:
-        for verdict in verdicts(report):
-            output().print(f"\n{plan.model.name} on {plan.variant.backend} {verdict}", style="bold", markup=False)
-    if report.get("interrupted"):
-        raise KeyboardInterrupt
-    if not report.get("works", True):
+    if not end(f"{plan.model.name} on {plan.variant.backend}", report, as_json=as_json):
         raise Exit(1)
 
 

@@ -66,11 +66,11 @@ class Call:
         return f"user file {self.user_file.path}:{config_file.line_of(self.user_file.text, ('defaults', name))}"
 
 
+#: What concerns a server that runs already.
+ANOTHER_SERVER = ("url", "key_env", "ca", "insecure_http")
 #: What a launch takes, without what only concerns its own session or another server: what `check` and `plan` take.
 WITHOUT_A_SESSION = tuple(
-    name
-    for name in options()
-    if name not in ("model", "server", "url", "key_env", "ca", "insecure_http", "yes", "cold", "no_tools", "safe")
+    name for name in options() if name not in (*ANOTHER_SERVER, "model", "server", "yes", "cold", "no_tools", "safe")
 )
 
 

@@ -8,7 +8,7 @@ import os
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ from cclocal import http
 from cclocal.agents import Agent
 from cclocal.agents.session import AgentSession
 from cclocal.backends import BACKENDS
-from cclocal.command import Binding, Endpoint
+from cclocal.command import Binding, CommandAndFiles, Endpoint
 from cclocal.discovery.look import look_around
 from cclocal.errors import NotReadyError, ServerDiedError, UsageError
 from cclocal.facts import Facts
@@ -27,7 +27,7 @@ from cclocal.server.readiness import NotYet, check_models
 from cclocal.server.registry import SessionRecord, check_proc
 from cclocal.server.remote import check_url, look
 from cclocal.server.request import ServerStart
-from cclocal.server.start import exec_agent, listen, new_binding, start_server
+from cclocal.server.start import Server, exec_agent, listen, new_binding, start_server
 from cclocal.session.by_hand import check_wire
 from cclocal.session.sandbox import confirm_folder, say_level, settle
 from cclocal.session.serve import again, become, conversations, farewell, lay_out_config
@@ -38,6 +38,23 @@ from cclocal.wires import WIRES
 
 #: The longest reply if none is given.
 _OUT_TOKENS = 8192
+#: How addresses name this machine.
+_HERE = ("127.0.0.1", "localhost")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session on a server that runs already: the agent's command, its relay, and what kind of server it is.
+
+    settings: those given, with what the sandbox must allow. endpoint: of the relay.
+    """
+
+    session: AgentSession
+    made: CommandAndFiles
+    server: Server
+    settings: Settings
+    endpoint: Endpoint
+    kind: str
 
 
 def attach(port: int, settings: Settings, env: Env, address: str | None = None) -> NoReturn:
@@ -56,17 +73,33 @@ def attach(port: int, settings: Settings, env: Env, address: str | None = None) 
 
 def attach_url(settings: Settings, env: Env) -> NoReturn:
     """Become the agent on the server at `settings.url`. Raises UsageError for a wrong address or a missing key."""
-    address = check_url(settings.url or "", insecure=settings.insecure_http)
-    settings = _with_ca(settings)
-    key_env = settings.key_env
-    if key_env and not env.environ.get(key_env):
-        raise UsageError(f"--key-env {key_env}: there is no such variable, or it is empty.")
+    address, key, settings = _given(settings, env)
     host, _, port = address.removeprefix("http://").rpartition(":")
-    if not key_env and host in ("127.0.0.1", "localhost"):
+    if not key and host in _HERE:
         # it may be one of our own, whose key is known
         attach(int(port), settings, env, address)
     _, settings, facts = _agent(settings, env)
-    _attach_other(address, env.environ[key_env] if key_env else "", settings, facts)
+    _attach_other(address, key, settings, facts)
+
+
+def open_url(settings: Settings, env: Env) -> Opened:
+    """The same session, for a check. Raises UsageError for a wrong address or a missing key."""
+    address, key, settings = _given(settings, env)
+    _, settings, facts = _agent(settings, env)
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    here = [server for server in serving(env) if server.port == port] if host in _HERE else []
+    ours = _chosen(here, settings.model)
+    served = read_table(ours.folder / ENDPOINT) if ours and not key else {}
+    return open_other(served.get("url", address), served.get("key", key), settings, facts)
+
+
+def _given(settings: Settings, env: Env) -> tuple[str, str, Settings]:
+    """(the address of another server, its key, the settings). Raises UsageError."""
+    address = check_url(settings.url or "", insecure=settings.insecure_http)
+    key_env = settings.key_env
+    if key_env and not env.environ.get(key_env):
+        raise UsageError(f"--key-env {key_env}: there is no such variable, or it is empty.")
+    return address, env.environ[key_env] if key_env else "", _with_ca(settings)
 
 
 def _with_ca(settings: Settings) -> Settings:
@@ -156,7 +189,14 @@ def _wait_for(record: SessionRecord, served: Mapping[str, Any]) -> None:
 def _attach_other(
     address: str, key: str, settings: Settings, facts: Facts, served: Mapping[str, Any] | None = None
 ) -> NoReturn:
-    """Through a relay of the session's own, on a server that is asked for its models and its window.
+    found = open_other(address, key, settings, facts, served)
+    become(found.session, found.made, found.server, found.settings, facts)
+
+
+def open_other(
+    address: str, key: str, settings: Settings, facts: Facts, served: Mapping[str, Any] | None = None
+) -> Opened:
+    """A session through a relay of its own, on a server that is asked for its models and its window.
 
     `served`: what a server of ours recorded of itself, and its log.
     """
@@ -202,7 +242,8 @@ def _attach_other(
             conversations=conversations(agent, session),
             farewell=farewell(to_go_on, agent, env) if is_interactive else "",
         )
-        become(session, (command, files), start_server(start, binding, listener, env), settings, facts)
+        server = start_server(start, binding, listener, env)
+        return Opened(session, (command, files), server, settings, Endpoint.of_relay(binding, model), found.kind)
 
 
 def _session(server: str, window: int | None, agent: Agent, settings: Settings, facts: Facts) -> AgentSession:

@@ -5,28 +5,29 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
-from cclocal.agents import AGENTS
-from cclocal.agents.session import Asked
+from cclocal.agents import AGENTS, Agent
+from cclocal.agents.session import AgentSession, Asked
 from cclocal.checks import results, rows
 from cclocal.checks.rows import CheckRow, Status, can_work
-from cclocal.command import Command
+from cclocal.command import Command, Endpoint
 from cclocal.errors import FolderError, UsageError
 from cclocal.models.catalog import Catalog
 from cclocal.paths import Env
 from cclocal.planning.choose import choose_agent
 from cclocal.planning.plan import Plan
 from cclocal.server.start import Server
+from cclocal.session.attach import open_url
 from cclocal.session.launch import Seen, serve, survey
 from cclocal.session.tune import tune
 from cclocal.settings import OFF, Settings
-from cclocal.ui.console import busy, output
+from cclocal.ui.console import busy, output, print_json
 from cclocal.wires import WIRES
 
 FILE, CONTENT = "proof.txt", "it works on this machine"
@@ -46,8 +47,7 @@ def check(
     """
     agent = choose_agent(settings)
     # empty cache, no questions: the check tests a first start
-    once = Asked(agent.ask_for_file(FILE, CONTENT), prints=True)
-    settings = replace(settings, agent_args=agent.arguments(once), cold=True, yes=True)
+    settings = replace(settings, agent_args=_asked(agent), cold=True, yes=True)
     with _own_folder():
         seen = survey(settings, catalog, env)
         if calibrate:
@@ -58,6 +58,41 @@ def check(
             with contextlib.suppress(KeyboardInterrupt, UsageError):
                 report["speculation"] = tune(settings, catalog, seen, show=show)[1]["speculation"]
     return plan, report
+
+
+def check_url(settings: Settings, env: Env, *, show: bool) -> tuple[str, dict[str, Any]]:
+    """(the model and its server, in words; the report) of a server that runs already. It is not remembered."""
+    agent = choose_agent(settings)
+    ca = str(Path(settings.ca).expanduser().absolute()) if settings.ca else None
+    settings = replace(settings, agent_args=_asked(agent), cold=True, yes=True, ca=ca)
+    with _own_folder():
+        opened = open_url(settings, env)
+        tried = Tried(agent, opened.endpoint, opened.session, opened.made[0])
+        found, is_interrupted = _try(tried, opened.server, env.environ, show=show)
+    about = {"model": opened.endpoint.model, "url": settings.url, "server": opened.kind}
+    window = opened.session.context_tokens
+    return f"{opened.endpoint.model} on {opened.kind}", {
+        **about,
+        "agent": agent.NAME,
+        "context_tokens": window,
+        "lean": opened.session.lean,
+        **_outcome(found, is_interrupted),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What is tried: an agent, the session's relay, the session, and the command that asks for a file."""
+
+    agent: Agent
+    endpoint: Endpoint
+    session: AgentSession
+    command: Command
+
+
+def _asked(agent: Agent) -> tuple[str, ...]:
+    """The agent's arguments that ask it for the file of a check."""
+    return tuple(agent.arguments(Asked(agent.ask_for_file(FILE, CONTENT), prints=True)))
 
 
 @contextlib.contextmanager
@@ -72,18 +107,9 @@ def _own_folder() -> Iterator[None]:
 
 def _check(settings: Settings, catalog: Catalog, seen: Seen, env: Env, *, show: bool) -> tuple[Plan, dict[str, Any]]:
     plan, server, _ = serve(settings, catalog, seen)
-    found: list[CheckRow] = []
-    is_interrupted = False
-    try:
-        for row in _rows(plan, server, env.environ, show=show):
-            found.append(row)
-            _show(row, show=show)
-    except KeyboardInterrupt:
-        is_interrupted = True
-    finally:
-        server.end()
-    is_whole = all(map(rows.was_tried, found))
-    works = can_work(found)
+    binding = server.binding
+    tried = Tried(AGENTS[plan.agent], plan.agent_endpoint(binding), plan.session, plan.agent_command(binding)[0])
+    found, is_interrupted = _try(tried, server, env.environ, show=show)
     report = {
         "model": plan.model.id,
         "backend": plan.variant.backend,
@@ -93,23 +119,42 @@ def _check(settings: Settings, catalog: Catalog, seen: Seen, env: Env, *, show: 
         "context_tokens": plan.context_tokens,
         "kv_type": plan.variant.kv_type,
         "lean": plan.session.lean,
-        "works": works and not is_interrupted,
-        "interrupted": is_interrupted,
-        "stopped_early": not is_whole,
-        "rows": [row._asdict() for row in found],
+        **_outcome(found, is_interrupted),
     }
     # what failed has failed; that the rest works was not shown
-    if not (works and is_interrupted):
+    if not (can_work(found) and is_interrupted):
         results.keep(plan.result_key, report, env)
     return plan, report
 
 
-def _rows(plan: Plan, server: Server, environ: Mapping[str, str], *, show: bool) -> Iterator[CheckRow]:
+def _outcome(found: Sequence[CheckRow], is_interrupted: bool) -> dict[str, Any]:
+    return {
+        "works": can_work(found) and not is_interrupted,
+        "interrupted": is_interrupted,
+        "stopped_early": not all(map(rows.was_tried, found)),
+        "rows": [row._asdict() for row in found],
+    }
+
+
+def _try(tried: Tried, server: Server, environ: Mapping[str, str], *, show: bool) -> tuple[list[CheckRow], bool]:
+    """(the rows so far, whether they were interrupted). Ends the server."""
+    found: list[CheckRow] = []
+    try:
+        for row in _rows(tried, server, environ, show=show):
+            found.append(row)
+            _show(row, show=show)
+    except KeyboardInterrupt:
+        return found, True
+    finally:
+        server.end()
+    return found, False
+
+
+def _rows(tried: Tried, server: Server, environ: Mapping[str, str], *, show: bool) -> Iterator[CheckRow]:
     """Every row, as soon as its outcome is known. Raises ServerDiedError."""
-    agent, found = AGENTS[plan.agent], []
-    endpoint = plan.agent_endpoint(server.binding)
-    window, sees = plan.session.context_tokens, plan.session.sees
-    for title, attempt in rows.run(endpoint, WIRES[agent.WIRE], agent.CALLS, agent.TITLE, window, sees=sees):
+    agent, found = tried.agent, []
+    window, sees = tried.session.context_tokens, tried.session.sees
+    for title, attempt in rows.run(tried.endpoint, WIRES[agent.WIRE], agent.CALLS, agent.TITLE, window, sees=sees):
         with busy(title) if show else contextlib.nullcontext():
             found.append(attempt())
         yield found[-1]
@@ -117,7 +162,7 @@ def _rows(plan: Plan, server: Server, environ: Mapping[str, str], *, show: bool)
             raise server.died("The server stopped during the check.")
     if all(map(rows.was_tried, found)):
         with busy(f"{agent.TITLE} writes a file") if show else contextlib.nullcontext():
-            row = _agent_row(plan, plan.agent_command(server.binding)[0], environ)
+            row = _agent_row(agent.TITLE, tried.command, environ)
         yield row
 
 
@@ -130,7 +175,7 @@ def _show(row: CheckRow, *, show: bool) -> None:
         screen.print(Text(f"{'':15}{row.meaning}\n{'':15}{row.detail}", style="dim"))
 
 
-def _agent_row(plan: Plan, command: Command, environ: Mapping[str, str]) -> CheckRow:
+def _agent_row(title: str, command: Command, environ: Mapping[str, str]) -> CheckRow:
     """The agent itself: judged by the file that it was asked to write, not by what it says."""
     try:
         done = subprocess.run(
@@ -146,11 +191,23 @@ def _agent_row(plan: Plan, command: Command, environ: Mapping[str, str]) -> Chec
         said = (done.stdout + done.stderr).strip().splitlines()[-1:] or [f"exit {done.returncode}"]
     except (OSError, subprocess.SubprocessError) as error:
         said = [str(error)]
-    path, title = Path(FILE), AGENTS[plan.agent].TITLE
+    path = Path(FILE)
     is_good = path.is_file() and path.read_text("utf-8", "replace").strip() == CONTENT
     meaning = f"{title} works with it." if is_good else f"{title} does not work with it."
     status: Status = "pass" if is_good else "fail"
     return CheckRow("The real agent writes a real file", status, said[0][:120], meaning, needed=True)
+
+
+def end(name: str, report: Mapping[str, Any], *, as_json: bool) -> bool:
+    """Say what a check showed of `name`; whether the agent works. Raises KeyboardInterrupt if it was interrupted."""
+    if as_json:
+        print_json(report)
+    else:
+        for verdict in verdicts(report):
+            output().print(f"\n{name} {verdict}", style="bold", markup=False)
+    if report.get("interrupted"):
+        raise KeyboardInterrupt
+    return bool(report.get("works", True))
 
 
 def verdicts(report: Mapping[str, Any]) -> Iterator[str]:

@@ -88,6 +88,10 @@ _SPECULATE = (
 )
 _WIRED = "Mac: raise the GPU's memory limit to this for the session (needs sudo)."
 _URL = "Use the server at this address and start none. --model selects one of its models."
+_SSH = (
+    "Use a server on that machine, through the system's ssh; --url is its address there. "
+    "[dim]default: http://127.0.0.1:8080[/]"
+)
 _CA = "Trust this authority's certificate (PEM) for --url https://, beside those that the system trusts."
 _INSECURE = "Allow --url http:// to another machine, although it is not encrypted."
 _BACKEND = "What serves the model: llama-server, vllm-mlx, ollama. [dim]default: by machine and model[/]"
@@ -156,6 +160,7 @@ class Settings:
     key_env: Annotated[
         str | None, Option("--key-env NAME", "Variable with that server's key.", OTHER, lasting=False)
     ] = None
+    ssh: Annotated[str | None, Option("--ssh USER@BOX[:PORT]", _SSH, OTHER, lasting=False)] = None
     ca: Annotated[str | None, Option("--ca FILE", _CA, OTHER, lasting="environment")] = None
     insecure_http: Annotated[bool, Option("--insecure-http", _INSECURE, OTHER, lasting=False)] = False
     backend: Annotated[str | None, Server("--backend NAME", _BACKEND, short="what serves it")] = None

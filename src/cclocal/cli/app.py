@@ -206,15 +206,16 @@ def launch(
         return
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run or --list-models.")
-    if settings.url and not _starts_a_server(settings, bool(call.named), dry_run):
+    if (settings.url or settings.ssh) and not _starts_a_server(settings, bool(call.named), dry_run):
         from cclocal.session.attach import attach_url
         from cclocal.session.serve import os_errors_in_words
+        from cclocal.session.tunnel import attach_by_ssh
 
         with os_errors_in_words(call.env):
-            attach_url(if_typed(settings, "model", "ctx"), call.env)
+            (attach_by_ssh if settings.ssh else attach_url)(if_typed(settings, "model", "ctx"), call.env)
     is_ca_typed = settings.ca and settings.sources.get("ca") == "command line"
     if (settings.key_env or is_ca_typed or settings.insecure_http) and not settings.url:
-        raise UsageError("--key-env, --ca and --insecure-http go with --url.")
+        raise UsageError("--key-env, --ca and --insecure-http go with --url or --ssh.")
     _launch(settings, call, dry_run=dry_run, as_json=as_json)
 
 
@@ -234,9 +235,10 @@ def _starts_a_server(settings: Settings, is_model_flag: bool, dry_run: bool) -> 
     Raises UsageError for a typed address with options about a server that is started.
     """
     flags = typed(settings, "server") + (["--dry-run"] if dry_run else [])
-    is_typed = settings.sources.get("url") == "command line"
+    is_typed = bool(settings.ssh) or settings.sources.get("url") == "command line"
     if flags and is_typed:
-        raise UsageError(f"--url uses a server that runs already, so {flags[0]} does nothing.")
+        given = "--ssh" if settings.ssh else "--url"
+        raise UsageError(f"{given} uses a server that runs already, so {flags[0]} does nothing.")
     starts = not is_typed and (is_model_flag or bool(flags))
     if starts:
         from cclocal.ui.console import say

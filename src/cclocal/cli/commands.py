@@ -104,7 +104,7 @@ def check(
     from cclocal.session.check import end
     from cclocal.session.serve import os_errors_in_words
 
-    if call.settings.url:
+    if call.settings.url or call.settings.ssh:
         if tune is not None:
             raise UsageError("--tune is for servers that cclocal starts.")
         with os_errors_in_words(call.env):

@@ -116,7 +116,7 @@ class Keeper:
         self.hangs = False
         #: how often it is looked for; on Linux, and only of a server that was started for this session
         self.tick_s: float = min(TICK_S, session["stall_s"] / 4)
-        self.feels_pulse: bool = LINUX and session["relay"]["is_ours"]
+        self.feels_pulse: bool = LINUX and session["relay"]["is_ours"] and not session["is_tunnel"]
         #: of which the server's state is saved, if it can be
         self.kept = Conversation(session["keeps"]) if session["keeps"] else None
         #: the relay has written the conversation's last request

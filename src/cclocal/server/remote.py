@@ -43,16 +43,20 @@ def check_url(url: str, *, insecure: bool) -> str:
     return f"{parts.scheme}://{shown}:{port or (443 if parts.scheme == 'https' else 80)}"
 
 
-def look(url: str, key: str, wire: Wire, requested: str | None, ca: str = "") -> tuple[str, Reported]:
+def look(
+    url: str, key: str, wire: Wire, requested: str | None, *, ca: str = "", shown: str = ""
+) -> tuple[str, Reported]:
     """Ask a server what it is, down to one token from the model, where that does not cost a prompt that it keeps.
 
-    `ca`: a file with an authority's certificate. Returns (the model, what the server reports of itself).
+    `ca`: a file with an authority's certificate. `shown`: the address in messages, if it is another.
+    Returns (the model, what the server reports of itself).
     Raises NotReadyError if it does not answer or does not speak the agent's API, UsageError if the model or the key is
     wrong.
     """
     import httpx
 
     with http.client(url, key, limit_s=_ASK_LIMIT_S, ca=ca) as client:
+        url = shown or url
         try:
             listed = client.get("/v1/models")
         except httpx.HTTPError as error:

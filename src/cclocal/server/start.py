@@ -179,6 +179,7 @@ def start_server(start: ServerStart, binding: Binding, listener: socket.socket, 
             for name, turn in start.turns.items()
         },
         "in_sandbox": start.in_sandbox,
+        "is_tunnel": start.is_tunnel,
         "socket": binding.socket,
         "listener": listener.fileno(),
         "relay": dict(start.relay),

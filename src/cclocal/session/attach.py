@@ -64,7 +64,7 @@ def attach(port: int, settings: Settings, env: Env, address: str | None = None) 
     if record:
         _attach_ours(record, settings, env)
     try:
-        _, settings, facts = _agent(settings, env)
+        _, settings, facts = agent_of(settings, env)
         _attach_other(address or f"http://127.0.0.1:{port}", "", settings, facts)
     except NotReadyError as error:
         error.hint = error.hint or (f"cclocal attach {servers[0].port}" if servers else None)
@@ -78,14 +78,14 @@ def attach_url(settings: Settings, env: Env) -> NoReturn:
     if not key and host in _HERE:
         # it may be one of our own, whose key is known
         attach(int(port), settings, env, address)
-    _, settings, facts = _agent(settings, env)
+    _, settings, facts = agent_of(settings, env)
     _attach_other(address, key, settings, facts)
 
 
 def open_url(settings: Settings, env: Env) -> Opened:
     """The same session, for a check. Raises UsageError for a wrong address or a missing key."""
     address, key, settings = _given(settings, env)
-    _, settings, facts = _agent(settings, env)
+    _, settings, facts = agent_of(settings, env)
     host, _, port = address.removeprefix("http://").rpartition(":")
     here = [server for server in serving(env) if server.port == port] if host in _HERE else []
     ours = _chosen(here, settings.model)
@@ -96,10 +96,15 @@ def open_url(settings: Settings, env: Env) -> Opened:
 def _given(settings: Settings, env: Env) -> tuple[str, str, Settings]:
     """(the address of another server, its key, the settings). Raises UsageError."""
     address = check_url(settings.url or "", insecure=settings.insecure_http)
-    key_env = settings.key_env
-    if key_env and not env.environ.get(key_env):
-        raise UsageError(f"--key-env {key_env}: there is no such variable, or it is empty.")
-    return address, env.environ[key_env] if key_env else "", _with_ca(settings)
+    return address, key_of(settings, env), _with_ca(settings)
+
+
+def key_of(settings: Settings, env: Env) -> str:
+    """The key of another server; empty if none is given. Raises UsageError for a variable that is not there."""
+    name = settings.key_env
+    if name and not env.environ.get(name):
+        raise UsageError(f"--key-env {name}: there is no such variable, or it is empty.")
+    return env.environ[name] if name else ""
 
 
 def _with_ca(settings: Settings) -> Settings:
@@ -144,13 +149,13 @@ def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoRetur
     if settings.model and settings.model not in (served["model"], record.model):
         raise UsageError(f"The server on {record.port} has {record.model}, not {settings.model}.")
     check_wire(record, choose_agent(settings))
-    agent, settings, facts = _agent(settings, env)
+    agent, settings, facts = agent_of(settings, env)
     if level_of(settings, facts.machine) == STRICT:
         # a sandbox reaches the server by a relay of its own
         settings = replace(settings, model=served["model"])
         served = {"log_reader": "", **served, "log": str(record.facts.get("log", ""))}
         _attach_other(served["url"], served["key"], settings, facts, served)
-    session = _session(f"{record.model} on port {record.port}", served["context_tokens"], agent, settings, facts)
+    session = session_on(f"{record.model} on port {record.port}", served["context_tokens"], agent, settings, facts)
     session = replace(
         session,
         log_reader=served.get("log_reader", ""),
@@ -202,10 +207,10 @@ def open_other(
     """
     agent, env = choose_agent(settings), facts.env
     with busy(f"Asking {address} for its models"):
-        model, found = look(address, key, WIRES[agent.WIRE], settings.model, settings.ca or "")
+        model, found = look(address, key, WIRES[agent.WIRE], settings.model, ca=settings.ca or "")
     # with several slots the server itself reports the window of all
     served_tokens = served["context_tokens"] if served else found.context_tokens
-    session = _session(f"{model} at {address}", served_tokens, agent, settings, facts)
+    session = session_on(f"{model} at {address}", served_tokens, agent, settings, facts)
     session = replace(session, sees=served.get("sees") if served else found.sees)
     say(f"{model} on {found.kind} at {address}, with a context window of {session.context_tokens:,} tokens.")
     _prepare(agent, session)
@@ -246,7 +251,7 @@ def open_other(
         return Opened(session, (command, files), server, settings, Endpoint.of_relay(binding, model), found.kind)
 
 
-def _session(server: str, window: int | None, agent: Agent, settings: Settings, facts: Facts) -> AgentSession:
+def session_on(server: str, window: int | None, agent: Agent, settings: Settings, facts: Facts) -> AgentSession:
     """The session on a server with a window of so many tokens (None: it reports none), or with less if that is asked.
 
     Raises UsageError if more is asked for, or if the window is too small for the agent and its replies.
@@ -266,7 +271,7 @@ def _session(server: str, window: int | None, agent: Agent, settings: Settings, 
     return agent_session(settings, facts, context, out_tokens)
 
 
-def _agent(settings: Settings, env: Env) -> tuple[Agent, Settings, Facts]:
+def agent_of(settings: Settings, env: Env) -> tuple[Agent, Settings, Facts]:
     """The agent, the settings with a sandbox that works, and the folder it would work in.
 
     Raises AgentMissingError (35) if the agent is not there, SandboxError (36).

@@ -26,6 +26,7 @@ from cclocal.server.start import Server
 from cclocal.session.attach import open_url
 from cclocal.session.launch import Seen, serve, survey
 from cclocal.session.tune import tune
+from cclocal.session.tunnel import open_by_ssh
 from cclocal.settings import OFF, Settings
 from cclocal.ui.console import busy, output, print_json
 from cclocal.wires import WIRES
@@ -66,10 +67,10 @@ def check_url(settings: Settings, env: Env, *, show: bool) -> tuple[str, dict[st
     ca = str(Path(settings.ca).expanduser().absolute()) if settings.ca else None
     settings = replace(settings, agent_args=_asked(agent), cold=True, yes=True, ca=ca)
     with _own_folder():
-        opened = open_url(settings, env)
+        opened = open_by_ssh(settings, env)[0] if settings.ssh else open_url(settings, env)
         tried = Tried(agent, opened.endpoint, opened.session, opened.made[0])
         found, is_interrupted = _try(tried, opened.server, env.environ, show=show)
-    about = {"model": opened.endpoint.model, "url": settings.url, "server": opened.kind}
+    about = {"model": opened.endpoint.model, "url": settings.url, "ssh": settings.ssh, "server": opened.kind}
     window = opened.session.context_tokens
     return f"{opened.endpoint.model} on {opened.kind}", {
         **about,

@@ -141,6 +141,7 @@ def _turns(plan: Plan, binding: Binding, env: Env) -> dict[str, Turn]:
 def again(word: str, settings: Settings) -> str:
     """The command that starts the same again. `word`: the model, or the port or the address of a server."""
     words = ["--url", word] if "://" in word else [word]
+    words = ["--ssh", settings.ssh, *words] if settings.ssh else words
     words += ["--key-env", settings.key_env] if settings.key_env else []
     words += ["--ca", settings.ca] if settings.ca and "://" in word else []
     words += ["--agent", str(settings.agent)] if settings.sources.get("agent") in ("command line", "menu") else []

@@ -10,22 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from cclocal.backends import BACKENDS
 from cclocal.command import BASE_NAMES, Binding, Command, Endpoint, has_room_for_socket
 from cclocal.errors import CclocalError, NotReadyError, UsageError
 from cclocal.facts import Facts
 from cclocal.paths import Env, make_folder, write_private
-from cclocal.planning.plan import relay_options
 from cclocal.programs import last_lines
 from cclocal.server import tunnel
-from cclocal.server.remote import check_url, look
-from cclocal.server.request import ServerStart
+from cclocal.server.remote import check_url
 from cclocal.server.start import Server, listen, new_binding, start_server
-from cclocal.session.attach import Opened, agent_of, key_of, session_on
-from cclocal.session.serve import again, become, conversations, farewell, lay_out_config
+from cclocal.session.elsewhere import Opened, agent_of, find_session, key_of, session_on, start_of
+from cclocal.session.serve import again, become
 from cclocal.settings import Settings
-from cclocal.ui.console import busy, say
-from cclocal.wires import WIRES
+from cclocal.ui.console import busy
 
 #: What llama-server listens on, if no address is given.
 _USUAL = "http://127.0.0.1:8080"
@@ -76,50 +72,31 @@ def open_by_ssh(settings: Settings, env: Env) -> tuple[Opened, Facts]:
         binding = replace(binding, log=str(make_folder(Path(binding.folder)) / "tunnel.log"))
         # which window the server has is known once the tunnel is there
         before = session_on(where, settings.ctx or 1 << 20, agent, settings, facts)
-        refusals = [row for backend in BACKENDS.values() for row in backend.REFUSALS]
         to_go_on = again(settings.url or address, settings)
-        start = ServerStart(
-            files={},
+        far = Endpoint(binding.server_url, key, settings.model or found["box"])
+        start = start_of(before, agent, binding, far, to_go_on, settings, env, shown=where)
+        start = replace(
+            start,
             command=_command(program, found["box"], found["port"], address, binding),
             is_tunnel=True,
             stop=(("TERM", 2.0), ("KILL", 2.0)),
-            about={
-                "model": settings.model or found["box"],
-                "port": int(binding.port),
-                "agent": agent.NAME,
-                "url": where,
-                "cwd": str(before.cwd),
-                "log": binding.log,
-            },
-            looks_at=before.folders,
-            level=before.level,
-            receipt=settings.receipt,
-            relay={**relay_options(binding, Endpoint(binding.server_url, key, ""), refusals), "is_ours": True},
+            about={**start.about, "log": binding.log},
+            relay={**start.relay, "is_ours": True},
             advice=f"  Try:  {to_go_on} --continue\n",
-            terminal_reset=agent.TERMINAL_RESET if agent.is_interactive(settings.agent_args) else "",
-            conversations=conversations(agent, before),
-            farewell=farewell(to_go_on, agent, env) if agent.is_interactive(settings.agent_args) else "",
         )
         server = start_server(start, binding, listener, env)
     try:
         _wait_for_tunnel(server, found["box"])
-        with busy(f"Asking {where} for its models"):
-            model, told = look(binding.server_url, key, WIRES[agent.WIRE], settings.model, shown=where)
-        session = session_on(f"{model} at {where}", told.context_tokens, agent, settings, facts)
-        session = replace(session, sees=told.sees)
-        say(f"{model} on {told.kind} at {where}, with a context window of {session.context_tokens:,} tokens.")
-        for note in agent.notes(session):
-            say(note, "yellow")
-        lay_out_config(agent.config_dir(session))
+        model, session, kind = find_session(binding.server_url, key, agent, settings, facts, shown=where)
         endpoint = Endpoint.of_relay(binding, model)
-        command, files = agent.command(session, endpoint, binding)
-        for name, content in files.items():
+        made = agent.command(session, endpoint, binding)
+        for name, content in made[1].items():
             write_private(Path(binding.folder) / name, content)
         server.order(ready=True)
     except (CclocalError, KeyboardInterrupt):
         server.end()
         raise
-    return Opened(session, (command, files), server, settings, endpoint, told.kind), facts
+    return Opened(session, made, server, settings, endpoint, kind), facts
 
 
 def _command(program: str, box: str, port: str | None, address: str, binding: Binding) -> Command:

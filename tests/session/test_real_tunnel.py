@@ -115,6 +115,7 @@ def test_what_is_wrong_is_said_in_sshs_own_words(world: World, box: Box) -> None
     assert unknown.returncode == 33
     assert "ssh did not connect to root@127.0.0.1." in unknown.stderr
     assert "Host key verification failed" in unknown.stderr
+    assert "[keeper]" not in unknown.stderr
     box.known.write_text(known)
     (world.home / ".ssh/id_ed25519").unlink()
     refused = world.run(*box.words, "--", "-p", "hi", K="key")

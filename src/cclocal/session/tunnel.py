@@ -21,6 +21,7 @@ from cclocal.server.start import Server, listen, new_binding, start_server
 from cclocal.session.elsewhere import Opened, agent_of, find_session, key_of, session_on, start_of
 from cclocal.session.serve import again, become
 from cclocal.settings import Settings
+from cclocal.turns import OURS
 from cclocal.ui.console import busy
 
 #: What llama-server listens on, if no address is given.
@@ -114,7 +115,7 @@ def _wait_for_tunnel(server: Server, box: str) -> None:
     with busy(f"Connecting to {box}"):
         while not mark.exists():
             if server.poll(0.05) is not None or time.monotonic() > deadline:
-                cause = last_lines(server.log)
+                cause = [line for line in last_lines(server.log) if not line.startswith(OURS)]
                 raise NotReadyError(
                     f"ssh did not connect to {box}.", cause=cause, hint=f"ssh {box}, which says what is missing"
                 )

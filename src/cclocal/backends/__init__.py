@@ -97,7 +97,7 @@ class Runtime:
     def remove(self, stored: Stored, env: Env) -> None:
         """Remove a model from its store. Raises UsageError."""
 
-    def window(self, get: Get, model: str) -> Reported | None:
+    def reported(self, get: Get, model: str) -> Reported | None:
         """What a server that may be of this kind reports of itself.
 
         `get` fetches a path of it. None if it is another kind of server.

@@ -124,6 +124,6 @@ def _reported(client: httpx.Client, row: dict[str, Any], model: str) -> Reported
             return None
 
     for name in BACKENDS:
-        if found := runtime_of(name).window(get, model):
+        if found := runtime_of(name).reported(get, model):
             return found
     return Reported("a server", row.get("max_model_len"))

@@ -125,7 +125,7 @@ class LlamaServer(Runtime):
         if not asked or asked == WHEEL:
             yield from _wheel(env, machine, answers)
 
-    def window(self, get: Get, model: str) -> Reported | None:
+    def reported(self, get: Get, model: str) -> Reported | None:
         """llama.cpp reports the window of one slot in /props, and what else than text it reads."""
         props = get("/props")
         settings = props.get("default_generation_settings") if isinstance(props, dict) else None

@@ -29,7 +29,6 @@ BINARY, WHEEL = "binary", "wheel"
 NEEDED = ("--jinja", "--api-key-file", "--alias", "--parallel", "--ctx-size")
 #: Without it no KV cache is saved.
 SLOT_SAVE_PATH = "--slot-save-path"
-IMAGE_MAX_TOKENS = "--image-max-tokens"
 LOG_VERBOSITY = 4
 #: llama.cpp's flags for each kind of speculation. With its own sizes of ngram-mod a greedy reply was a different text;
 #: with these it is the same (tests/test_real_models.py).
@@ -163,7 +162,7 @@ class LlamaServerSpec(Backend):
         # from this level on the log contains the sizes of buffers
         add("--log-verbosity", LOG_VERBOSITY)
         add("--mmproj", request.mmproj_file)
-        add(IMAGE_MAX_TOKENS, variant.picture_tokens if request.mmproj_file else None)
+        add("--image-max-tokens", variant.picture_tokens if request.mmproj_file else None)
         add("--chat-template-file", variant.chat_template_file)
         if variant.template_kwargs:
             add("--chat-template-kwargs", json.dumps(dict(variant.template_kwargs), separators=(",", ":")))

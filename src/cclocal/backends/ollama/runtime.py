@@ -179,7 +179,7 @@ class Ollama(Runtime):
                 f"Ollama did not remove {stored.name}: {error}.", hint=f"ollama rm {stored.name}"
             ) from None
 
-    def window(self, get: Get, model: str) -> Reported | None:
+    def reported(self, get: Get, model: str) -> Reported | None:
         """Ollama reports the window of a loaded model in /api/ps."""
         loaded = get("/api/ps")
         if not isinstance(loaded, dict) or not isinstance(loaded.get("models"), list):

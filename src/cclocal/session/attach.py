@@ -63,8 +63,15 @@ def open_url(settings: Settings, env: Env) -> Opened:
     host, _, port = address.removeprefix("http://").rpartition(":")
     here = [server for server in serving(env) if server.port == port] if host in _HERE else []
     ours = _chosen(here, settings.model)
-    served = read_table(ours.folder / ENDPOINT) if ours and not key else {}
-    return open_other(served.get("url", address), served.get("key", key), settings, facts)
+    if ours and not key:
+        served = _recorded(ours)
+        return open_other(served["url"], served["key"], settings, facts, served)
+    return open_other(address, key, settings, facts)
+
+
+def _recorded(record: SessionRecord) -> dict[str, Any]:
+    """What a server of ours recorded of itself, and its log."""
+    return {"log_reader": "", **read_table(record.folder / ENDPOINT), "log": str(record.facts.get("log", ""))}
 
 
 def port_of(word: str, env: Env) -> int | None:
@@ -83,7 +90,7 @@ def _chosen(there: list[SessionRecord], model: str | None) -> SessionRecord | No
 
 def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoReturn:
     """On a server of ours: it recorded its window, its key and what it passes to the agent."""
-    served = read_table(record.folder / ENDPOINT)
+    served = _recorded(record)
     settings = replace(
         settings,
         agent=settings.agent or served.get("agent"),
@@ -100,12 +107,11 @@ def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoRetur
     if level_of(settings, facts.machine) == STRICT:
         # a sandbox reaches the server by a relay of its own
         settings = replace(settings, model=served["model"])
-        served = {"log_reader": "", **served, "log": str(record.facts.get("log", ""))}
         _attach_other(served["url"], served["key"], settings, facts, served)
     session = session_on(f"{record.model} on port {record.port}", served["context_tokens"], agent, settings, facts)
     session = replace(
         session,
-        log_reader=served.get("log_reader", ""),
+        log_reader=served["log_reader"],
         also=tuple(served.get("also", ())),
         sees=served.get("sees"),
     )
@@ -114,8 +120,7 @@ def _attach_ours(record: SessionRecord, settings: Settings, env: Env) -> NoRetur
     endpoint = Endpoint(served["url"], served["key"], served["model"])
     prepare(agent, session)
     say_level(session, None, settings)
-    log = str(record.facts.get("log", ""))
-    command, files = agent.command(session, endpoint, Binding("", endpoint.key, str(folder), "", log))
+    command, files = agent.command(session, endpoint, Binding("", endpoint.key, str(folder), "", served["log"]))
     for name, content in files.items():
         write_private(folder / name, content)
     exec_agent(command, env.environ)

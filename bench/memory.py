@@ -364,7 +364,7 @@ def compare_projectors(server: Path, folder: Path) -> dict[str, Any]:
         rows[name] = {
             "told_bytes": float(told) * MIB,
             "off_percent": round(100 * (ours / (float(told) * MIB) - 1), 2),
-            "largest_bytes": found.weights_bytes + found.compute_bytes(),
+            "largest_bytes": found.device_bytes,
         }
         largest = f"planned for the largest picture: {rows[name]['largest_bytes'] / MIB:,.0f} MiB"
         print(f"{name:26} {told:>8} MiB reserved, off by {rows[name]['off_percent']:+.2f} %   {largest}", flush=True)

@@ -97,6 +97,11 @@ class Engine:
     sandbox: ServerSandbox | None = None
 
     @property
+    def on_processor(self) -> bool:
+        """Whether it computes on the processor alone."""
+        return self.uses == "listed" and not self.devices
+
+    @property
     def device_names(self) -> tuple[str, ...]:
         """Its devices without how much of their memory is free."""
         return tuple(device.split(" (")[0] for device in self.devices)

@@ -13,7 +13,7 @@ import pytest
 
 from cclocal import tiny
 from cclocal.backends.llama_server.spec import SPECULATION
-from cclocal.checks.picture import png
+from cclocal.checks.picture import image, png
 from cclocal.settings import Speculation
 from tests.conftest import CLAUDES, ENGINES, OTHERS, Engine, wide
 from tests.engine import engine as bare_engine
@@ -149,9 +149,8 @@ def test_guesses_beside_pictures_change_no_text(engine: Engine, kind: Speculatio
     model.write_bytes(tiny.gguf("tiny-eyes"))
     projector.write_bytes(tiny.projector())
     content = "a line that is there again and again\n" * 20
-    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png(BLUE, 64, 64)).decode()}
     messages: list[dict[str, Any]] = [
-        {"role": "user", "content": [{"type": "image", "source": source}, {"type": "text", "text": "What is it?"}]},
+        {"role": "user", "content": [image(png(BLUE, 64, 64)), {"type": "text", "text": "What is it?"}]},
         {"role": "assistant", "content": "I see blue."},
         {"role": "user", "content": f"Create the file a.txt with content: {content}"},
     ]
@@ -171,8 +170,7 @@ def test_guesses_beside_pictures_change_no_text(engine: Engine, kind: Speculatio
 @pytest.mark.parametrize("engine", ENGINES[:1], indirect=True)
 def test_a_pasted_picture_that_the_model_cannot_see_is_taken_out(seeing: World) -> None:
     """No hook of Claude Code's is asked about it; the engine's refusal is told in the words that it knows."""
-    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png(RED, 64, 64)).decode()}
-    content: list[dict[str, Any]] = [{"type": "image", "source": source}]
+    content = [image(png(RED, 64, 64))]
     content.append({"type": "text", "text": "Run the command: echo first"})
     with talk(seeing, "--tiny", "--cold") as session:
         assert session.say(content)[-1]["is_error"] is False

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from bench.projectors import PROJECTORS, gemma4, published, qwen3vl
 from bench.sparse import write
 from cclocal import memory, tiny
-from cclocal.checks.picture import png
+from cclocal.checks.picture import image, png
 from cclocal.memory.gguf import BadHeaderError, Header
 from cclocal.memory.projector import SCREENSHOT_PX, projector_of, unread_projector
 from tests.conftest import ENGINES, Engine
@@ -98,9 +96,7 @@ def test_tokens_are_those_that_the_server_counts(engine: Engine, kind: str, tmp_
 
 
 def _count(client: httpx.Client, size: tuple[int, int]) -> int:
-    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png((0, 0, 0), *size)).decode()}
-    content: list[dict[str, Any]] = [{"type": "image", "source": source}]
-    body = {"model": "m", "messages": [{"role": "user", "content": content}]}
+    body = {"model": "m", "messages": [{"role": "user", "content": [image(png((0, 0, 0), *size))]}]}
     done = client.post("/v1/messages/count_tokens", json=body)
     assert done.status_code == 200, done.text
     return int(done.json()["input_tokens"])

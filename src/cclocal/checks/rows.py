@@ -5,7 +5,6 @@ Each row is pass, fail, or "not exercised": the model never did what the row is 
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -13,10 +12,10 @@ from typing import Literal, NamedTuple
 
 from cclocal import http
 from cclocal.checks.conversation import Server, TooSlowError, user, with_result
-from cclocal.checks.picture import png
+from cclocal.checks.picture import image, png
 from cclocal.command import Endpoint
 from cclocal.settings import Sight
-from cclocal.wires.wire import Body, Calls, Reply, Wire
+from cclocal.wires.wire import Calls, Reply, Wire
 
 #: Seconds for each step of a request but the reply itself, which has a limit of its own.
 _LIMIT_S = 30.0
@@ -235,15 +234,10 @@ def _cache(server: Server) -> Outcome:
     return _judged(good, detail, "A turn reads only its new tokens.", "Every turn reads the whole prompt again.")
 
 
-def _picture() -> Body:
-    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png(_RED, _SIDE, _SIDE)).decode()}
-    return {"type": "image", "source": source}
-
-
 def _picture_read(server: Server) -> Outcome:
     """A picture that a tool returns is seen"""
     call = {"type": "tool_use", "id": "call_1", "name": "Read", "input": {"file_path": "shot.png"}}
-    result = {"type": "tool_result", "tool_use_id": "call_1", "content": [_picture()]}
+    result = {"type": "tool_result", "tool_use_id": "call_1", "content": [image(png(_RED, _SIDE, _SIDE))]}
     asked = [user(f"Read shot.png. {_COLOUR}"), {"role": "assistant", "content": [call]}]
     answer = server.ask([*asked, {"role": "user", "content": [result]}])
     return _judged("red" in answer.text.lower(), answer, "Screenshots can be shown to it.", _UNSEEN)
@@ -251,7 +245,9 @@ def _picture_read(server: Server) -> Outcome:
 
 def _picture_named(server: Server) -> Outcome:
     """A picture in a message is seen"""
-    answer = server.ask([{"role": "user", "content": [_picture(), {"type": "text", "text": _COLOUR}]}])
+    answer = server.ask(
+        [{"role": "user", "content": [image(png(_RED, _SIDE, _SIDE)), {"type": "text", "text": _COLOUR}]}]
+    )
     good = "Screenshots can be shown to it in a message; this engine drops those that a tool returns."
     return _judged("red" in answer.text.lower(), answer, good, _UNSEEN)
 

@@ -88,6 +88,9 @@ def look(env: Env, settings: Settings, catalog: Catalog, *, engines_must_run: bo
         tuned=tuning.known(env),
     )
     answers.save()
+    # only there does a plan depend on it, and it is read from the logs of many sessions
+    if any(engine.on_processor for found in engines.values() for engine in found):
+        facts = replace(facts, read_per_s=speeds.read(env))
     return replace(facts, alternatives=_alternatives(catalog, facts))
 
 
@@ -189,7 +192,6 @@ def look_at_model(facts: Facts, model: Model, variant: Variant) -> Facts:
         toolless=frozenset((path,)) if is_known and not offers_tools(template) else frozenset(),
         projectors=projectors,
         tag_sees=tags.sees(variant.tag, facts.env.environ) if variant.tag else None,
-        read_per_s=speeds.read(facts.env) if projectors else {},
     )
 
 

@@ -120,7 +120,7 @@ def _vision_bytes(projector: Projector | None, memory: Memory) -> tuple[int, int
     """(what a projector and its largest picture take where the model computes, and what in host memory besides)."""
     if projector is None:
         return 0, 0
-    there = projector.weights_bytes + projector.compute_bytes()
+    there = projector.device_bytes
     pixels = projector.host_bytes(computes_there=memory == "host")
     return (there, pixels) if memory == "discrete" else (there + pixels, 0)
 

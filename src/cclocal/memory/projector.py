@@ -16,10 +16,10 @@ from pathlib import Path
 from cclocal.memory.gguf import BadHeaderError, Header
 from cclocal.memory.shape import Numbers
 
-#: The kinds whose pictures have as many tokens as they need: the least and the most, and how many patches a side are
-#: one token where the file does not say.
+#: The kinds in which a picture has more tokens the larger it is. For each: the fewest tokens, the most, and how many
+#: patches a side make one token if the file does not say.
 _SIZES = {"qwen3vl_merger": (8, 4096, 2), "gemma4v": (70, 1120, 3), "gemma4uv": (70, 1120, 3)}
-#: The kinds whose pictures are read in one micro-batch, as each part of a picture attends to all of it.
+#: In these kinds each part of a picture attends to all of it, so a picture must be read in one micro-batch.
 _AT_ONCE = ("gemma3", "gemma4v", "gemma4uv")
 #: Gemma 4 E2B and E4B, by the width of their text models, read them as text.
 _IN_ORDER_WIDTHS = (1536, 2560)
@@ -29,7 +29,7 @@ _F32, _F16, _COLOURS = 4, 2, 3
 #: On the host: a picture's pixels are there this often in f32, and the widest layer's input this often in f16.
 #: Measured on a processor with pictures of 256 to 3,844 tokens: 0.9 to 1.05 of it.
 _COPIES_OF_PIXELS, _COPIES_OF_WIDEST = 3, 2
-#: The size of the screenshot whose tokens are told.
+#: The plan says how many tokens a screenshot of this size costs.
 SCREENSHOT_PX = (1920, 1080)
 #: No real projector is larger.
 _MOST = 2**24
@@ -79,15 +79,20 @@ class Projector:
             width, height = (ceil(side * ratio / unit) * unit for side in (width_px, height_px))
         return width * height // area
 
+    @property
+    def device_bytes(self) -> int:
+        """What it takes where the model computes: its weights, and the buffers for the largest picture."""
+        return self.weights_bytes + self.compute_bytes()
+
     def compute_bytes(self, tokens: int | None = None) -> int:
         """The buffers in which a picture of so many tokens is encoded, by default of the largest one."""
         patches = self._patches(tokens)
-        pixels = patches * self.patch_px**2 * _COLOURS * _F32
+        pixels = patches * self._patch_bytes
         if not self.width:
             return 0
         if self.kind == "gemma4uv":
             # no layers: the pixels, and the same sorted by patches
-            return 2 * pixels + self.patch_px**2 * _COLOURS * _F32 + 2 * patches * _F32
+            return 2 * pixels + self._patch_bytes + 2 * patches * _F32
         if self.kind == "qwen3vl_merger":
             # in attention: its input, Q, K and V in one, Q and K with their positions; and four positions a patch
             alive, positions = (6 + self.stacked) * self.width, 4
@@ -101,18 +106,23 @@ class Projector:
     def host_bytes(self, *, computes_there: bool) -> int:
         """What the largest picture takes in host memory besides: its pixels, and what a processor sorts anew."""
         patches = self._patches(None)
-        pixels = patches * self.patch_px**2 * _COLOURS * _F32
+        pixels = patches * self._patch_bytes
         widest = patches * max(self.inner, self.width) * _F16
         return _COPIES_OF_PIXELS * pixels + (_COPIES_OF_WIDEST * widest if computes_there else 0)
 
     def _patches(self, tokens: int | None) -> int:
         return (tokens or self.most_tokens) * self.merge**2
 
+    @property
+    def _patch_bytes(self) -> int:
+        """The pixels of a patch, in f32."""
+        return self.patch_px**2 * _COLOURS * _F32
+
 
 def projector_of(header: Header) -> Projector:
     """Read a projector from its header.
 
-    Raises BadHeaderError for a file that is none, or whose numbers are absurd.
+    Raises BadHeaderError for a file that is no projector, or whose numbers are absurd.
     """
     if header.architecture != "clip":
         raise BadHeaderError("it is no projector: its architecture is not clip")

@@ -187,7 +187,7 @@ def _notes(plan: Plan, agent: Agent, facts: Facts) -> Iterator[str]:
         yield model.warning
     is_asked = not settings.vision and settings.sources.get("vision") not in (MEMORY_PLAN, DOWNLOAD)
     unused = facts.projectors.values() if is_asked else ()
-    if saved_bytes := sum(one.weights_bytes + one.compute_bytes() for one in unused):
+    if saved_bytes := sum(one.device_bytes for one in unused):
         yield f"{model.name} sees no pictures without its projector, which saves {memory_size(saved_bytes)}."
     if plan.session.also:
         yield take_turns(plan.session.also)

@@ -28,7 +28,7 @@ def with_limit(model: Model, variant: Variant, engine: Engine, facts: Facts) -> 
     if projector is None or projector.side_px or not projector.most_tokens:
         return variant, None
     most, note = min(variant.picture_tokens or projector.most_tokens, projector.most_tokens), None
-    if variant.picture_tokens is None and engine.uses == "listed" and not engine.devices:
+    if variant.picture_tokens is None and engine.on_processor:
         read_per_s = facts.read_per_s.get(model.id)
         reached = int(read_per_s * _PICTURE_S / _STEPS) if read_per_s else _UNMEASURED_TOKENS
         # in coarse steps: a conversation that goes on with another limit would read its pictures again

@@ -48,8 +48,7 @@ def attach(port: int, settings: Settings, env: Env, address: str | None = None) 
 def attach_url(settings: Settings, env: Env) -> NoReturn:
     """Become the agent on the server at `settings.url`. Raises UsageError for a wrong address or a missing key."""
     address, key, settings = given(settings, env)
-    host, _, port = address.removeprefix("http://").rpartition(":")
-    if not key and host in _HERE:
+    if not key and (port := _port_here(address)):
         # it may be one of our own, whose key is known
         attach(int(port), settings, env, address)
     _, settings, facts = agent_of(settings, env)
@@ -60,13 +59,17 @@ def open_url(settings: Settings, env: Env) -> Opened:
     """The same session, for a check. Raises UsageError for a wrong address or a missing key."""
     address, key, settings = given(settings, env)
     _, settings, facts = agent_of(settings, env)
-    host, _, port = address.removeprefix("http://").rpartition(":")
-    here = [server for server in serving(env) if server.port == port] if host in _HERE else []
-    ours = _chosen(here, settings.model)
-    if ours and not key:
+    port = "" if key else _port_here(address)
+    if ours := _chosen([server for server in serving(env) if server.port == port], settings.model):
         served = _recorded(ours)
         return open_other(served["url"], served["key"], settings, facts, served)
     return open_other(address, key, settings, facts)
+
+
+def _port_here(address: str) -> str:
+    """The port of an address of this machine; empty for another's."""
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    return port if host in _HERE else ""
 
 
 def _recorded(record: SessionRecord) -> dict[str, Any]:

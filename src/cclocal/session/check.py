@@ -24,6 +24,7 @@ from cclocal.planning.choose import choose_agent
 from cclocal.planning.plan import Plan
 from cclocal.server.start import Server
 from cclocal.session.attach import open_url
+from cclocal.session.elsewhere import with_ca
 from cclocal.session.launch import Seen, serve, survey
 from cclocal.session.tune import tune
 from cclocal.session.tunnel import open_by_ssh
@@ -64,8 +65,8 @@ def check(
 def check_url(settings: Settings, env: Env, *, show: bool) -> tuple[str, dict[str, Any]]:
     """(the model and its server, in words; the report) of a server that runs already. It is not remembered."""
     agent = choose_agent(settings)
-    ca = str(Path(settings.ca).expanduser().absolute()) if settings.ca else None
-    settings = replace(settings, agent_args=_asked(agent), cold=True, yes=True, ca=ca)
+    # the check works in a folder of its own
+    settings = replace(with_ca(settings), agent_args=_asked(agent), cold=True, yes=True)
     with _own_folder():
         opened = open_by_ssh(settings, env)[0] if settings.ssh else open_url(settings, env)
         tried = Tried(agent, opened.endpoint, opened.session, opened.made[0])

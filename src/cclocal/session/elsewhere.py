@@ -51,7 +51,7 @@ class Opened:
 def given(settings: Settings, env: Env) -> tuple[str, str, Settings]:
     """(the address of another server, its key, the settings). Raises UsageError."""
     address = check_url(settings.url or "", insecure=settings.insecure_http)
-    return address, key_of(settings, env), _with_ca(settings)
+    return address, key_of(settings, env), with_ca(settings)
 
 
 def key_of(settings: Settings, env: Env) -> str:
@@ -62,7 +62,7 @@ def key_of(settings: Settings, env: Env) -> str:
     return env.environ[name] if name else ""
 
 
-def _with_ca(settings: Settings) -> Settings:
+def with_ca(settings: Settings) -> Settings:
     """The settings with the path of the authority's file made absolute. Raises UsageError if it holds none."""
     if not settings.ca:
         return settings

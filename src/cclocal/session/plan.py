@@ -98,7 +98,7 @@ def look_at_machine(
     devices = ("MTL0: Apple GPU",) if machine.os == "macos" else ()
     name = next(name for name in in_order(facts.machine) if "gguf" in BACKENDS[name].FORMS)
     engine = Engine("binary", (name,), "any", frozenset({"--cache-type-k"}), devices)
-    return replace(facts, machine=machine, engines={name: (engine,)}, corrections={})
+    return replace(facts, machine=machine, engines={name: (engine,)}, corrections={}, read_per_s={})
 
 
 def _machine(ram_gib: int | None, macos: str | None, here: Machine) -> Machine:

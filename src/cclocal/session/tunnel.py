@@ -30,8 +30,8 @@ _USUAL = "http://127.0.0.1:8080"
 _DESTINATION = re.compile(r"(?P<box>(?:[\w.-]+@)?[A-Za-z0-9][\w.-]*)(?::(?P<port>\d{1,5}))?", re.ASCII)
 #: Seconds for the first connection, and in which one that was cut is tried again.
 _FIRST_LIMIT_S, _AGAIN_LIMIT_S = 60.0, 600
-#: Nothing is asked, as nobody could answer; a connection that is dead is noticed after 15 s; the user's own settings of
-#: shared connections would end the tunnel with another session.
+#: BatchMode: the keeper has no terminal on which a question could be answered. A dead connection is noticed after 15 s.
+#: A connection shared with the user's other sessions (ControlMaster) would end the tunnel with one of them.
 _OPTIONS = (
     *("BatchMode=yes", "ExitOnForwardFailure=yes", "ServerAliveInterval=5", "ServerAliveCountMax=3"),
     *("StreamLocalBindUnlink=yes", "ControlMaster=no", "ControlPath=none"),

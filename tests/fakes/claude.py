@@ -32,9 +32,10 @@ def main(switches: dict[str, Any]) -> None:
     if "leaves" in switches:
         null = subprocess.DEVNULL
         subprocess.Popen(switches["leaves"], start_new_session=True, stdin=null, stdout=null, stderr=null)
-    with open(f"{record}/agent.part", "w") as out:
+    part = f"{record}/agent.{os.urandom(4).hex()}.part"
+    with open(part, "w") as out:
         json.dump({"argv": sys.argv, "env": dict(os.environ), "pid": os.getpid(), "cwd": os.getcwd()}, out)
-    os.replace(f"{record}/agent.part", f"{record}/agent.json")
+    os.replace(part, f"{record}/agent.json")
     if "exits" in switches:
         code = switches["exits"]
         if code > 128:

@@ -74,9 +74,11 @@ def main(switches: dict[str, Any]) -> None:
         pids["worker"] = subprocess.Popen(["sleep", "900"], start_new_session=worker == "setsid").pid
     record = switches.get("record")
     if record:
-        with open(f"{record}/pids.{os.getpid()}.part", "w") as out:
+        # two that start at once may have the same process id, each in a namespace of its own
+        part = f"{record}/pids.{os.urandom(4).hex()}.part"
+        with open(part, "w") as out:
             json.dump({**pids, "port": int(options["--port"]), "argv": argv}, out)
-        os.replace(f"{record}/pids.{os.getpid()}.part", f"{record}/pids.json")
+        os.replace(part, f"{record}/pids.json")
     if "die_at_start" in switches:
         print(switches.get("die_log", "error: the fake died as it was told"), flush=True)
         sys.exit(switches["die_at_start"])

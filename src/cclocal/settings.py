@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 _MOST_DIGITS = 15
 #: The shortest reply that --out-tokens allows.
 LEAST_OUT_TOKENS = 256
+#: Slots with --subagents: the conversation's own, and two for its subagents.
+SUBAGENT_SLOTS = 3
 #: The levels of --sandbox.
 STRICT, BASH, OFF = "strict", "bash", "off"
 SANDBOXES = (STRICT, BASH, OFF)
@@ -93,12 +95,17 @@ _SSH = (
     "[dim]default: http://127.0.0.1:8080[/]"
 )
 _CA = "Trust this authority's certificate (PEM) for --url https://, beside those that the system trusts."
+_WAIT = "Minutes that a request waits for that server while it does not answer. [dim]default: 0, the agent is told[/]"
 _INSECURE = "Allow --url http:// to another machine, although it is not encrypted."
 _BACKEND = "What serves the model: llama-server, vllm-mlx, ollama. [dim]default: by machine and model[/]"
 _LLAMA = "This llama-server, or “wheel” for the xllamacpp package's. [dim]default: the one on PATH, else the wheel[/]"
 _CHECK = "Ask about a model that does not fit. [dim]CCLOCAL_NO_MEMCHECK=1 switches it off[/]"
 _NUDGE = "Send the agent on once when a reply announces a step and takes none. [dim]default: on; Claude Code only[/]"
 _CHILDREN = "What the agent's commands left in the background goes on after the session. [dim]default: it is ended[/]"
+_SUBAGENTS = (
+    "Claude Code's Agent tool; the conversation and two subagents get a slot each, with the whole window. "
+    "[dim]default: off[/]"
+)
 _SANDBOX = (
     "What the agent reaches: strict (this folder and the model only), bash (its own sandbox, for commands) or off. "
     "[dim]default: strict; on a Mac bash[/]"
@@ -148,7 +155,7 @@ class Settings:
         str | None, Memory("--kv TYPE", "KV cache: f16 (default), q8_0, q5_1, q4_0.", short="KV cache type")
     ] = None
     slots: Annotated[
-        int | None, Memory("--slots N", "Conversations that share the context.", at_least=1, at_most=64)
+        int | None, Memory("--slots N", "Conversations at once; they share the context.", at_least=1, at_most=64)
     ] = None
     speculate: Annotated[str | None, Server("--speculate KIND", _SPECULATE)] = None
     ubatch: Annotated[int | None, Memory("--ubatch --prefill-step TOKENS", _UBATCH, at_least=1, at_most=65536)] = None
@@ -162,6 +169,9 @@ class Settings:
     ] = None
     ssh: Annotated[str | None, Option("--ssh USER@BOX[:PORT]", _SSH, OTHER, lasting=False)] = None
     ca: Annotated[str | None, Option("--ca FILE", _CA, OTHER, lasting="environment")] = None
+    wait: Annotated[
+        int | None, Option("--wait MINUTES", _WAIT, OTHER, lasting="environment", at_least=0, at_most=1440)
+    ] = None
     insecure_http: Annotated[bool, Option("--insecure-http", _INSECURE, OTHER, lasting=False)] = False
     backend: Annotated[str | None, Server("--backend NAME", _BACKEND, short="what serves it")] = None
     llama_server: Annotated[str | None, Server("--llama-server PATH|wheel", _LLAMA)] = None
@@ -171,6 +181,7 @@ class Settings:
     mem_check: Annotated[bool, Option("--mem-check/--no-mem-check", _CHECK, MEMORY)] = True
     cold: Annotated[bool, Option("--cold/--no-cold", "Neither restore nor save the prompt's KV cache.")] = False
     lean: Annotated[bool | None, ForAgent("--lean/--full", _LEAN, short="a short prompt")] = None
+    subagents: Annotated[bool, ForAgent("--subagents/--no-subagents", _SUBAGENTS)] = False
     sandbox: Annotated[str | None, ForAgent("--sandbox LEVEL", _SANDBOX, short="strict, bash, off")] = None
     allow_write: Annotated[tuple[str, ...], ForAgent("--allow-write PATH", _ALLOW_WRITE)] = ()
     allow_read: Annotated[tuple[str, ...], ForAgent("--allow-read PATH", _ALLOW_READ)] = ()

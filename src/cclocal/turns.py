@@ -28,7 +28,7 @@ class Turn(NamedTuple):
     prompt: the whole request; read: the part of it that was evaluated; kept: the part that was in the KV cache already;
     written: the reply; accepted: the part of it that was guessed. first_s: until the first token; writing_s: from there
     to the last; whole_s: both. began_s: when the server began with it, since the server's start. window: the context
-    window of one conversation.
+    window of one conversation. slot: the one of the server's that read it.
     """
 
     prompt_tokens: int | None = None
@@ -41,6 +41,7 @@ class Turn(NamedTuple):
     began_s: float | None = None
     window_tokens: int | None = None
     accepted_tokens: int | None = None
+    slot: int | None = None
 
     @property
     def per_step(self) -> float | None:

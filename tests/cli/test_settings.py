@@ -220,6 +220,7 @@ def test_a_field_is_an_option_a_variable_and_a_key(ready: World, name: str) -> N
         "keep_children": True,
         "nudge": False,
         "lean": True,
+        "subagents": True,
     }.get(name)
     for other in ("CCLOCAL_ALLOW_READ", "CCLOCAL_ALLOW_WRITE", "CCLOCAL_SANDBOX"):
         ready.env.pop(other, None)

@@ -12,6 +12,7 @@
     lets_anybody_in   no key is checked
     model             the id it claims, instead of --alias
     hang_messages     /v1/messages never answers
+    loads_messages    seconds in which it answers 503
     no_socket         runs, but never listens
     foreign           another program's answers
     replies           what /v1/messages answers, one after another: {"text": …} or {"tool": [name, input]}
@@ -114,7 +115,7 @@ class State:
         self.switches, self.key, self.model = switches, key, model
         self.replies = list(switches.get("replies", ()))
         self.lock = threading.Lock()
-        self.asked = 0
+        self.asked, self.began_s = 0, time.monotonic()
         self.times: dict[str, float] = {}
 
     def note(self, event: str) -> None:
@@ -167,6 +168,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         if self.state.switches.get("hang_messages"):
             time.sleep(900)
+        if time.monotonic() - self.state.began_s < self.state.switches.get("loads_messages", 0):
+            self._json(503, {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}})
+            return
         if body["max_tokens"] == 1:
             self._json(200, self._message(body, [{"type": "text", "text": "H"}], "max_tokens"))
             self.state.note("probe_answered")

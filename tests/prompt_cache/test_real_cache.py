@@ -177,11 +177,20 @@ def test_an_agent_that_sends_nothing_is_not_waited_for_again(world: World, engin
     assert not states(world)
 
 
-def test_several_slots_and_arguments_of_ones_own_do_without(world: World, engine: Engine) -> None:
+@pytest.mark.parametrize("engine", [FIRST], indirect=True)
+def test_with_several_slots_the_prompt_is_kept_for_the_next_session_too(newest: World) -> None:
+    several = ("--slots", "2", "--ctx", "65536")
+    assert not turn(newest, *several)["restored"]
+    wait_for(lambda: states(newest), "the state")
+    second = turn(newest, *several)
+    assert second["restored"]
+    assert second["read"] < WARM_TOKENS
+
+
+def test_arguments_of_ones_own_do_without(world: World, engine: Engine) -> None:
     world.real("llama-server", engine.binary)
     world.fake_claude(exits=0)
     for words in (
-        ("--slots", "2", "--ctx", "65536"),
         ("--", "--system-prompt", "x"),
         ("--", "mcp", "list"),
         ("--cold",),

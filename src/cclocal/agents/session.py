@@ -19,9 +19,9 @@ class AgentSession:
     found: None if the agent is not installed; a dry run then shows its bare name. passed: variables handed on by name
     (--pass-env). nudge: send it on once after a reply that announced a call and made none. log_reader: the program file
     that reads the server's log, empty if there is none. level: what holds it, a level of --sandbox. web: it may fetch
-    pages. mcp: MCP servers of the user's by name, each as a JSON configuration has it. proxied: variables name a proxy
-    to the hosts that the user opened. also: other models that the server has and that `/model` may choose. sees:
-    which pictures the model sees, None if that is not known.
+    pages. subagents: it may start some. mcp: MCP servers of the user's by name, each as a JSON configuration has it.
+    proxied: variables name a proxy to the hosts that the user opened. also: other models that the server has and that
+    `/model` may choose. sees: which pictures the model sees, None if that is not known.
     """
 
     found: AgentFound | None
@@ -38,6 +38,7 @@ class AgentSession:
     log_reader: str = ""
     level: str = OFF
     web: bool = False
+    subagents: bool = False
     mcp: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     proxied: bool = False
     also: tuple[str, ...] = ()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
 
 from cclocal.command import Binding, CommandAndFiles, Endpoint, Readiness
 from cclocal.facts import Engine, Facts, Machine
@@ -57,6 +59,8 @@ class Backend(Protocol):
     CUTS_PROMPTS: bool = False
     #: whether a turn finds what the turn before it had read; else only a prompt's fixed part is worth reading ahead
     KEEPS_TURNS: bool = True
+    #: how a relay gives conversations slots of their own (server/slots.py); empty = it cannot
+    SLOTS: Mapping[str, Any] = MappingProxyType({})
     #: the kinds of --speculate that it may offer beside "off"
     SPECULATIONS: tuple[Speculation, ...] = ()
     #: how its server is ended: each signal in turn, with the seconds it is given to obey

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from cclocal.agents import AGENTS, DEFAULT, Agent
 from cclocal.agents.session import AgentSession
@@ -63,7 +64,7 @@ def level_of(settings: Settings, machine: Machine) -> str:
 
 def agent_session(settings: Settings, facts: Facts, context_tokens: int, out_tokens: int) -> AgentSession:
     """What the agent is told, for a window and replies of so many tokens. Raises UsageError for what it cannot do."""
-    _check_has(choose_agent(settings), settings)
+    settings = for_agent(settings)
     level = level_of(settings, facts.machine)
     return AgentSession(
         found=facts.agent,
@@ -80,17 +81,24 @@ def agent_session(settings: Settings, facts: Facts, context_tokens: int, out_tok
         nudge=settings.nudge,
         level=level,
         web=settings.web,
+        subagents=settings.subagents,
         mcp=facts.mcp,
         proxied=level == STRICT and bool(settings.allow_net or settings.web),
     )
 
 
-def _check_has(agent: Agent, settings: Settings) -> None:
-    """Raises UsageError for a typed setting that this agent has not; one of config.toml is for the others."""
-    for name in ("web", "mcp", "also"):
-        if getattr(settings, name) and name not in agent.HAS and settings.sources.get(name) == "command line":
-            able = " or ".join(other.TITLE for other in AGENTS.values() if name in other.HAS)
-            raise UsageError(f"{agent.TITLE} has no --{name}; {able} has.")
+def for_agent(settings: Settings) -> Settings:
+    """The settings without those that the agent has not. Raises UsageError for a typed one."""
+    agent = choose_agent(settings)
+    for name in ("web", "mcp", "also", "subagents"):
+        value = getattr(settings, name)
+        if value and name not in agent.HAS:
+            if settings.sources.get(name) == "command line":
+                able = " or ".join(other.TITLE for other in AGENTS.values() if name in other.HAS)
+                raise UsageError(f"{agent.TITLE} has no --{name}; {able} has.")
+            # one of config.toml is for the others
+            settings = replace(settings, **{name: type(value)()})
+    return settings
 
 
 def choose_variant(model: Model, settings: Settings, facts: Facts) -> tuple[Variant, str | None]:
@@ -134,6 +142,20 @@ def _is_able(variant: Variant, settings: Settings, facts: Facts) -> bool:
     requested = adjusted(variant, settings)
     backend = BACKENDS[variant.backend]
     return any(backend.unsupported(engine, requested) is None for engine in facts.engines.get(variant.backend, ()))
+
+
+def thinking(model: Model, variant: Variant, settings: Settings) -> tuple[Variant, str | None]:
+    """(the variant, with thinking on if that was asked for; a note if it cannot be switched on).
+
+    Switched on are the template's switch, a budget that is not zero, and the card's sampling for it.
+    """
+    if not settings.think:
+        return variant, None
+    if "enable_thinking" not in variant.template_kwargs and variant.reasoning_budget_tokens != 0:
+        return variant, f"Thinking cannot be switched on for {model.name}."
+    kwargs = {name: True if name == "enable_thinking" else value for name, value in variant.template_kwargs.items()}
+    sampling = variant.think_sampling or variant.sampling
+    return replace(variant, template_kwargs=kwargs, reasoning_budget_tokens=None, sampling=sampling), None
 
 
 def choose_engine(backend: Backend, wire: str, model: Model, variant: Variant, facts: Facts) -> Engine:

@@ -18,7 +18,15 @@ from cclocal.memory.footprint import CELLS, MemoryConfig
 from cclocal.memory.shape import Shape
 from cclocal.models.catalog import Model, Variant
 from cclocal.planning import pictures, speculation
-from cclocal.planning.choose import agent_session, choose_agent, choose_engine, choose_variant, model_path
+from cclocal.planning.choose import (
+    agent_session,
+    choose_agent,
+    choose_engine,
+    choose_variant,
+    for_agent,
+    model_path,
+    thinking,
+)
 from cclocal.planning.memory import adjusted, fit_on, limit_words, what_helps, wired_limit
 from cclocal.planning.plan import Fetch, Plan, take_turns
 from cclocal.settings import LEAST_OUT_TOKENS, Prompt, Settings
@@ -64,9 +72,9 @@ def _shrink_note(then: MemoryConfig, now: MemoryConfig) -> str:
 
 
 def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
-    agent = choose_agent(settings)
+    agent, settings = choose_agent(settings), for_agent(settings)
     variant, reason = choose_variant(model, settings, facts)
-    variant, think_note = _thinking(model, adjusted(variant, settings), settings)
+    variant, think_note = thinking(model, adjusted(variant, settings), settings)
     backend = BACKENDS[variant.backend]
     engine = choose_engine(backend, agent.WIRE, model, variant, facts)
     path = model_path(variant, facts)
@@ -96,14 +104,14 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
         lease_folder=str(folders.state / backend.NAME),
         cores=0 if engine.devices else facts.machine.cores,
     )
-    # the fixed part of the prompt is read ahead for one conversation, with tools, in this process
-    is_cached = not (settings.cold or settings.server or settings.no_tools) and variant.slots == 1
+    # the fixed part of the prompt is read ahead with tools, and in this process
+    is_cached = not (settings.cold or settings.server or settings.no_tools)
     caching = backend.prompt_caching(engine) if is_cached else ""
     # in a daemon that runs already the model has a name of its own, which is in the prompt
     name = backend.endpoint(engine, request, SHOWN).model
     capture = agent.capture(session, name) if caching else None
     saves = capture is not None and caching == "save"
-    if saves:
+    if saves or (variant.slots > 1 and backend.prompt_caching(engine) == "save" and not settings.cold):
         request = replace(request, prompt_folder=str(folders.saved_prompts))
     # whether the engine can restore these kinds of memory, and beside a projector, is tried on this machine
     kinds: list[str] = sorted({layer.kind for layer in shape.layers} - {"none"}) if shape else []
@@ -189,6 +197,8 @@ def _notes(plan: Plan, agent: Agent, facts: Facts) -> Iterator[str]:
     unused = facts.projectors.values() if is_asked else ()
     if saved_bytes := sum(one.device_bytes for one in unused):
         yield f"{model.name} sees no pictures without its projector, which saves {memory_size(saved_bytes)}."
+    if plan.session.subagents and variant.slots == 1:
+        yield "Subagents have no slots of their own here: each may cost the conversation what is cached of it."
     if plan.session.also:
         yield take_turns(plan.session.also)
     if model.untested and not plan.is_proven:
@@ -209,20 +219,6 @@ def _cache_key(variant: Variant, engine: Engine) -> str:
     return f"{engine.form} {engine.version} {','.join(engine.device_names)} {variant.kv_type} {about}"
 
 
-def _thinking(model: Model, variant: Variant, settings: Settings) -> tuple[Variant, str | None]:
-    """(the variant, with thinking on if that was asked for; a note if it cannot be switched on).
-
-    Switched on are the template's switch, a budget that is not zero, and the card's sampling for it.
-    """
-    if not settings.think:
-        return variant, None
-    if "enable_thinking" not in variant.template_kwargs and variant.reasoning_budget_tokens != 0:
-        return variant, f"Thinking cannot be switched on for {model.name}."
-    kwargs = {name: True if name == "enable_thinking" else value for name, value in variant.template_kwargs.items()}
-    sampling = variant.think_sampling or variant.sampling
-    return replace(variant, template_kwargs=kwargs, reasoning_budget_tokens=None, sampling=sampling), None
-
-
 def _native(model: Model, shape: Shape | None) -> int:
     """The window that a model was trained for: the file knows it, unless the catalog limits it further."""
     return min(model.native_context_tokens, (shape and shape.native_context_tokens) or model.native_context_tokens)
@@ -231,11 +227,13 @@ def _native(model: Model, shape: Shape | None) -> int:
 def _context(model: Model, variant: Variant, settings: Settings, shape: Shape | None) -> int:
     native = _native(model, shape)
     if settings.ctx is None:
-        return min(variant.context_tokens or model.context_tokens, native) // CELLS * CELLS
-    if settings.ctx > native:
-        raise UsageError(
-            f"{model.name} supports {native:,} tokens; {settings.ctx:,} is more than that.{settings.origin('ctx')}"
-        )
+        each = min(variant.context_tokens or model.context_tokens, native) // CELLS * CELLS
+        # a subagent takes nothing of the conversation's window
+        return each * variant.slots if settings.subagents and settings.slots is None else each
+    if settings.ctx > native * variant.slots:
+        of_slots = f" for each of {variant.slots} slots" if variant.slots > 1 else ""
+        words = f"{model.name} supports {native:,} tokens{of_slots}; {settings.ctx:,} is more than that."
+        raise UsageError(words + settings.origin("ctx"))
     return settings.ctx // CELLS * CELLS
 
 

@@ -15,7 +15,7 @@ from cclocal.memory.footprint import DEFAULT_UBATCH_TOKENS, DRAFT_TOKENS, KV_TYP
 from cclocal.memory.remedies import Remedy, remedies
 from cclocal.memory.shape import Shape
 from cclocal.models.catalog import Variant
-from cclocal.settings import MTP, SPECULATIONS, Settings
+from cclocal.settings import MTP, SPECULATIONS, SUBAGENT_SLOTS, Settings
 from cclocal.units import GIB, MIB, memory_size
 
 #: The share of its memory that macOS lets the GPU wire, from so many GiB of RAM on: macOS 15 and older, 26 and newer.
@@ -48,10 +48,12 @@ def adjusted(variant: Variant, settings: Settings) -> Variant:
         others = " or ".join(name for name, backend in BACKENDS.items() if "parser" in backend.ASKED_BY)
         raise UsageError(f"--parser is for {others}; {variant.backend} uses the model's own template.")
     variant = variant if settings.vision else replace(variant, mmproj=None)
+    # without slots of their own subagents would cost the conversation what is cached of it
+    needs_slots = settings.subagents and BACKENDS[variant.backend].SLOTS
     changes: dict[str, Any] = {
         "kv_type": settings.kv,
         "speculate": settings.speculate,
-        "slots": settings.slots,
+        "slots": settings.slots or (SUBAGENT_SLOTS if needs_slots else None),
         "ubatch_tokens": settings.ubatch,
         "cache_ram_mib": settings.cache_ram_mib,
         "gpu_layers": settings.gpu_layers,

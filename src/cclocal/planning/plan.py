@@ -192,7 +192,11 @@ class Plan:
         models = {"models": [self.name, *(other.name for other in self.others)]} if self.others else {}
         asks = [] if self.settings.cold else [wire.PATH for wire in WIRES.values()]
         options |= {"asks": asks, "is_ours": readiness.owns_socket}
-        return {**options, **(cuts if self._backend.CUTS_PROMPTS else {}), **models}
+        options |= {**(cuts if self._backend.CUTS_PROMPTS else {}), **models}
+        if self.variant.slots == 1 or not self._backend.SLOTS:
+            return options
+        several = {"count": self.variant.slots, "has_main": not self.settings.server}
+        return {**options, "slots": {**self._backend.SLOTS, **several, "folder": self.request.prompt_folder}}
 
     def agent_command(self, binding: Binding) -> CommandAndFiles:
         """The agent's command, and the files it reads."""

@@ -99,7 +99,8 @@ class Conversation:
         return False
 
     def _is_worth_it(self) -> bool:
-        found = [turn for turn in self._turns() if not turn.is_ours and turn.prompt_tokens]
+        # in other slots are subagents
+        found = [turn for turn in self._turns() if not (turn.is_ours or turn.slot) and turn.prompt_tokens]
         if not found:
             return False
         tokens = (found[-1].prompt_tokens or 0) + (found[-1].written_tokens or 0)

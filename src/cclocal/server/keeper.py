@@ -64,6 +64,7 @@ from cclocal.server.receipt import NETWORK, read, receipt, refusals
 from cclocal.turns import CONVERSATION, MODEL, NOTES, OURS, SENT_ON, STOPPED, end_of, plain_lines
 from cclocal.units import how_it_ended
 
+ANSWERS_AGAIN = "The model server answers again."
 LOG_WAS_CUT = f"{OURS} the log was too long; what follows is its end"
 #: Seconds between two looks at the log's size, and at the server of a request that waits.
 TICK_S = 5.0
@@ -469,11 +470,13 @@ class Keeper:
             elif "up" in message and self.model_before:
                 self.model_before = ""
             elif "up" in message and self.restarts:
-                self._note("The model server answers again.")
+                self._note(ANSWERS_AGAIN)
             if "in_flight" in message:
                 self._feel_pulse(message)
                 if self.kept and self.agent_runs and self.model == self.first_model and self.kept.is_due(message):
                     self._save(wait_s=0.0)
+            if "waits" in message:
+                self._note(f"{message['waits']} Requests wait for it." if message["waits"] else ANSWERS_AGAIN)
             self.request_kept = self.request_kept or "kept" in message
             if self.kept and "saved" in message:
                 words, restore = self.kept.saved(message["saved"], message["took_s"])
@@ -656,10 +659,19 @@ class Keeper:
             with contextlib.suppress(OSError):
                 os.kill(self.relay, signal.SIGKILL)
                 os.waitpid(self.relay, 0)
+        self._remove_instructions()
         import shutil
 
         shutil.rmtree(self.folder, ignore_errors=True)
         self._tell({"ended": True})
+
+    def _remove_instructions(self) -> None:
+        """Remove what the relay had saved for the slots of this server (server/slots.py)."""
+        folder = self.session["relay"].get("slots", {}).get("folder")
+        with contextlib.suppress(OSError):
+            for name in os.listdir(folder) if folder else ():
+                if name.startswith(self.session["id"]):
+                    os.unlink(os.path.join(folder, name))
 
 
 def _party(name: str, pid: int) -> dict[str, Any]:

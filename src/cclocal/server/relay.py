@@ -10,7 +10,8 @@ relay that was killed is replaced. CONTROL is a socket to the keeper, a JSON obj
          {"save": [method, path, body], "wait_s": …}, {"keep": a file for the agent's last request, "note": what goes
          before it}, {} with a descriptor: the listening socket of a sandbox
     out: {"up": pid} when a server answers, {"wants": model} when a request is for another one, {"in_flight": …, …} for
-         a status, {"saved": the answer's text, "took_s": …}, {"kept": bytes}
+         a status, {"saved": the answer's text, "took_s": …}, {"kept": bytes}, {"waits": why requests wait for the
+         server, empty when it answers again}
 
 Only the head of a request is changed: key, Host and Connection. Its body is kept in memory until the first byte of
 the answer, to be sent again to the next server; of the agent's last one until the next. Nothing is written to disk but
@@ -51,9 +52,14 @@ from cclocal.server.framing import (
 )
 from cclocal.server.last_request import LastRequest
 from cclocal.server.prompt_size import PromptSize
+from cclocal.server.slots import Slot, Slots
 
 #: Seconds in which the keeper reports a server's end after its connections were cut.
 NEWS_S = 2.0
+#: Seconds between two tries of a request that waits for a server which somebody else runs.
+RETRY_S = 1.0
+#: What such a server, or a gateway before it, answers while it starts.
+NOT_READY = (b"502", b"503", b"504")
 
 
 class Relay:
@@ -61,7 +67,8 @@ class Relay:
 
     Options: `key`, the agent's; `refusals`, rows that replace a server's error by one that the agent understands:
     {"path": of the API, "status": if it matters, "pattern": of the error's text, "becomes": a status, "kind": …,
-    "message": a template of the pattern's groups}; `asks`, the paths of messages; and those of Backing and PromptSize.
+    "message": a template of the pattern's groups}; `asks`, the paths of messages; `wait_s`, how long a request waits
+    for a server that does not answer; and those of Backing, PromptSize and Slots.
     """
 
     def __init__(self, options: dict[str, Any], control: int) -> None:
@@ -70,6 +77,9 @@ class Relay:
         self.refusals: list[dict[str, Any]] = options.get("refusals", [])
         self.last = LastRequest(options.get("asks", ()))
         self.prompts, self.backing = PromptSize(options), Backing(options, control)
+        self.slots = Slots(options, self.backing)
+        #: how long a request waits for a server that does not answer, and whether one waits
+        self.wait_s, self.is_waiting = float(options.get("wait_s", 0)), False
         self.lock = _thread.allocate_lock()
         self.in_flight = self.answered = self.sent_again = self.cut = 0
         self.unread = 0  # answers that wait for the agent to read on
@@ -78,6 +88,7 @@ class Relay:
     def obey(self, message: dict[str, Any]) -> None:
         """Take one message of the keeper's."""
         self.backing.obey(message)
+        self.slots.obey(message)
         if "status" in message:
             tell(self.control, self.status())
         if "keep" in message:
@@ -147,41 +158,61 @@ class Relay:
         upstream = self.backing.upstream
         request = head.with_fields(NOT_PASSED, b"Connection: close", *upstream.fields)
         failed_by, why, model = -1, "", self.backing.choice.of(body)
+        failing_since = 0.0
         while True:
             generation = self.backing.wait(client, model)
             try:
-                with upstream.dial() as server:
+                with self.slots.held(client, head.path, body, generation) as slot, upstream.dial() as server:
                     server.sendall(request)
                     server.sendall(body)
-                    is_whole = self.answer(client, server, head, body)
+                    is_whole = self.answer(client, server, head, body, slot)
                 if is_whole is not None:
                     return is_whole
-                why = "it closed the connection without an answer"
+                why = "it is not ready" if self.wait_s else "it closed the connection without an answer"
             except OSError as error:
                 why = str(error)
             finally:
                 self.backing.left()
+            failing_since = failing_since or time.monotonic()
             if failed_by == generation:
                 where = "" if upstream.is_ours else f" at {upstream.host}:{upstream.port}"
-                raise Refused("502 Bad Gateway", "api_error", f"The model server{where} does not answer: {why}.")
+                words = f"The model server{where} does not answer: {why}."
+                if time.monotonic() - failing_since >= self.wait_s:
+                    raise Refused("502 Bad Gateway", "api_error", words)
+                self.waits_for(words)
+            else:
+                self.sent_again += 1
             failed_by = generation
-            self.sent_again += 1
-            deadline = time.monotonic() + (NEWS_S if upstream.is_ours else POLL_S)
+            pause_s = RETRY_S if self.wait_s else POLL_S
+            deadline = time.monotonic() + (NEWS_S if upstream.is_ours and not self.wait_s else pause_s)
             while self.backing.is_still(generation) and time.monotonic() < deadline:
                 check_client(client, POLL_S)
 
-    def answer(self, client: socket.socket, server: socket.socket, head: Head, body: bytearray) -> bool | None:
+    def waits_for(self, words: str) -> None:
+        """Tell the keeper once that requests wait for the server, and with no words that it answers again."""
+        with self.lock:
+            is_news, self.is_waiting = bool(words) != self.is_waiting, bool(words)
+        if is_news:
+            tell(self.control, {"waits": words})
+
+    def answer(
+        self, client: socket.socket, server: socket.socket, head: Head, body: bytearray, slot: Slot | None
+    ) -> bool | None:
         """Pass one answer on; whether it was whole. None = the server ended before it had begun."""
         pieces = pieces_of(client, server)
         begun = read_answer(pieces)
         if not begun:
             return None
         answer, piece = begun
+        if self.wait_s and answer.first[9:12] in NOT_READY:
+            return None
+        self.waits_for("")
         length, is_chunked = answer.fields.get(b"content-length"), b"transfer-encoding" in answer.fields
         if answer.is_short_error:
             piece += b"".join(pieces)
             replace(self.refusals, head.path, answer.first, piece)
             pieces = iter(())
+        self.slots.answers(slot)
         # this server does not need the prompt again
         learn = self.prompts.learner(len(body))
         if answer.first[9:12] == b"200":

@@ -16,8 +16,9 @@ from cclocal.wires import Wire
 if TYPE_CHECKING:
     import httpx
 
-#: Seconds for the first token of a server that may have to load its model first.
-FIRST_TOKEN_LIMIT_S = 600.0
+#: Seconds for the first token of a server that may have to load its model first. vLLM on several machines that lost one
+#: of them still answers /health and lists its models, but no message (shown with 0.32).
+FIRST_TOKEN_LIMIT_S = 120.0
 _ASK_LIMIT_S = 5.0
 
 
@@ -44,11 +45,19 @@ def check_url(url: str, *, insecure: bool) -> str:
 
 
 def look(
-    url: str, key: str, wire: Wire, requested: str | None, *, ca: str = "", shown: str = ""
+    url: str,
+    key: str,
+    wire: Wire,
+    requested: str | None,
+    *,
+    ca: str = "",
+    shown: str = "",
+    limit_s: float = FIRST_TOKEN_LIMIT_S,
 ) -> tuple[str, Reported]:
     """Ask a server what it is, down to one token from the model, where that does not cost a prompt that it keeps.
 
-    `ca`: a file with an authority's certificate. `shown`: the address in messages, if it is another.
+    `ca`: a file with an authority's certificate. `shown`: the address in messages, if it is another. limit_s: for that
+    token.
     Returns (the model, what the server reports of itself).
     Raises NotReadyError if it does not answer or does not speak the agent's API, UsageError if the model or the key is
     wrong.
@@ -72,7 +81,7 @@ def look(
         if not requested and len(rows) > 1:
             raise UsageError(f"{url} has several models: {', '.join(rows)}.", hint=f"--model {model}")
         found = _reported(client, rows[model], model)
-        _check_wire(client, url, wire, {} if found.refuses_empty else wire.one_token(model))
+        _check_wire(client, url, wire, {} if found.refuses_empty else wire.one_token(model), limit_s)
         is_told = type(found.context_tokens) is int and found.context_tokens > 0
         return model, found if is_told else found._replace(context_tokens=None)
 
@@ -89,7 +98,7 @@ def _rows(url: str, reply: httpx.Response) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _check_wire(client: httpx.Client, url: str, wire: Wire, body: Mapping[str, Any]) -> None:
+def _check_wire(client: httpx.Client, url: str, wire: Wire, body: Mapping[str, Any], limit_s: float) -> None:
     """Ask in the agent's API: for one token, or with an empty body, which must be refused as incomplete.
 
     Raises NotReadyError or UsageError for any other answer.
@@ -97,7 +106,13 @@ def _check_wire(client: httpx.Client, url: str, wire: Wire, body: Mapping[str, A
     import httpx
 
     try:
-        reply = client.post(wire.PATH, json=dict(body), timeout=FIRST_TOKEN_LIMIT_S)
+        reply = client.post(wire.PATH, json=dict(body), timeout=limit_s)
+    except httpx.ReadTimeout:
+        raise NotReadyError(
+            f"{url} lists its models, but a message had no answer in {limit_s:.0f} s: it loads a model, it is busy, or "
+            "one of its machines is gone.",
+            hint="its own log says which; --wait MINUTES gives it longer",
+        ) from None
     except httpx.HTTPError as error:
         raise NotReadyError(f"{url} cannot answer a message.", cause=[first_line(error)]) from None
     if reply.status_code in (401, 403):

@@ -17,6 +17,8 @@ from cclocal.server.process import LINUX
 
 #: Seconds in which a server that is not ours must take a connection.
 DIAL_LIMIT_S = 10.0
+#: Seconds of silence after which its machine is asked whether the connection is still there, and between two asks.
+KEEPALIVE_S = 10
 
 
 class Upstream:
@@ -72,6 +74,11 @@ class Upstream:
         connection = socket.create_connection((self.host, self.port), DIAL_LIMIT_S)
         connection.settimeout(None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # a machine that is gone says nothing: it is noticed after a minute
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
+            if option := getattr(socket, name, None):
+                connection.setsockopt(socket.IPPROTO_TCP, option, KEEPALIVE_S)
         if self.is_encrypted:
             # several megabytes, so only where it is needed
             import ssl

@@ -20,7 +20,7 @@ from cclocal.paths import Env, make_folder
 from cclocal.planning.choose import agent_session, check_agent, choose_agent
 from cclocal.planning.plan import relay_options
 from cclocal.server.registry import check_proc
-from cclocal.server.remote import check_url, look
+from cclocal.server.remote import FIRST_TOKEN_LIMIT_S, check_url, look
 from cclocal.server.request import ServerStart
 from cclocal.server.start import Server, listen, new_binding, start_server
 from cclocal.session.sandbox import confirm_folder, settle
@@ -135,7 +135,10 @@ def find_session(
     """
     where = shown or url
     with busy(f"Asking {where} for its models"):
-        model, found = look(url, key, WIRES[agent.WIRE], settings.model, ca=settings.ca or "", shown=where)
+        least_s = float(facts.env.environ.get("CCLOCAL_TEST_HANG_S") or FIRST_TOKEN_LIMIT_S)
+        limit_s = max(least_s, 60.0 * (settings.wait or 0))
+        wire, ca = WIRES[agent.WIRE], settings.ca or ""
+        model, found = look(url, key, wire, settings.model, ca=ca, shown=where, limit_s=limit_s)
     # with several slots the server itself reports the window of all
     served_tokens = served["context_tokens"] if served else found.context_tokens
     session = session_on(f"{model} at {where}", served_tokens, agent, settings, facts)
@@ -171,7 +174,7 @@ def start_of(
         looks_at=session.folders,
         level=session.level,
         receipt=settings.receipt,
-        relay=relay_options(binding, server, refusals),
+        relay={**relay_options(binding, server, refusals), "wait_s": 60 * (settings.wait or 0)},
         terminal_reset=agent.TERMINAL_RESET if is_interactive else "",
         conversations=conversations(agent, session),
         farewell=farewell(to_go_on, agent, env) if is_interactive else "",

@@ -202,7 +202,8 @@ def _endpoint_file(plan: Plan, endpoint: Endpoint) -> str:
         "tools": plan.session.tools,
         "lean": plan.session.lean,
         "passed": plan.session.passed,
-        "log_reader": plan.session.log_reader,
+        # with several slots the newest line is of any agent
+        "log_reader": plan.session.log_reader if plan.variant.slots == 1 else "",
         "also": plan.session.also,
         "sees": plan.session.sees,
         "agent": plan.agent,

@@ -43,9 +43,10 @@ def fit_table(name: str, found: Fit, width: int) -> Table:
     table.add_row(Text(name, style="bold"), "", Text(found.shape.architecture))
     row("weights", memory_size(parts.weights_bytes), _where_weights_are(found))
     kv_type = "bf16" if found.shape.form == "mlx" else config.kv_type
-    row("KV cache", memory_size(parts.kv_bytes), f"{config.context_tokens:,} tokens of {kv_type}")
+    conversations = "one conversation" if config.slots == 1 else f"{config.slots} conversations"
+    split = f", for {conversations}" if config.slots > 1 else ""
+    row("KV cache", memory_size(parts.kv_bytes), f"{config.context_tokens:,} tokens of {kv_type}{split}")
     if parts.state_bytes:
-        conversations = "one conversation" if config.slots == 1 else f"{config.slots} conversations"
         row("state", memory_size(parts.state_bytes), f"of recurrent layers, {conversations}")
     row("compute", memory_size(parts.compute_bytes), _batch(found))
     if config.projector:

@@ -191,7 +191,9 @@ def plan_lines(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
     yield "Engine"
     yield f"  {plan.variant.backend}, {engine.title}, version {engine.version}{where}"
     yield "Context"
-    yield f"  {plan.context_tokens:,} tokens, replies of at most {plan.out_tokens:,}"
+    slots, each = plan.variant.slots, plan.session.context_tokens
+    split = f": {slots} conversations of {each:,} each" if slots > 1 else ""
+    yield f"  {plan.context_tokens:,} tokens{split}, replies of at most {plan.out_tokens:,}"
     yield f"  memory: {plan.memory}"
     if plan.wired_limit_mib:
         yield f"  the wired limit is raised to {plan.wired_limit_mib:,} MiB for the session"
@@ -257,6 +259,8 @@ def plan_json(plan: Plan, environ: Mapping[str, str]) -> dict[str, Any]:
             "tag": fetch.tag or None,
         },
         "context_tokens": plan.context_tokens,
+        "slots": plan.variant.slots,
+        "slot_tokens": plan.session.context_tokens,
         "out_tokens": plan.out_tokens,
         "memory": plan.fit.as_json() if plan.fit else None,
         "wired_limit_mib": plan.wired_limit_mib,

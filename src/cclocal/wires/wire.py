@@ -131,6 +131,19 @@ def as_function(tool: Mapping[str, Any]) -> Body:
     return {"type": "function", "function": {**function, "parameters": tool.get("input_schema", {})}}
 
 
+def beginning(chat: Mapping[str, Any]) -> Body:
+    """Of a request of the chat API what comes before the first reply: to the first user message, without pictures."""
+    kept: list[Body] = []
+    for message in chat["messages"]:
+        content = message["content"]
+        if isinstance(content, list):
+            content = [block for block in content if block.get("type") == "text"]
+        kept.append({**message, "content": content})
+        if message["role"] == "user":
+            break
+    return {**chat, "messages": kept}
+
+
 def called(id_: Any, name: Any, arguments: Any) -> Body:
     """A tool call in the neutral form. Its input is None if the arguments are not whole: cut off, they are no input."""
     return {"type": "tool_use", "id": id_, "name": name, "input": json_or_none(arguments or "null")}

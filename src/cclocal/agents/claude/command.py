@@ -139,10 +139,10 @@ def _prompt(session: AgentSession) -> tuple[str, ...]:
     """The flags that decide what the model reads first."""
     if not session.tools:
         return ("--tools", "")
-    web = ",WebFetch" if session.web else ""
+    more = (",WebFetch" if session.web else "") + (",Agent" if session.subagents else "")
     if session.lean:
-        return ("--system-prompt", LEAN_PROMPT, "--tools", LEAN_TOOLS + web)
-    return ("--append-system-prompt", WRITE_IN_PARTS, "--tools", TOOLS + web)
+        return ("--system-prompt", LEAN_PROMPT, "--tools", LEAN_TOOLS + more)
+    return ("--append-system-prompt", WRITE_IN_PARTS, "--tools", TOOLS + more)
 
 
 def _pre_approved(session: AgentSession) -> str:

@@ -36,7 +36,7 @@ WIRE = "anthropic"
 CALLS = Calls(("Bash", "command"), ("Write", "file_path", "content"))
 #: Mouse, focus and theme reports off, the cursor shown.
 TERMINAL_RESET = "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2031l\x1b[?25h"
-HAS: frozenset[str] = frozenset(("web", "mcp", "also"))
+HAS: frozenset[str] = frozenset(("web", "mcp", "also", "subagents"))
 OWN_LEVELS: Mapping[str, str] = {
     BASH: "Claude Code's own: commands write ./ only and reach no network; its other tools keep to ./",
     OFF: "commands can read, write and reach whatever you can",

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 #: With or without the time since the server's start (minutes, seconds, milliseconds, microseconds) and level in front.
-_TASK = re.compile(r"(?:([\d.]+) [A-Z] )?slot .*?\| task (\d+) \| +(.*)")
+_TASK = re.compile(r"(?:([\d.]+) [A-Z] )?slot [^|]*?(?:id +(\d+) )?\| task (\d+) \| +(.*)")
 _PROMPT = re.compile(r"new prompt, (?:n_ctx_slot = +(\d+))?.*task\.n_tokens = +(\d+)")
 _PLACE = re.compile(r"cached n_tokens = +(\d+)")
 _PROGRESS = re.compile(r"prompt processing.* (\d+(?:\.\d+)?) tokens per second")
@@ -31,10 +31,11 @@ def turns(text: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         match = _TASK.match(line)
         if not match:
             continue
-        time, task, said = match.groups()
+        time, slot, task, said = match.groups()
         now = tasks.get(task)
         if new := _PROMPT.match(said):
             began = {"began_s": _seconds(time), "window_tokens": int(new[1]) if new[1] else None}
+            began["slot"] = int(slot) if slot else None
             tasks[task] = {"prompt_tokens": int(new[2]), "place_tokens": 0, "began": began}
         elif now is None:
             # told after the reply's own line

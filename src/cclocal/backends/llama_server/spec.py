@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from packaging.version import Version
 
@@ -30,6 +31,8 @@ NEEDED = ("--jinja", "--api-key-file", "--alias", "--parallel", "--ctx-size")
 #: Without it no KV cache is saved.
 SLOT_SAVE_PATH = "--slot-save-path"
 LOG_VERBOSITY = 4
+#: Which part of a prompt a slot must have so that it is taken. llama.cpp's own is 0.1; 0 would switch it off.
+SLOT_SIMILARITY, LEAST_SIMILARITY = "--slot-prompt-similarity", 0.001
 #: llama.cpp's flags for each kind of speculation. With its own sizes of ngram-mod a greedy reply was a different text;
 #: with these it is the same (tests/test_real_models.py).
 SPECULATION: Mapping[Speculation, tuple[str, ...]] = {
@@ -66,6 +69,13 @@ class LlamaServerSpec(Backend):
     )
     ASKED_BY = frozenset({"llama_server"})
     SPECULATIONS = tuple(SPECULATION)
+    SLOTS = MappingProxyType(
+        {
+            "render": "/apply-template",
+            "read": ("/completion", {"n_predict": 0, "cache_prompt": True}),
+            "state": "/slots/{slot}?action={action}",
+        }
+    )
     #: TERM waits for the batch in flight (58-88 s measured on a large CPU model), so KILL follows. On a Mac a process
     #: that is killed may leak wired memory, so TERM comes first.
 
@@ -144,6 +154,9 @@ class LlamaServerSpec(Backend):
             # two cores took 147 tokens/s to 0.3. One core less writes hardly slower, as that is bound by memory.
             add("--threads", max(1, request.cores - 1))
             add("--threads-batch", request.cores)
+        if variant.slots > 1:
+            # a long result of a tool is no new conversation
+            add(SLOT_SIMILARITY, LEAST_SIMILARITY)
         # llama.cpp's default is 8 GiB of host memory, which the plan does not count.
         add("--cache-ram", variant.cache_ram_mib)
         add("--timeout", SERVER_TIMEOUT_S)

@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", type=int, default=2048, metavar="TOKENS")
     p.add_argument("--ubatch-size", type=int, default=512, metavar="TOKENS")
     p.add_argument("--parallel", type=int, default=1, metavar="SLOTS")
+    p.add_argument("--slot-prompt-similarity", type=float, metavar="SHARE", help="of a prompt that its slot must have")
     p.add_argument("--threads", type=int, metavar="N", help="that write; default: one per usable core")
     p.add_argument("--threads-batch", type=int, metavar="N", help="that read prompts; default: as many")
     p.add_argument("--cache-ram", type=int, default=0, metavar="MIB", help="host memory for idle prompts")
@@ -110,6 +111,8 @@ def _params(engine: Any, options: argparse.Namespace) -> Any:
     p.cache_ram_mib = options.cache_ram
     p.timeout_read = p.timeout_write = options.timeout
     p.use_jinja = True
+    if options.slot_prompt_similarity is not None:
+        p.slot_prompt_similarity = options.slot_prompt_similarity
     p.ui = not options.no_webui
     p.offline = options.offline
     # with more than the usable cores llama.cpp's threads wait for each other in busy loops

@@ -175,6 +175,11 @@ def plan(
     macos: Annotated[
         str | None, Option("--macos", metavar="VERSION", help="Plan for a Mac with this version, such as 26.")
     ] = None,
+    gpus: Annotated[
+        str,
+        Option("--gpus", metavar="NxGB,…", help="Plan for vLLM on these GPUs, a group a machine: 2x24,1x80."),
+    ] = "",
+    nodes: Annotated[str, Option("--nodes", metavar="ADDRESS,…", help="The addresses of these machines.")] = "",
     last: Annotated[
         bool, Option("--last", help="The last start: what was planned, what the engine allocated.")
     ] = False,
@@ -183,8 +188,8 @@ def plan(
     """What a model needs in memory, and how much context fits. Starts and downloads nothing."""
     from cclocal.discovery.look import last_start
     from cclocal.discovery.speeds import written
-    from cclocal.session.plan import look_at_machine, plan_catalog, plan_one
-    from cclocal.ui import memory_view
+    from cclocal.session.plan import look_at_machine, plan_catalog, plan_cluster, plan_one
+    from cclocal.ui import cluster_view, memory_view
 
     if last:
         report = last_start(call.env)
@@ -194,7 +199,11 @@ def plan(
         return
     catalog = call.catalog()
     facts = look_at_machine(catalog, call.settings, call.env, ram, macos)
-    if word is None:
+    if gpus or nodes:
+        if not (word and gpus):
+            raise UsageError("--gpus and --nodes plan one model.", hint="cclocal plan MODEL --gpus 2x24,1x80")
+        cluster_view.show(plan_cluster(catalog, word, call.settings, facts, gpus, nodes), as_json=as_json)
+    elif word is None:
         memory_view.show_all(plan_catalog(catalog, call.settings, facts), as_json=as_json)
     else:
         # of another machine nothing was measured

@@ -67,6 +67,7 @@ def shape_of_config(raw: Mapping[str, Any], weights_bytes: int) -> Shape:
         form="mlx",
         # latent attention adds a mask as large as the scores, and unpacks K and V of every head
         score_heads=(2 * heads if latent else heads) if unfused else 0,
+        kv_heads=config.one("num_key_value_heads", 0),
         unpacked_elements=heads * (config.one("qk_nope_head_dim") + config.one("v_head_dim")) if latent else 0,
     )
 

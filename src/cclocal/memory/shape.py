@@ -54,7 +54,8 @@ class Shape:
     known. bound: the architecture is not known, so this is an upper bound. form: the file it came from, which decides
     who serves it and so what is allocated. score_heads: query heads whose prefill scores MLX materialises;
     unpacked_elements: what it makes of every cached token besides, while it reads a prompt. draft_layers: those of its
-    head for multi-token prediction (MTP), beside `layers`; they keep something only while the head is used.
+    head for multi-token prediction (MTP), beside `layers`; they keep something only while the head is used. kv_heads:
+    of the layer with the fewest, 0 = not known; among more GPUs than that K and V cannot be divided.
     """
 
     architecture: str
@@ -71,6 +72,7 @@ class Shape:
     score_heads: int = 0
     unpacked_elements: int = 0
     draft_layers: tuple[Layer, ...] = ()
+    kv_heads: int = 0
 
 
 def shape_of(header: Header) -> Shape:
@@ -100,6 +102,7 @@ def shape_of(header: Header) -> Shape:
         layer_weights_bytes=_by_layer(header, count, _OF_LAYER),
         expert_weights_bytes=_by_layer(header, count, _OF_EXPERTS),
         draft_layers=_draft_layers(header, layers, draft_count),
+        kv_heads=min(filter(None, numbers.each("attention.head_count_kv", count, default=0)), default=0),
     )
 
 

@@ -19,9 +19,11 @@ from cclocal.models.repo_files import ask_hub, peek, refuse_unnamed
 from cclocal.models.resolve import resolve
 from cclocal.paths import Env
 from cclocal.planning.choose import choose_agent, choose_engine, choose_variant, model_path
+from cclocal.planning.cluster import machines_of, splits
 from cclocal.planning.memory import adjusted, fit_on, what_helps, wired_limit
 from cclocal.planning.pictures import with_limit
 from cclocal.settings import Settings
+from cclocal.ui.cluster_view import ClusterPlan
 from cclocal.ui.console import busy
 from cclocal.ui.memory_view import FitRow
 from cclocal.units import GIB, memory_size
@@ -67,7 +69,29 @@ def plan_one(catalog: Catalog, word: str, settings: Settings, facts: Facts) -> F
     least = choose_agent(settings).window(fit.config.context_tokens, out_tokens, settings.prompt).least_tokens
     least = CELLS if least > (model.native_context_tokens or least) else least
     remedies = what_helps(fit, engine, seen, model.id, least) if fit.verdict != "roomy" else ()
-    return FitRow(name if model.untested else model.id, name, fit, source, remedies, least_tokens=least)
+    shown = name if model.untested else model.id
+    return FitRow(shown, name, fit, source, remedies, variant, least_tokens=least)
+
+
+def plan_cluster(catalog: Catalog, word: str, settings: Settings, facts: Facts, gpus: str, nodes: str) -> ClusterPlan:
+    """How a model would be divided among GPUs that are not here. Raises what `plan_one` raises, and for wrong GPUs."""
+    machines = machines_of(gpus, nodes)
+    row = plan_one(catalog, word, settings, facts)
+    assert row.fit
+    assert row.variant
+    shape, variant = row.fit.shape, row.variant
+    # MLX packs its quantised weights in a way of its own
+    is_vllms = variant.is_folder and "mlx" not in (variant.repo or "").lower() and not variant.builtin
+    window = row.fit.config.context_tokens
+    return ClusterPlan(
+        row.name,
+        row.source,
+        variant.quant,
+        variant.source if is_vllms else "",
+        variant.tool_parser or "",
+        window,
+        splits(shape, machines, window),
+    )
 
 
 def plan_catalog(catalog: Catalog, settings: Settings, facts: Facts) -> Sequence[FitRow]:

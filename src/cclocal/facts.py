@@ -81,7 +81,8 @@ class Engine:
     that its help names. devices: the GPUs it lists, empty for a CPU-only build. uses: "listed" computes on those
     devices, "everything" on whatever GPUs there are, "untold" does not say. url: of a server that runs already, which
     is used and never stopped. unix_socket: it can listen on a unix socket instead of a port. asks_devices: a command
-    that prints its devices. sandbox: its server's; None if there is none, or if the engine does not run in it.
+    that prints its devices. workers: other machines whose devices it uses, as host:port. sandbox: its server's; None if
+    there is none, or if the engine does not run in it.
     """
 
     form: str
@@ -94,6 +95,7 @@ class Engine:
     url: str = ""
     unix_socket: bool = False
     asks_devices: tuple[str, ...] = ()
+    workers: tuple[str, ...] = ()
     sandbox: ServerSandbox | None = None
 
     @property
@@ -105,6 +107,12 @@ class Engine:
     def device_names(self) -> tuple[str, ...]:
         """Its devices without how much of their memory is free."""
         return tuple(device.split(" (")[0] for device in self.devices)
+
+    def left_with(self, workers: tuple[str, ...]) -> Engine:
+        """The same with some of its workers only."""
+        gone = set(self.workers) - set(workers)
+        devices = tuple(device for device in self.devices if not any(f": {worker} (" in device for worker in gone))
+        return replace(self, workers=workers, devices=devices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,7 @@ _SSH = (
 _CA = "Trust this authority's certificate (PEM) for --url https://, beside those that the system trusts."
 _WAIT = "Minutes that a request waits for that server while it does not answer. [dim]default: 0, the agent is told[/]"
 _INSECURE = "Allow --url http:// to another machine, although it is not encrypted."
+_RPC = "Machines that hold a part of the model, by llama.cpp's RPC; see docs/scale.md first: it is not encrypted."
 _BACKEND = "What serves the model: llama-server, vllm-mlx, ollama. [dim]default: by machine and model[/]"
 _LLAMA = "This llama-server, or “wheel” for the xllamacpp package's. [dim]default: the one on PATH, else the wheel[/]"
 _CHECK = "Ask about a model that does not fit. [dim]CCLOCAL_NO_MEMCHECK=1 switches it off[/]"
@@ -175,6 +176,7 @@ class Settings:
     insecure_http: Annotated[bool, Option("--insecure-http", _INSECURE, OTHER, lasting=False)] = False
     backend: Annotated[str | None, Server("--backend NAME", _BACKEND, short="what serves it")] = None
     llama_server: Annotated[str | None, Server("--llama-server PATH|wheel", _LLAMA)] = None
+    rpc: Annotated[str | None, Server("--rpc HOST:PORT,…", _RPC, lasting=False)] = None
     safe: Annotated[
         bool, Memory("--safe/--no-safe", "Always show the plan and ask.", variables=("CCLOCAL_FORCE_MEMCHECK",))
     ] = False

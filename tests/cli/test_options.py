@@ -171,7 +171,7 @@ def test_no_model_can_take_an_option_of_ours() -> None:
     text = "\n".join(file.read_text() for file in files)
     ours = {name for names in re.findall(r'"--([a-z-]+(?:/--[a-z-]+)?)"', text) for name in names.split("/--")}
     # these belong to one command alone
-    assert ours - {"follow", "lines", "self-test", "tune", "no-tune"} <= reserved()
+    assert ours - {"follow", "lines", "self-test", "tune", "no-tune", "gpus", "nodes"} <= reserved()
 
 
 def test_the_plan_for_scripts(world: World) -> None:

@@ -104,9 +104,10 @@ _EXAMPLES = {
         ("cclocal logs", "the newest server's log"),
         ("cclocal logs -n 20 -f", "its end, and follow it"),
     ),
-    commands.plan: (
+    model_commands.plan: (
         ("cclocal plan", "the whole catalog on this machine"),
         ("cclocal plan gemma --ram 24 --macos 26", "one model on another machine"),
+        ("cclocal plan coder --gpus 2x24,1x80", "on GPUs of several, by vLLM"),
     ),
     commands.prompt: (
         ("cclocal prompt", "of a session on a terminal"),

@@ -157,61 +157,6 @@ def doctor(
         raise Exit(1)
 
 
-def _gib(text: str) -> int:
-    """A machine's memory. Raises UsageError."""
-    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 10**6):
-        raise UsageError(f"--ram takes a whole number of GB, such as 32; “{text[:40]}” is not one.")
-    return int(text)
-
-
-@takes(*WITHOUT_A_SESSION)
-def plan(
-    call: Call,
-    # not “model”: a lasting default of that name must not hide the catalog
-    word: Annotated[str | None, _Model(help=f"{_MODEL_HELP} Without one: the whole catalog.")] = None,
-    ram: Annotated[
-        int | None, Option("--ram", metavar="GB", parser=_gib, help="Plan for a machine with this much memory.")
-    ] = None,
-    macos: Annotated[
-        str | None, Option("--macos", metavar="VERSION", help="Plan for a Mac with this version, such as 26.")
-    ] = None,
-    gpus: Annotated[
-        str,
-        Option("--gpus", metavar="NxGB,…", help="Plan for vLLM on these GPUs, a group a machine: 2x24,1x80."),
-    ] = "",
-    nodes: Annotated[str, Option("--nodes", metavar="ADDRESS,…", help="The addresses of these machines.")] = "",
-    last: Annotated[
-        bool, Option("--last", help="The last start: what was planned, what the engine allocated.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """What a model needs in memory, and how much context fits. Starts and downloads nothing."""
-    from cclocal.discovery.look import last_start
-    from cclocal.discovery.speeds import written
-    from cclocal.session.plan import look_at_machine, plan_catalog, plan_cluster, plan_one
-    from cclocal.ui import cluster_view, memory_view
-
-    if last:
-        report = last_start(call.env)
-        if report is None:
-            raise UsageError("No start has been measured yet.")
-        memory_view.show_last(report, as_json=as_json)
-        return
-    catalog = call.catalog()
-    facts = look_at_machine(catalog, call.settings, call.env, ram, macos)
-    if gpus or nodes:
-        if not (word and gpus):
-            raise UsageError("--gpus and --nodes plan one model.", hint="cclocal plan MODEL --gpus 2x24,1x80")
-        cluster_view.show(plan_cluster(catalog, word, call.settings, facts, gpus, nodes), as_json=as_json)
-    elif word is None:
-        memory_view.show_all(plan_catalog(catalog, call.settings, facts), as_json=as_json)
-    else:
-        # of another machine nothing was measured
-        speeds = {} if ram or macos else written(call.env)
-        row = plan_one(catalog, word, call.settings, facts)
-        memory_view.show_one(replace(row, write_per_s=speeds.get(row.id) or speeds.get(word)), as_json=as_json)
-
-
 @takes("agent", "lean")
 def prompt(call: Call, as_json: Json = False) -> None:
     """Where the bytes and tokens of the agent's first request go, against a plain launch; “-- -p” for print mode."""

@@ -53,7 +53,7 @@ class MemoryConfig:
     experts of so many layers stay in host memory. prefill_step_tokens and prefix_cache_bytes are MLX's.
     projector: a vision model's, with the largest picture that it may be sent. correction_bytes: added to the compute
     buffers, an earlier start's own numbers less its plan's. draft_tokens: how many a head for multi-token prediction
-    guesses ahead; 0 = it is not used.
+    guesses ahead; 0 = it is not used. devices: that have compute buffers, each of its own.
     """
 
     context_tokens: int
@@ -69,6 +69,7 @@ class MemoryConfig:
     projector: Projector | None = None
     correction_bytes: int = 0
     draft_tokens: int = 0
+    devices: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def footprint(shape: Shape, config: MemoryConfig, *, memory: Memory) -> Footprin
     # a state is kept for each guess, to go back to: llama.cpp's n_rs_seq
     states = [layer.state_bytes * config.slots * (1 + config.draft_tokens) for layer in shape.layers]
     # the head computes in buffers of its own, at most as large
-    compute = compute_bytes(shape, config) * (2 if drafts else 1)
+    compute = compute_bytes(shape, config) * (2 if drafts else 1) * config.devices
     weights = shape.weights_bytes if memory == "host" else shape.device_weights_bytes
     kept, first, copied = (0, 0, 0) if memory == "host" else _kept_on_host(shape, config)
     # the prompt cache (--cache-ram) is in host memory, which a device may share

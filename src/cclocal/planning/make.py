@@ -17,7 +17,7 @@ from cclocal.facts import Engine, Facts
 from cclocal.memory.footprint import CELLS, MemoryConfig
 from cclocal.memory.shape import Shape
 from cclocal.models.catalog import Model, Variant
-from cclocal.planning import pictures, speculation
+from cclocal.planning import pictures, pool, speculation
 from cclocal.planning.choose import (
     agent_session,
     choose_agent,
@@ -149,6 +149,7 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
         word=(settings.model or model.id) if model.untested else model.id,
         is_strict=path in facts.strict,
         is_toolless=path in facts.toolless,
+        fewer=pool.windows(shape, variant, context, least, engine, facts) if shape and engine.workers else {},
     )
     notes = [
         *_notes(plan, agent, facts),
@@ -156,6 +157,7 @@ def _as_requested(model: Model, settings: Settings, facts: Facts) -> Plan:
         picture_note,
         think_note,
         *backend.notes(engine, facts),
+        *pool.notes(engine),
         *agent.notes(session),
     ]
     return replace(plan, notes=tuple(note for note in notes if note))

@@ -35,6 +35,10 @@ _DEVICE = re.compile(r"\((\d+) MiB, (\d+) MiB free\)\s*$")
 _VENDORS = {"CUDA": "nvidia", "NVIDIA": "nvidia", "GeForce": "nvidia", "ROCm": "amd", "AMD": "amd", "Radeon": "amd"}
 
 
+#: Two workers of one machine are asked within a second: what they report as free differs by less.
+_SAME_MACHINE_BYTES = 64 * MIB
+
+
 def adjusted(variant: Variant, settings: Settings) -> Variant:
     """The variant with the user's settings. Raises UsageError for a KV cache type that does not exist."""
     if settings.kv is not None and settings.kv not in KV_TYPES:
@@ -88,6 +92,7 @@ def fit_on(
         cpu_moe_layers=variant.cpu_moe_layers,
         projector=projector.capped(variant.picture_tokens) if projector else None,
         draft_tokens=DRAFT_TOKENS if variant.speculate == MTP else 0,
+        devices=max(1, len(engine.devices)) if engine and engine.workers else 1,
     )
     if engine:
         correction = facts.corrections.get(correction_key(engine, shape, config), 0)
@@ -232,8 +237,15 @@ def _cards(engine: Engine, machine: Machine) -> list[Gpu]:
             left.remove(gpu)
             total = total or gpu.total_bytes
             free = min(total, gpu.free_bytes) if gpu.free_bytes else free
+        if name in engine.workers and any(_is_same_machine(card, total, free) for card in cards):
+            total = free = 0
         cards.append(Gpu(vendor or "", name, total, free, bool(gpu and gpu.unified)))
     return cards
+
+
+def _is_same_machine(card: Gpu, total_bytes: int, free_bytes: int) -> bool:
+    """Whether a worker's memory is that of another one: each reports its whole machine's."""
+    return card.total_bytes == total_bytes and abs(card.free_bytes - free_bytes) < _SAME_MACHINE_BYTES
 
 
 def device_memory(device: str) -> tuple[int, int]:

@@ -111,6 +111,7 @@ class Plan:
     is_strict: bool = False
     is_toolless: bool = False
     others: tuple[Plan, ...] = ()
+    fewer: Mapping[tuple[str, ...], int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -182,6 +183,11 @@ class Plan:
             less = smaller
         context = self.session.context_tokens
         return replace(self, variant=less, request=replace(self.request, variant=less, context_tokens=context))
+
+    def with_workers(self, workers: tuple[str, ...], context_tokens: int) -> Plan:
+        """The same with some of its workers only, and another context."""
+        request = replace(self.request, context_tokens=context_tokens)
+        return replace(self, engine=self.engine.left_with(workers), request=request)
 
     def relay(self, binding: Binding) -> dict[str, Any]:
         """The options of the session's relay."""

@@ -56,7 +56,13 @@ def with_sandbox(engine: Engine, program: str, env: Env, answers: Answers) -> En
 
 
 def enclosed(
-    command: Command, sandbox: ServerSandbox, env: Env, reads: Iterable[str] = (), writes: Iterable[str] = ()
+    command: Command,
+    sandbox: ServerSandbox,
+    env: Env,
+    reads: Iterable[str] = (),
+    writes: Iterable[str] = (),
+    *,
+    has_network: bool = False,
 ) -> Command:
     """A server's command in its sandbox: it reads these files beside its engine, and writes these folders.
 
@@ -73,7 +79,8 @@ def enclosed(
     mounts.sort(key=lambda mount: mount[2].count("/"))
     masks = [path for path in HIDDEN_FILES if Path(path).is_file()]
     argv = (
-        *(sandbox.program, *NAMESPACES),
+        sandbox.program,
+        *(word for word in NAMESPACES if not (has_network and word == "--unshare-net")),
         *(word for folder in _SYSTEM for word in ("--ro-bind-try", folder, folder)),
         *(word for path in masks for word in ("--ro-bind", "/dev/null", path)),
         *("--proc", "/proc", *(word for name in OF_KERNEL for word in ("--ro-bind-try", name, name))),

@@ -74,6 +74,8 @@ MOST_RESTARTS, RESTARTS_WITHIN_S = 2, 600.0
 NOISE_S = 0.02
 #: What engines write when an allocation fails.
 MEMORY_WORDS = ("out of memory", "(failed|unable) to allocate", "cudaMalloc failed", "insufficient memory")
+#: Seconds in which another machine must take a connection.
+ANSWER_LIMIT_S = 3.0
 #: A relay is replaced so often in a session: each was killed, or ours has a fault.
 MOST_RELAYS = 20
 #: Seconds that programs which the agent left in the background are given to end by themselves, then to obey TERM.
@@ -385,20 +387,26 @@ class Keeper:
             self._change_model(before)
             return
         if self.is_ready:
-            self.hangs = False
+            self.hangs, words = False, ""
             now = time.monotonic()
             self.restarts = [then for then in self.restarts if now - then < RESTARTS_WITHIN_S]
             if len(self.restarts) < MOST_RESTARTS:
                 again = self.session["less_memory" if why and self.restarts else "command"]
+                if lost := [worker for worker in self.session["workers"] if not _answers(worker)]:
+                    left = ",".join(worker for worker in self.session["workers"] if worker not in lost)
+                    why = f"; no answer from {' and '.join(lost)}"
+                    fewer = self.session["fewer"].get(left, {"command": None, "words": ""})
+                    again, words = fewer["command"], fewer["words"]
                 self.restarts.append(now)
-                self._note(f"{STOPPED} ({how}{why}) and is started again.")
-                self._end_server()
-                with contextlib.suppress(OSError):
-                    self._start_server(again)
-                    self._tell_relay_of_server(again=True)
-                    return
-            self._note(f"{STOPPED} ({how}{why}) and is not started again.")
-            self._tell_relay({"gone": f"{STOPPED} ({how}{why}). End this session and start it again."})
+                if again:
+                    self._note(f"{STOPPED} ({how}{why}) and is started again.{words}")
+                    self._end_server()
+                    with contextlib.suppress(OSError):
+                        self._start_server(again)
+                        self._tell_relay_of_server(again=True)
+                        return
+            self._note(f"{STOPPED} ({how}{why}) and is not started again.{words}")
+            self._tell_relay({"gone": f"{STOPPED} ({how}{why}).{words} End this session and start it again."})
         self.server_exit = server.exit
         server.let_go_of_group()
         self._tell({"server_exit": self.server_exit, "why": why})
@@ -677,6 +685,15 @@ class Keeper:
 def _party(name: str, pid: int) -> dict[str, Any]:
     """What the state file says of a process: pid and start, which together are its identity."""
     return {name: pid, f"{name}_start": start_of(pid)}
+
+
+def _answers(worker: str) -> bool:
+    """Whether another machine takes a connection."""
+    host, _, port = worker.rpartition(":")
+    with contextlib.suppress(OSError):
+        socket.create_connection((host, int(port)), ANSWER_LIMIT_S).close()
+        return True
+    return False
 
 
 def _oom_kills() -> int:

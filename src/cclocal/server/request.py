@@ -27,9 +27,11 @@ class ServerStart:
     dies while the agent runs. terminal_reset: written to the terminal after an agent that took it over; empty for one
     that does not. held_open: a descriptor that must stay open as long as the session lasts. less_memory: the command
     with which a server is started again if memory ran out. turns: each of several models, by its name in requests.
-    is_tunnel: it is an ssh tunnel to one, which may be idle while that one computes. in_sandbox: all of them are
-    commands of bubblewrap. looks_at: the agent's folders, in which files that other programs obey are compared at the
-    end (server/changes.py). level: what holds the agent; empty without one.
+    workers: other machines that its server uses. fewer: by those that are left when it died, with commas: the command
+    that does with them, None if nothing does, and what the user is told. is_tunnel: it is an ssh tunnel to one, which
+    may be idle while that one computes. in_sandbox: all of them are commands of bubblewrap. looks_at: the agent's
+    folders, in which files that other programs obey are compared at the end (server/changes.py). level: what holds the
+    agent; empty without one.
     conversations: the agent's files of them, as a pattern. farewell: what is said at the end, with `{id}` for the
     conversation. receipt: say at the end what it connected to. relay: the options of the relay (server/relay.py).
     keeps: how the conversation's KV cache is saved (server/keep.py); None = it is not. requests: the folder and the
@@ -42,6 +44,8 @@ class ServerStart:
     command: Command | None = None
     less_memory: Command | None = None
     turns: Mapping[str, Turn] = field(default_factory=dict)
+    workers: Sequence[str] = ()
+    fewer: Mapping[str, tuple[Command | None, str]] = field(default_factory=dict)
     is_tunnel: bool = False
     in_sandbox: bool = False
     stop: Sequence[tuple[str, float]] = ()

@@ -178,6 +178,11 @@ def start_server(start: ServerStart, binding: Binding, listener: socket.socket, 
             }
             for name, turn in start.turns.items()
         },
+        "workers": list(start.workers),
+        "fewer": {
+            left: {"command": _as_table(command, environ), "words": words}
+            for left, (command, words) in start.fewer.items()
+        },
         "in_sandbox": start.in_sandbox,
         "is_tunnel": start.is_tunnel,
         "socket": binding.socket,

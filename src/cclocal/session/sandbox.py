@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from cclocal.agents.session import AgentSession
-from cclocal.command import Binding, CommandAndFiles
+from cclocal.command import Binding, Command, CommandAndFiles
 from cclocal.errors import UsageError
 from cclocal.facts import Facts
 from cclocal.models.headers import parts as parts_of
@@ -120,7 +120,19 @@ def server_in_sandbox(plan: Plan, binding: Binding, env: Env) -> CommandAndFiles
     if plan.request.prompt_folder:
         make_folder(Path(plan.request.prompt_folder))
         writes.append(plan.request.prompt_folder)
-    return enclosed(command, plan.engine.sandbox, env, reads, writes), files
+    has_network = bool(plan.engine.workers)
+    return enclosed(command, plan.engine.sandbox, env, reads, writes, has_network=has_network), files
+
+
+def on_fewer(plan: Plan, binding: Binding, env: Env) -> dict[str, tuple[Command | None, str]]:
+    """What a server is started with again when some of its workers are lost."""
+    found: dict[str, tuple[Command | None, str]] = {}
+    for left, context in plan.fewer.items():
+        each, now = context // plan.variant.slots, plan.session.context_tokens
+        words = f" The context window has {each:,} tokens now." if each < now else ""
+        command = server_in_sandbox(plan.with_workers(left, context), binding, env)[0] if context else None
+        found[",".join(left)] = command, words if context else " The model does not fit on what is left."
+    return found
 
 
 def _protected(settings: Settings, session: AgentSession) -> tuple[str, ...]:

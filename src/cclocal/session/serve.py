@@ -30,7 +30,7 @@ from cclocal.server.readiness import wait_until_ready
 from cclocal.server.registry import new_log
 from cclocal.server.request import ServerStart, Turn
 from cclocal.server.start import Server, exec_agent, listen, new_binding, start_server
-from cclocal.session.sandbox import sandbox_of, say_level, server_in_sandbox
+from cclocal.session.sandbox import on_fewer, sandbox_of, say_level, server_in_sandbox
 from cclocal.session.servers import ENDPOINT, check_port, is_taken
 from cclocal.settings import Settings
 from cclocal.ui.console import WaitLine, busy, can_ask, confirm, download_bar, say
@@ -91,6 +91,8 @@ def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limi
                 },
                 less_memory=server_in_sandbox(plan.with_less_memory(), binding, env)[0],
                 turns=_turns(plan, binding, env),
+                workers=plan.engine.workers,
+                fewer=on_fewer(plan, binding, env),
                 in_sandbox=plan.engine.sandbox is not None,
                 relay=plan.relay(binding),
                 looks_at=() if plan.settings.server else plan.session.folders,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cclocal.backends import Get, Reported, Runtime
 from cclocal.backends.llama_server.spec import BINARY, WHEEL
+from cclocal.backends.llama_server.workers import BUILD, addresses, with_workers
 from cclocal.backends.llama_server.xllamacpp_server import flags
 from cclocal.errors import BackendMissingError
 from cclocal.facts import Engine, Machine
@@ -109,11 +110,12 @@ class LlamaServer(Runtime):
 
     def find(self, env: Env, settings: Settings, machine: Machine, answers: Answers) -> Iterator[Engine]:
         """The llama-server asked for, else the one on PATH and then the wheel's."""
-        asked = settings.llama_server
+        asked, workers = settings.llama_server, addresses(settings)
         found = None if asked == WHEEL else find_program(asked or "llama-server", env.environ)
         if found:
             try:
-                yield _binary(Path(found).absolute(), env, machine, answers)
+                engine = _binary(Path(found).absolute(), env, machine, answers)
+                yield with_workers(engine, workers, env.environ) if workers else engine
             except (OSError, subprocess.SubprocessError) as error:
                 if asked:
                     raise BackendMissingError(f"{found} does not run: {error}.") from None
@@ -122,7 +124,9 @@ class LlamaServer(Runtime):
                 f"There is no program {asked}.{settings.origin('llama_server')}",
                 hint="--llama-server PATH, or “wheel” for the xllamacpp package",
             )
-        if not asked or asked == WHEEL:
+        if workers and (not found or asked == WHEEL):
+            raise BackendMissingError("The engine in the xllamacpp package has no RPC.", hint=BUILD)
+        if not workers and (not asked or asked == WHEEL):
             yield from _wheel(env, machine, answers)
 
     def reported(self, get: Get, model: str) -> Reported | None:

@@ -43,6 +43,8 @@ SPECULATION: Mapping[Speculation, tuple[str, ...]] = {
     ),
     MTP: ("--spec-type", "draft-mtp", "--spec-draft-n-max", str(DRAFT_TOKENS)),
 }
+#: No model has more: llama.cpp keeps what it can at home unless it is told to give it to its workers.
+ALL_LAYERS = 999
 #: llama.cpp's own default.
 DEFAULT_BATCH_TOKENS = 2048
 
@@ -67,7 +69,7 @@ class LlamaServerSpec(Backend):
         # one by its address: it has no network
         Refusal("no pictures", "Failed to download image|cannot make GET request|HTTPS is not supported|file://"),
     )
-    ASKED_BY = frozenset({"llama_server"})
+    ASKED_BY = frozenset({"llama_server", "rpc"})
     SPECULATIONS = tuple(SPECULATION)
     SLOTS = MappingProxyType(
         {
@@ -106,6 +108,8 @@ class LlamaServerSpec(Backend):
     def unsupported(self, engine: Engine, variant: Variant) -> str | None:
         if too_old := _too_old(engine, variant):
             return too_old
+        if engine.workers and variant.speculate == MTP:
+            return "multi-token prediction ends llama.cpp's server where workers compute (--rpc)"
         missing = [flag for flag in (*NEEDED, *_variant_flags(variant)) if flag not in engine.flags]
         if not missing:
             return None
@@ -169,7 +173,9 @@ class LlamaServerSpec(Backend):
             argv += ["--cache-type-k", variant.kv_type, "--cache-type-v", variant.kv_type]
             # llama.cpp refuses a quantised V without it
             add("--flash-attn", "on")
-        add("--n-gpu-layers", variant.gpu_layers)
+        if engine.workers:
+            argv += ["--rpc", ",".join(engine.workers)]
+        add("--n-gpu-layers", ALL_LAYERS if engine.workers and variant.gpu_layers is None else variant.gpu_layers)
         if variant.cpu_moe_layers:
             argv += ["--n-cpu-moe", str(variant.cpu_moe_layers)]
         # from this level on the log contains the sizes of buffers

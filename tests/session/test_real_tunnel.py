@@ -44,7 +44,8 @@ class Box:
         """End the connection on the other machine's side, and take no other until sshd goes on."""
         self.daemon.send_signal(signal.SIGSTOP)
         for child in psutil.Process(self.daemon.pid).children(recursive=True):
-            child.kill()
+            if child.name().startswith("sshd"):
+                child.kill()
 
     def go_on(self) -> None:
         self.daemon.send_signal(signal.SIGCONT)
@@ -64,7 +65,9 @@ def box(world: World, tmp_path: Path) -> Iterator[Box]:
     mine.mkdir(mode=0o700)
     for file in (keys / "host", mine / "id_ed25519"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(file)], check=True)
-    (keys / "authorized").write_text((mine / "id_ed25519.pub").read_text())
+    there = world.root / "there"
+    there.mkdir()
+    (keys / "authorized").write_text(f'environment="HOME={there}" {(mine / "id_ed25519.pub").read_text()}')
     port = free_port()
     known = mine / "known_hosts"
     known.write_text(f"[127.0.0.1]:{port} {(keys / 'host.pub').read_text()}")
@@ -85,6 +88,8 @@ def box(world: World, tmp_path: Path) -> Iterator[Box]:
         "PasswordAuthentication": "no",
         "KbdInteractiveAuthentication": "no",
         "PermitRootLogin": "prohibit-password",
+        # for a home of its own there
+        "PermitUserEnvironment": "yes",
     }
     (tmp_path / "sshd.conf").write_text("".join(f"{name} {value}\n" for name, value in options.items()))
     model = tiny.build(tmp_path)
@@ -147,3 +152,48 @@ def test_a_connection_that_is_cut_is_opened_again_and_the_session_goes_on(world:
 
 def _log(world: World) -> str:
     return "".join(path.read_text() for path in world.sessions.glob("*/tunnel.log"))
+
+
+@pytest.fixture
+def far(world: World, box: Box) -> tuple[str, ...]:
+    """The words for a server that cclocal starts there; where it is found by a login shell alone."""
+    there = world.root / "there"
+    (there / "bin").mkdir()
+    kept = " ".join(f"{name}='{value}'" for name, value in world.env.items() if name.startswith("CCLOCAL_"))
+    (there / "bin/cclocal").write_text(f'#!/bin/sh\nexec env {kept} {" ".join(world.command)} "$@"\n')
+    (there / "bin/cclocal").chmod(0o755)
+    (there / ".profile").write_text(f"PATH={there}/bin:$PATH\n")
+    return "--ssh", f"root@127.0.0.1:{box.port}", "--server"
+
+
+def _there(world: World) -> list[Path]:
+    """The sessions on that machine."""
+    return list((world.root / "there/.local/state/cclocal/sessions").glob("*/session.json"))
+
+
+def test_a_server_is_started_there_and_ends_with_the_session(world: World, far: tuple[str, ...]) -> None:
+    asked = ("-p", "Create the file there.txt with content: served over there")
+    done = world.run(*far, "--tiny", "--ctx", "24k", "--", *asked)
+    assert (world.project / "there.txt").read_text() == "served over there", done.stderr
+    assert "with a context window of 24,576" in done.stderr
+    wait_for(lambda: not _there(world), "the end of the server there", 20)
+    failed = world.run(*far, "--tiny", "--ctx", "9m", "--", "-p", "hi")
+    assert failed.returncode == 33
+    assert "supports 131,072 tokens" in failed.stderr
+    assert not _there(world)
+
+
+def test_a_server_there_does_not_outlive_its_connection(world: World, box: Box, far: tuple[str, ...]) -> None:
+    world.fake_claude()
+    session = world.start(*far, "--tiny")
+    assert world.ask(limit_s=60).status_code == 200
+    assert len(_there(world)) == 1
+    box.cut()
+    wait_for(lambda: not _there(world), "the end of the server there", 20)
+    box.go_on()
+    # the request waits for the connection, and for the server that is started again
+    assert world.ask(limit_s=60).status_code == 200
+    os.kill(world.watched(), signal.SIGKILL)
+    session.wait()
+    world.wait_for_end()
+    wait_for(lambda: not _there(world), "the end of the server there", 20)

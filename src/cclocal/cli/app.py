@@ -236,6 +236,9 @@ def _starts_a_server(settings: Settings, is_model_flag: bool, dry_run: bool) -> 
     Raises UsageError for a typed address with options about a server that is started.
     """
     flags = typed(settings, "server") + (["--dry-run"] if dry_run else [])
+    if settings.ssh and settings.server and not dry_run:
+        # it is started there
+        return False
     is_typed = bool(settings.ssh) or settings.sources.get("url") == "command line"
     if flags and is_typed:
         given = "--ssh" if settings.ssh else "--url"

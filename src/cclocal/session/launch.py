@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
 from dataclasses import replace
 from typing import NoReturn
 
@@ -40,6 +43,8 @@ from cclocal.ui.console import say, say_once
 from cclocal.ui.tables import show_plan
 from cclocal.units import how_it_ended
 
+#: A variable: the session belongs to a connection from another machine (session/tunnel.py).
+HELD = "CCLOCAL_HELD"
 #: What was seen, and on a Mac the descriptor that keeps a limit raised by another session.
 Seen = tuple[Facts, int | None]
 
@@ -65,7 +70,8 @@ def run_server(settings: Settings, catalog: Catalog, seen: Seen) -> None:
     """Serve until Ctrl-C. Raises ServerDiedError if the server ends first."""
     # `cclocal stop` ends it as Ctrl-C does
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    plan, server, _ = serve(settings, catalog, seen)
+    key = _held() if seen[0].env.environ.get(HELD) else ""
+    plan, server, _ = serve(settings, catalog, seen, key)
     endpoint = plan.agent_endpoint(server.binding)
     say(f"{plan.model.name} answers on {endpoint.url}. In another terminal, in the folder to work in:\n")
     print(f"cclocal attach {endpoint.port}", flush=True)
@@ -86,9 +92,22 @@ def run_server(settings: Settings, catalog: Catalog, seen: Seen) -> None:
     raise error
 
 
-def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Server, Facts]:
+def _held() -> str:
+    """The key that another machine sends on our standard input; we end with that."""
+    key = sys.stdin.readline().strip()
+
+    def end() -> None:
+        sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end, daemon=True).start()
+    return key
+
+
+def serve(settings: Settings, catalog: Catalog, seen: Seen, key: str = "") -> tuple[Plan, Server, Facts]:
     """Plan, fetch and start, until the server has shown that it answers. If anything fails, nothing is left.
 
+    key: of the session; empty = a random one.
     Returns the facts too: something may have been installed.
     """
     facts, limit = seen
@@ -129,4 +148,4 @@ def serve(settings: Settings, catalog: Catalog, seen: Seen) -> tuple[Plan, Serve
     for note in plan.notes:
         say_once(note, "yellow")
     lay_out_config(AGENTS[plan.agent].config_dir(plan.session))
-    return plan, start(plan, env, limit), facts
+    return plan, start(plan, env, limit, key), facts

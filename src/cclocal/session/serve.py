@@ -9,7 +9,7 @@ import json
 import shlex
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import NoReturn
 
 from cclocal.agents import AGENTS, Agent, config_dir
@@ -40,19 +40,23 @@ from cclocal.wires import WIRES
 PORT_TRIES = 3
 
 
-def start(plan: Plan, env: Env, limit: int | None, tries: int = PORT_TRIES) -> Server:
-    """Start the planned server, and return when it has shown that it answers. `limit`: keeps a Mac's limit raised."""
+def start(plan: Plan, env: Env, limit: int | None, key: str = "", tries: int = PORT_TRIES) -> Server:
+    """Start the planned server, and return when it has shown that it answers. `limit`: keeps a Mac's limit raised.
+
+    key: of the session; empty = a random one.
+    """
     # taken at this moment by another program, although it was free when the start began
     check_port(plan.port, env)
     with listen(plan.port) as listener:
         binding = new_binding(env, listener.getsockname()[1], unix_socket=plan.engine.unix_socket)
+        binding = replace(binding, key=key or binding.key)
         try:
             return _start(plan, binding, listener, env, limit)
         except (ServerDiedError, PortError):
             owns_port = plan.readiness(binding).owns_socket and not binding.socket
             if not owns_port or tries == 1 or not is_taken(int(binding.server_port)):
                 raise
-    return start(plan, env, limit, tries - 1)
+    return start(plan, env, limit, key, tries - 1)
 
 
 def _start(plan: Plan, binding: Binding, listener: socket.socket, env: Env, limit: int | None) -> Server:

@@ -6,7 +6,7 @@ CLAUDE_VERSION := 2.1.331
 # most tests wait for real programs; each takes a core at most
 WORKERS ?= 2
 
-.PHONY: help try test quick check dist docs site clean
+.PHONY: help try test test-scale quick check dist docs site clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/'
@@ -40,6 +40,11 @@ test: $(VENV)/.test ## every real loop once; with CI=true every engine, agent ve
 
 quick: $(VENV)/.test ## what needs no engine and no agent, in under a minute
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m "not starts" -q
+
+test-scale: $(VENV)/.test ## a real vLLM behind --url, on the processor: fetches 0.7 GB, takes 2.6 GB, some 15 minutes
+	@echo "vLLM 0.32 for processors: 0.7 GB are fetched once, 2.6 GB on disk; some 15 minutes on two cores."
+	PATH="$(CURDIR)/$(BIN):$$PATH" tools/vllm.sh
+	CCLOCAL_SCALE=1 $(BIN)/python -m pytest tests/scale
 
 check: $(VENV)/.test ## style, types, layers, docs in step with the code
 	$(BIN)/ruff check .

@@ -1,10 +1,11 @@
-"""Several agents at once on one server: python bench/team.py [--quick] [--agents 1,2,4,8]
+"""Several agents at once on one server: python bench/team.py [--quick] [--vllm] [--agents 1,2,4,8]
 
 Real Claude Codes, each in a folder of its own, each writing a file in two turns: one after the other until all slots
 are warm, then N at once, new ones, on what those before them left. Three servers: cclocal's with N slots; llama-server
 with N slots, as it is used without cclocal's slots (`cclocal --url`); cclocal's with one slot, where they queue.
 Printed: the tokens that each agent read and the sum, the seconds until all had ended, turns a minute, and that as a
-share of one agent's. One machine, one run, the engine in the wheel.
+share of one agent's. One machine, one run, the engine in the wheel. With --vllm also a real
+vLLM on the processor (tools/vllm.sh fetches it), with the bare model.
 
 The model is the tiny copy circuit padded to 0.13 GB, so that a token of a prompt costs what it costs with a real model
 of that size; --quick takes the bare one, for counts alone. Needs a claude on PATH, or the suite's.
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.conftest import CLAUDES
 from tests.engine import engine
+from tests.scale.test_vllm import KEY, Vllm, up
 from tests.team import Team, ask, told, written
 from tests.world import World
 from tools.tiny_model.as_gguf import gguf
@@ -38,6 +40,7 @@ Start = Callable[[str], Popen[str]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--vllm", action="store_true")
     parser.add_argument("--agents", default="1,2,4,8")
     options = parser.parse_args()
     counts = [int(count) for count in options.agents.split(",")]
@@ -47,7 +50,7 @@ def main() -> None:
         print("| server | agents | read by each | in all | seconds | turns/min | of one agent |")
         print("|---|---:|---|---:|---:|---:|---:|")
         servers = (("cclocal, N slots", slots), ("llama-server, N slots", plain), ("cclocal, 1 slot", queue))
-        for title, run in servers:
+        for title, run in (*servers, *([("vLLM", by_vllm)] if options.vllm else [])):
             alone = 0.0
             for count in counts:
                 read, seconds = run(Path(name) / f"{run.__name__}{count}", model, count)
@@ -104,6 +107,13 @@ def plain(root: Path, model: Path, count: int) -> tuple[list[int], float]:
         world.env["KEY"] = "key"
         words = ("--url", str(client.base_url).rstrip("/"), "--key-env", "KEY")
         return measure(world, lambda name: ask(world, name, *words), count)
+
+
+def by_vllm(root: Path, model: Path, count: int) -> tuple[list[int], float]:
+    world = world_at(root)
+    with up(Vllm(root, "--enforce-eager")) as server:
+        world.env["VLLM_API_KEY"] = KEY
+        return measure(world, lambda name: ask(world, name, *server.url), count)
 
 
 if __name__ == "__main__":

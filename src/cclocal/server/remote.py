@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from cclocal.errors import NotReadyError, UsageError
 from cclocal.http import is_loopback
 from cclocal.models.hub import first_line
 from cclocal.wires import Wire
+from cclocal.wires.wire import Refusal
 
 if TYPE_CHECKING:
     import httpx
@@ -20,6 +22,15 @@ if TYPE_CHECKING:
 #: of them still answers /health and lists its models, but no message (shown with 0.32).
 FIRST_TOKEN_LIMIT_S = 120.0
 _ASK_LIMIT_S = 5.0
+#: Servers that cclocal starts none of, by what they call the owner of a model.
+_KINDS = {"vllm": "vLLM", "sglang": "SGLang"}
+#: How they refuse a prompt (vLLM 0.32; it counts no further than one token beyond its window).
+REFUSALS = (
+    Refusal(
+        "too long",
+        r"maximum context length is (?P<window>\d+) tokens\..*contains at least (?P<tokens>\d+) input tokens",
+    ),
+)
 
 
 def check_url(url: str, *, insecure: bool) -> str:
@@ -141,4 +152,8 @@ def _reported(client: httpx.Client, row: dict[str, Any], model: str) -> Reported
     for name in BACKENDS:
         if found := runtime_of(name).reported(get, model):
             return found
-    return Reported("a server", row.get("max_model_len"))
+    kind = _KINDS.get(str(row.get("owned_by")), "")
+    told = get("/version") if kind else None
+    version = told.get("version") if isinstance(told, dict) else None
+    named = f"{kind} {version}" if re.fullmatch(r"[\w.+-]{1,40}", str(version or ""), re.ASCII) else kind
+    return Reported(named or "a server", row.get("max_model_len"))

@@ -28,6 +28,8 @@ from cclocal.server.framing import check_client
 MARGIN_CHARACTERS = 200
 #: Shorter instructions are evaluated faster than they are saved and restored.
 LEAST_CHARACTERS = 2000
+#: Instructions whose states are kept: some hundred MB each. Nothing is saved with less free disk space.
+MOST_SAVED, SPARE_BYTES = 4, 4 * 10**9
 #: Seconds for a request that evaluates nothing, and for one that evaluates instructions.
 ASK_LIMIT_S, READ_LIMIT_S = 60.0, 1800.0
 
@@ -73,8 +75,8 @@ class Slots:
         self.starting: Slot | None = None
         #: of the session's own conversation; whether its prompt is in slot 0 before its first request
         self.main_kind, self.is_filled = 0, False
-        #: the files with the states of instructions, by their kind
-        self.saved: dict[int, str] = {}
+        #: the instructions whose states are in files, and the files; and how many were written
+        self.saved, self.written = list[tuple[str, str]](), 0
 
     def obey(self, message: Mapping[str, Any]) -> None:
         """Take one message of the keeper's."""
@@ -107,7 +109,7 @@ class Slots:
     def _take(self, asked: Asked, generation: int) -> tuple[Slot, bool] | None:
         """(the slot for a request, whether it begins a conversation there); None while it has to wait."""
         with self.lock:
-            if generation != self.generation:
+            if generation > self.generation:
                 self.generation, self.starting = generation, None
                 self.slots = [Slot(index) for index in range(self.options["count"])]
             slot = next((slot for slot in self.slots if slot.goes_on(asked)), None)
@@ -136,17 +138,19 @@ class Slots:
             return
         *earlier, last = asked.beginning["messages"]
         bare = {**asked.beginning, "messages": [*earlier, {**last, "content": ""}]}
-        fixed = _shared(slot.text, self._text_of(bare))
-        if _shared(slot.text, before) < fixed and fixed >= LEAST_CHARACTERS and not self._restore(slot, asked.kind):
+        fixed, there = _shared(slot.text, self._text_of(bare)), _shared(slot.text, before)
+        if there < fixed and fixed >= LEAST_CHARACTERS and self._restore(slot, there) < fixed:
             self._read(slot, fixed)
-            self._save(slot, asked.kind)
+            self._save(slot, fixed)
         most = max(_shared(slot.text, text) for text in (slot.text[:fixed], before, *others))
         self._read(slot, most + MARGIN_CHARACTERS)
 
     def _text_of(self, chat: Mapping[str, Any]) -> str:
         """The prompt of a request as the model reads it; empty if the server does not say."""
         status, answer = self.backing.upstream.ask("POST", self.options["render"], json.dumps(chat), ASK_LIMIT_S)
-        return str(json.loads(answer)["prompt"]) if status == 200 else ""
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return str(json.loads(answer)["prompt"]) if status == 200 else ""
+        return ""
 
     def _read(self, slot: Slot, characters: int) -> None:
         """Have the beginning of a prompt evaluated in a slot: whole words, whose tokens do not change with the next."""
@@ -155,16 +159,30 @@ class Slots:
         asked = {**body, "prompt": slot.text[:end], "id_slot": slot.index}
         self.backing.upstream.ask("POST", path, json.dumps(asked), READ_LIMIT_S)
 
-    def _restore(self, slot: Slot, kind: int) -> bool:
-        return kind in self.saved and self._state(slot, "restore", self.saved[kind])
+    def _restore(self, slot: Slot, there: int) -> int:
+        """Restore the instructions that have most in common with a prompt, if that is more than what is `there`.
 
-    def _save(self, slot: Slot, kind: int) -> None:
-        if not self.options["folder"]:
+        Returns how many characters of the prompt the slot has then.
+        """
+        text, name = max(self.saved, key=lambda one: _shared(slot.text, one[0]), default=("", ""))
+        most = _shared(slot.text, text)
+        return most if there < most and self._state(slot, "restore", name) else there
+
+    def _save(self, slot: Slot, characters: int) -> None:
+        """Save the instructions that were evaluated, in the place of the oldest."""
+        try:
+            disk = os.statvfs(self.options["folder"])
+        except OSError:
+            # nothing may be saved, or somebody removed the folder
+            return
+        if disk.f_bavail * disk.f_frsize < SPARE_BYTES:
             return
         # the process id tells a later launch that nobody uses the file
-        name = f"{self.backing.session}-{len(self.saved)}.{os.getpid()}.part"
+        name = f"{self.backing.session}-{self.written % MOST_SAVED}.{os.getpid()}.part"
+        self.written += 1
+        self.saved = [one for one in self.saved if one[1] != name]
         if self._state(slot, "save", name):
-            self.saved[kind] = name
+            self.saved.append((slot.text[:characters], name))
 
     def _state(self, slot: Slot, action: str, name: str) -> bool:
         path = self.options["state"].format(slot=slot.index, action=action)
@@ -187,7 +205,8 @@ def read_request(path: str, body: bytearray) -> Asked | None:
         if wire and request:
             *kind, messages = wire.parts(request)
             numbers = [hash(json.dumps(message)) for message in messages]
-            return Asked(hash(json.dumps(kind)), numbers, beginning(wire.as_chat(request)))
+            begins = beginning(wire.as_chat(request))
+            return Asked(hash(json.dumps(kind)), numbers, begins) if begins["messages"] else None
     return None
 
 

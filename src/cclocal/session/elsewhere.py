@@ -20,7 +20,7 @@ from cclocal.paths import Env, make_folder
 from cclocal.planning.choose import agent_session, check_agent, choose_agent
 from cclocal.planning.plan import relay_options
 from cclocal.server.registry import check_proc
-from cclocal.server.remote import FIRST_TOKEN_LIMIT_S, check_url, look
+from cclocal.server.remote import FIRST_TOKEN_LIMIT_S, REFUSALS, check_url, look
 from cclocal.server.request import ServerStart
 from cclocal.server.start import Server, listen, new_binding, start_server
 from cclocal.session.sandbox import confirm_folder, settle
@@ -161,7 +161,7 @@ def start_of(
 ) -> ServerStart:
     """What a keeper holds of a session without a server of its own: the relay to `server`. to_go_on: a command."""
     is_interactive = agent.is_interactive(settings.agent_args)
-    refusals = [row for backend in BACKENDS.values() for row in backend.REFUSALS]
+    refusals = [*(row for backend in BACKENDS.values() for row in backend.REFUSALS), *REFUSALS]
     return ServerStart(
         files={},
         about={

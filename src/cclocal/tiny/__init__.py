@@ -19,6 +19,8 @@ model.zip is written by `python -m tools.tiny_model`, which computes the weights
 from __future__ import annotations
 
 import hashlib
+import json
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -57,6 +59,36 @@ def mlx_files() -> dict[str, bytes]:
     """The files of the model as an MLX folder, by name (11 MB)."""
     with ZipFile(_ARCHIVE) as packed:
         return {Path(name).name: packed.read(name) for name in packed.namelist() if name.startswith("mlx/")}
+
+
+def hf_files() -> dict[str, bytes]:
+    """The files of the model as transformers and vLLM read it, by name: the MLX folder's, with other rotations.
+
+    MLX rotates neighbouring dimensions together, they rotate the halves of a head: the rows of q and k change places.
+    """
+    files = mlx_files()
+    raw, length = files["model.safetensors"], struct.calcsize("<Q")
+    start = length + struct.unpack_from("<Q", raw)[0]
+    head = json.loads(raw[length:start])
+    data = bytearray(raw[start:])
+    for name, tensor in head.items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            (begin, end), rows = tensor["data_offsets"], tensor["shape"][0]
+            size = (end - begin) // rows
+            whole = [bytes(data[at : at + size]) for at in range(begin, end, size)]
+            data[begin:end] = b"".join(whole[0::2] + whole[1::2])
+    # the only kind of file that transformers takes
+    head["__metadata__"] = {"format": "pt"}
+    text = json.dumps(head).encode()
+    config = {**json.loads(files["config.json"]), "hidden_act": "silu"}
+    del config["rope_traditional"]
+    generation = {"eos_token_id": config["eos_token_id"], "do_sample": False}
+    return {
+        **files,
+        "model.safetensors": struct.pack("<Q", len(text)) + text + bytes(data),
+        "config.json": json.dumps(config).encode(),
+        "generation_config.json": json.dumps(generation).encode(),
+    }
 
 
 def ollama_template() -> str:

@@ -8,7 +8,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import count
 from pathlib import Path
@@ -136,12 +138,20 @@ def test_the_plan_knows_the_workers(ready: World, pool: list[Worker]) -> None:
 
 
 def test_a_lost_worker_is_told_and_the_session_goes_on_with_what_is_left(ready: World, pool: list[Worker]) -> None:
-    ready.start("--tiny", *rpc(pool))
+    model = ready.root / "padded.gguf"
+    model.write_bytes(gguf(PADDED // 4))
+    ready.start(str(model), "--cold", *rpc(pool))
     assert ready.ask("Say something.").status_code == 200
-    pool[1].dies()
-    # the server notices when it computes
-    answer = ready.ask("Say it again.", limit_s=60)
+    with ThreadPoolExecutor() as threads:
+        # some seconds of reading
+        long = threads.submit(ready.ask, "Say it again. " * 1500, limit_s=120)
+        wait_for(lambda: "prompt processing, n_tokens" in ready.log.read_text(), "the reading")
+        pool[1].dies()
+        lost_at = time.monotonic()
+        wait_for(lambda: "answers again" in ready.log.read_text(), "the next server", 60)
+        answer = long.result()
     assert answer.status_code == 200, answer.text
+    assert time.monotonic() - lost_at < 60
     log = ready.log.read_text()
     assert f"no answer from {pool[1].address}" in log
     pool[0].dies()

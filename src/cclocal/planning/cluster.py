@@ -23,8 +23,8 @@ UTILISATION = 0.92
 RESERVE_BYTES = 2 * GIB
 #: vLLM keeps K and V in 16 bits unless told otherwise.
 KV_BYTES = 2
-#: On which the machines of its own executor meet.
-_MASTER_PORT = 29501
+#: On which the machines of its own executor meet, and Ray's.
+_MASTER_PORT, _RAY_PORT = 29501, 6379
 #: More GPUs or machines than this are a mistake.
 _MOST = 1024
 #: The names of its tool parsers that are others than in our catalog.
@@ -176,11 +176,10 @@ def _layer_bytes(shape: Shape, at: int, tensor: int, tokens: int) -> int:
 def commands(split: Split, source: str, name: str, parser: str, window_tokens: int) -> Iterator[tuple[str, list[str]]]:
     """(what they are for, the lines) of each way to start it. `source`: a repository with safetensors, or a folder."""
     head, *others = split.machines
-    pipeline = ["--pipeline-parallel-size", str(len(split.stages))] if len(split.stages) > 1 else []
     words = [
         *("vllm serve", source, "--served-model-name", name),
         *(["--tensor-parallel-size", str(split.tensor)] if split.tensor > 1 else []),
-        *pipeline,
+        *(["--pipeline-parallel-size", str(len(split.stages))] if len(split.stages) > 1 else []),
         *("--max-model-len", str(window_tokens), "--max-num-seqs", str(max(1, split.at_once))),
         *("--enable-prefix-caching", "--enable-prompt-tokens-details"),
         *(["--enable-auto-tool-choice", "--tool-call-parser", _PARSERS.get(parser, parser)] if parser else []),
@@ -193,28 +192,15 @@ def commands(split: Split, source: str, name: str, parser: str, window_tokens: i
         return
     if split.is_even:
         for rank, machine in enumerate(split.machines):
-            place = (
-                f"--nnodes {len(split.machines)} --node-rank {rank} --master-addr {head.address} --master-port 29501"
-            )
-            last = " --headless" if rank else ""
-            lines = [*([key] if not rank else []), *own, f"export VLLM_HOST_IP={machine.address}"]
-            yield (
-                f"vLLM's own executor, on {machine.address}",
-                [
-                    *lines,
-                    f"{' '.join(words)} --distributed-executor-backend mp {place}{last}",
-                ],
-            )
-    yield (
-        f"or Ray, on {head.address}" if split.is_even else f"Ray, on {head.address}",
-        [f"ray start --head --node-ip-address={head.address} --port=6379"],
-    )
+            place = f"--nnodes {len(split.machines)} --node-rank {rank} --master-addr {head.address}"
+            serve = [*words, "--distributed-executor-backend mp", place, f"--master-port {_MASTER_PORT}"]
+            serve += ["--headless"] if rank else []
+            lines = [*([] if rank else [key]), *own, f"export VLLM_HOST_IP={machine.address}", " ".join(serve)]
+            yield f"vLLM's own executor, on {machine.address}", lines
+    start = f"ray start --head --node-ip-address={head.address} --port={_RAY_PORT}"
+    yield f"or Ray, on {head.address}" if split.is_even else f"Ray, on {head.address}", [start]
     for machine in others:
-        yield f"on {machine.address}", [f"ray start --address={head.address}:6379 --node-ip-address={machine.address}"]
-    yield (
-        f"then on {head.address}",
-        [
-            *(key, *own, f"export VLLM_HOST_IP={head.address}"),
-            f"{' '.join(words)} --distributed-executor-backend ray",
-        ],
-    )
+        join = f"ray start --address={head.address}:{_RAY_PORT} --node-ip-address={machine.address}"
+        yield f"on {machine.address}", [join]
+    serve = [*words, "--distributed-executor-backend ray"]
+    yield f"then on {head.address}", [key, *own, f"export VLLM_HOST_IP={head.address}", " ".join(serve)]

@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from cclocal import __version__
 from cclocal.agents.session import Asked
 from cclocal.cli import commands, model_commands, session_commands
-from cclocal.cli.options import Call, if_typed, takes, typed
+from cclocal.cli.options import ANOTHER_SERVER, Call, if_typed, takes, typed
 from cclocal.config_file import COMMANDS, nearest
 from cclocal.errors import UsageError
 from cclocal.settings import Settings, flags, options
@@ -214,9 +214,9 @@ def launch(
 
         with os_errors_in_words(call.env):
             (attach_by_ssh if settings.ssh else attach_url)(if_typed(settings, "model", "ctx"), call.env)
-    is_ca_typed = settings.ca and settings.sources.get("ca") == "command line"
-    if (settings.key_env or is_ca_typed or settings.insecure_http) and not settings.url:
-        raise UsageError("--key-env, --ca and --insecure-http go with --url or --ssh.")
+    unused = [name for name in ANOTHER_SERVER if name != "url" and settings.sources.get(name) == "command line"]
+    if unused and not settings.url:
+        raise UsageError(f"--{flags(unused[0])[0]} goes with --url or --ssh.")
     _launch(settings, call, dry_run=dry_run, as_json=as_json)
 
 
@@ -236,9 +236,9 @@ def _starts_a_server(settings: Settings, is_model_flag: bool, dry_run: bool) -> 
     Raises UsageError for a typed address with options about a server that is started.
     """
     flags = typed(settings, "server") + (["--dry-run"] if dry_run else [])
-    if settings.ssh and settings.server and not dry_run:
-        # it is started there
-        return False
+    if settings.ssh and settings.server:
+        # they are for the server that is started there
+        flags = flags[-1:] if dry_run else []
     is_typed = bool(settings.ssh) or settings.sources.get("url") == "command line"
     if flags and is_typed:
         given = "--ssh" if settings.ssh else "--url"

@@ -67,7 +67,7 @@ class Call:
 
 
 #: What concerns a server that runs already.
-ANOTHER_SERVER = ("url", "ssh", "key_env", "ca", "insecure_http")
+ANOTHER_SERVER = ("url", "ssh", "key_env", "ca", "insecure_http", "wait")
 #: What a launch takes, without what only concerns its own session or another server: what `check` and `plan` take.
 WITHOUT_A_SESSION = tuple(
     name for name in options() if name not in (*ANOTHER_SERVER, "model", "server", "yes", "cold", "no_tools", "safe")

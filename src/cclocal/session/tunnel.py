@@ -73,6 +73,8 @@ def open_by_ssh(settings: Settings, env: Env) -> tuple[Opened, Facts]:
     address = check_url(settings.url or _USUAL, insecure=True)
     if not address.startswith("http:"):
         raise UsageError("--ssh encrypts by itself: give the server's http:// address on that machine with --url.")
+    if settings.insecure_http or settings.sources.get("ca") == "command line":
+        raise UsageError("--ssh encrypts by itself, so --ca and --insecure-http do nothing.")
     key, far_words = key_of(settings, env), server_words(settings)
     if far_words:
         if settings.url or key:

@@ -73,7 +73,9 @@ def run_server(settings: Settings, catalog: Catalog, seen: Seen) -> None:
     key = _held() if seen[0].env.environ.get(HELD) else ""
     plan, server, _ = serve(settings, catalog, seen, key)
     endpoint = plan.agent_endpoint(server.binding)
-    say(f"{plan.model.name} answers on {endpoint.url}. In another terminal, in the folder to work in:\n")
+    slots, each = plan.variant.slots, plan.session.context_tokens
+    several = f", for {slots} conversations at once of {each:,} tokens each" if slots > 1 else ""
+    say(f"{plan.model.name} answers on {endpoint.url}{several}. In another terminal, in the folder to work in:\n")
     print(f"cclocal attach {endpoint.port}", flush=True)
     say("\nArguments for the agent go after “--”. For a plain agent, an editor or a script:\n")
     say(f'eval "$(cclocal env {endpoint.port})"')

@@ -24,7 +24,7 @@ from cclocal.units import count, file_size, window
 _DAY_S = 86400
 #: From this width on the catalog has a column of names.
 _WIDE = 120
-_OF_SERVER = "no network; it reads its engine and the model, and writes its log and the kept prompts"
+_OF_SERVER = "it reads its engine and the model, and writes its log and the kept prompts"
 _STATES = {"ok": ("✓", "green"), "info": ("·", "dim"), "note": ("!", "yellow"), "problem": ("✗", "red")}
 
 
@@ -199,7 +199,8 @@ def plan_lines(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
         yield f"  the wired limit is raised to {plan.wired_limit_mib:,} MiB for the session"
     yield "Server"
     yield from _command_lines(server.argv)
-    yield f"  sandbox: {_OF_SERVER if plan.engine.sandbox else 'none'}"
+    network = "the network, for its workers" if engine.workers else "no network"
+    yield f"  sandbox: {f'{network}; {_OF_SERVER}' if engine.sandbox else 'none'}"
     yield f"  reached by the agent at {plan.agent_endpoint(plan.shown).url}, through the session's relay"
     for other in plan.others:
         yield f"Server after /model {other.name}"

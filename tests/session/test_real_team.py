@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import CLAUDES, Engine
+from tests.conftest import CLAUDES, OTHERS, Engine
 from tests.team import Team, told, written
 from tests.world import World
 
@@ -47,3 +47,32 @@ def test_more_agents_than_slots_wait_or_take_the_place_of_the_oldest(newest: Wor
         for agent in [team.asks(name) for name in names]:
             told(agent)
         assert [written(newest, name) for name in names] == [f"written by {name}" for name in names]
+
+
+@pytest.mark.skipif(len(OTHERS) < 2, reason="codex and pi are not here")
+def test_agents_of_three_kinds_keep_what_each_has_read(newest: World) -> None:
+    for name, (program, *_) in OTHERS.items():
+        newest.real(name, program)
+    with Team(newest, 3) as team:
+
+        def run(agent: str, text: str, *words: str) -> None:
+            folder = newest.project = newest.root / f"the project of {agent}"
+            folder.mkdir(exist_ok=True)
+            done = newest.run(
+                "attach", team.port, "--agent", agent, "--", *words, f"Run the command: echo {text} > a.txt"
+            )
+            assert (folder / "a.txt").read_text() == f"{text}\n", done.stderr
+
+        kinds = {
+            name: (*once, *(("--skip-git-repo-check",) if name == "codex" else ()))
+            for name, (_, once, _) in OTHERS.items()
+        }
+        for agent, words in kinds.items():
+            run(agent, "one", *words)
+        told(team.asks("ada"))
+        before = team.evaluated_tokens()
+        # a new conversation of each kind finds its instructions, in whichever slot
+        for agent, words in kinds.items():
+            run(agent, "two", *words)
+        told(team.asks("ben"))
+        assert team.evaluated_tokens() - before < 3 * 700

@@ -25,8 +25,9 @@ def windows(
     count, found = len(engine.workers), {}
     for size in range(count) if count <= _MOST_FOR_EVERY_LOSS else (count - 1, 0):
         for left in combinations(engine.workers, size):
-            most = fit_on(shape, variant, context_tokens, engine.left_with(left), facts).max_context_tokens or 0
-            window = min(context_tokens, most) // variant.slots // CELLS * CELLS
+            fit = fit_on(shape, variant, context_tokens, engine.left_with(left), facts)
+            whole = context_tokens if fit.fits else fit.max_context_tokens or 0
+            window = whole // variant.slots // CELLS * CELLS
             found[left] = window * variant.slots if window >= least_tokens else 0
     return found
 

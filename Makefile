@@ -41,8 +41,8 @@ test: $(VENV)/.test ## every real loop once; with CI=true every engine, agent ve
 quick: $(VENV)/.test ## what needs no engine and no agent, in under a minute
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m "not starts" -q
 
-test-scale: $(VENV)/.test ## a real vLLM behind --url, on the processor: fetches 0.7 GB, takes 2.6 GB, some 15 minutes
-	@echo "vLLM 0.32 for processors: 0.7 GB are fetched once, 2.6 GB on disk; some 15 minutes on two cores."
+test-scale: $(VENV)/.test ## a real vLLM behind --url, on the processor: fetches 0.7 GB once, takes 2.6 GB, then two minutes
+	@echo "vLLM 0.32 for processors: 0.7 GB are fetched once, 2.6 GB on disk; then some two minutes on two cores."
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/vllm.sh
 	CCLOCAL_SCALE=1 $(BIN)/python -m pytest tests/scale
 

@@ -17,8 +17,9 @@ from cclocal.server.process import LINUX
 
 #: Seconds in which a server that is not ours must take a connection.
 DIAL_LIMIT_S = 10.0
-#: Seconds of silence after which its machine is asked whether the connection is still there, and between two asks.
-KEEPALIVE_S = 10
+#: Seconds of silence after which its machine is asked whether the connection is still there, between two asks, and how
+#: many are not answered before it counts as gone; milliseconds in which it must confirm what was sent.
+KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 50_000}
 
 
 class Upstream:
@@ -76,9 +77,10 @@ class Upstream:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # a machine that is gone says nothing: it is noticed after a minute
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
+        for name, value in KEEPALIVE.items():
+            # not every system has them all
             if option := getattr(socket, name, None):
-                connection.setsockopt(socket.IPPROTO_TCP, option, KEEPALIVE_S)
+                connection.setsockopt(socket.IPPROTO_TCP, option, value)
         if self.is_encrypted:
             # several megabytes, so only where it is needed
             import ssl

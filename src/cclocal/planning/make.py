@@ -230,7 +230,7 @@ def _context(model: Model, variant: Variant, settings: Settings, shape: Shape | 
     native = _native(model, shape)
     if settings.ctx is None:
         each = min(variant.context_tokens or model.context_tokens, native) // CELLS * CELLS
-        # a subagent takes nothing of the conversation's window
+        # each subagent has a window of its own, as large as the conversation's
         return each * variant.slots if settings.subagents and settings.slots is None else each
     if settings.ctx > native * variant.slots:
         of_slots = f" for each of {variant.slots} slots" if variant.slots > 1 else ""

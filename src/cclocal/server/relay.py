@@ -183,8 +183,7 @@ class Relay:
             else:
                 self.sent_again += 1
             failed_by = generation
-            pause_s = RETRY_S if self.wait_s else POLL_S
-            deadline = time.monotonic() + (NEWS_S if upstream.is_ours and not self.wait_s else pause_s)
+            deadline = time.monotonic() + (RETRY_S if self.wait_s else NEWS_S if upstream.is_ours else POLL_S)
             while self.backing.is_still(generation) and time.monotonic() < deadline:
                 check_client(client, POLL_S)
 

@@ -28,9 +28,9 @@ from cclocal.server.framing import check_client
 MARGIN_CHARACTERS = 200
 #: Shorter instructions are evaluated faster than they are saved and restored.
 LEAST_CHARACTERS = 2000
-#: Instructions whose states are kept: some hundred MB each. Nothing is saved with less free disk space.
+#: At most so many states of instructions are kept, some hundred MB each; none is saved with less free disk space.
 MOST_SAVED, SPARE_BYTES = 4, 4 * 10**9
-#: Seconds for a request that evaluates nothing, and for one that evaluates instructions.
+#: Limits in seconds: of a request that renders, saves or restores, and of one that evaluates instructions.
 ASK_LIMIT_S, READ_LIMIT_S = 60.0, 1800.0
 
 
@@ -71,11 +71,11 @@ class Slots:
         self.options: dict[str, Any] = options.get("slots", {})
         self.backing, self.lock = backing, _thread.allocate_lock()
         self.generation, self.slots = -1, list[Slot]()
-        #: the slot whose new conversation has no byte of its first answer yet
+        #: the slot of a new conversation whose first answer has not begun; no other conversation begins meanwhile
         self.starting: Slot | None = None
         #: of the session's own conversation; whether its prompt is in slot 0 before its first request
         self.main_kind, self.is_filled = 0, False
-        #: the instructions whose states are in files, and the files; and how many were written
+        #: the saved states, each as (instructions, file name); and how many were written so far
         self.saved, self.written = list[tuple[str, str]](), 0
 
     def obey(self, message: Mapping[str, Any]) -> None:
@@ -142,7 +142,7 @@ class Slots:
         if there < fixed and fixed >= LEAST_CHARACTERS and self._restore(slot, there) < fixed:
             self._read(slot, fixed)
             self._save(slot, fixed)
-        most = max(_shared(slot.text, text) for text in (slot.text[:fixed], before, *others))
+        most = max(fixed, there, *(_shared(slot.text, text) for text in others))
         self._read(slot, most + MARGIN_CHARACTERS)
 
     def _text_of(self, chat: Mapping[str, Any]) -> str:
@@ -153,7 +153,9 @@ class Slots:
         return ""
 
     def _read(self, slot: Slot, characters: int) -> None:
-        """Have the beginning of a prompt evaluated in a slot: whole words, whose tokens do not change with the next."""
+        """Have the beginning of a prompt evaluated in a slot. It ends between two words, because a word that is cut may
+        have other tokens than the whole one.
+        """
         end = slot.text.rfind(" ", 0, characters)
         path, body = self.options["read"]
         asked = {**body, "prompt": slot.text[:end], "id_slot": slot.index}
@@ -173,11 +175,11 @@ class Slots:
         try:
             disk = os.statvfs(self.options["folder"])
         except OSError:
-            # nothing may be saved, or somebody removed the folder
+            # saving is switched off, or the folder was removed
             return
         if disk.f_bavail * disk.f_frsize < SPARE_BYTES:
             return
-        # the process id tells a later launch that nobody uses the file
+        # a later launch removes a file whose process has ended
         name = f"{self.backing.session}-{self.written % MOST_SAVED}.{os.getpid()}.part"
         self.written += 1
         self.saved = [one for one in self.saved if one[1] != name]

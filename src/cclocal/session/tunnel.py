@@ -27,13 +27,13 @@ from cclocal.server.start import Server, listen, new_binding, start_server
 from cclocal.session.elsewhere import Opened, agent_of, find_session, key_of, session_on, start_of
 from cclocal.session.launch import HELD
 from cclocal.session.serve import again, become
-from cclocal.settings import Settings, options
+from cclocal.settings import Settings, flags, options
 from cclocal.turns import OURS, end_of, plain_lines
 from cclocal.ui.console import busy
 
 #: What llama-server listens on, if no address is given.
 _USUAL = "http://127.0.0.1:8080"
-#: Ports that are nobody's by habit, for a server that is started there.
+#: A server that is started there gets a port of these, which no well-known service uses.
 _FAR_PORTS = range(20_000, 32_000)
 #: USER@BOX with ssh's port, or a host of the user's ssh configuration.
 _DESTINATION = re.compile(r"(?P<box>(?:[\w.-]+@)?[A-Za-z0-9][\w.-]*)(?::(?P<port>\d{1,5}))?", re.ASCII)
@@ -134,11 +134,12 @@ def server_words(settings: Settings) -> tuple[str, ...]:
         is_for_it = option.scope in ("server", "window") or name in ("model", "mem_check", "cold")
         if not is_for_it or name in ("server", "port") or settings.sources.get(name) != "command line":
             continue
-        flag = option.declarations[0].split("/")
+        names = flags(name)
         if isinstance(value, bool):
-            words.append(flag[0] if value else flag[-1])
+            words.append(f"--{names[0] if value else names[-1]}")
         else:
-            words += [word for one in (value if isinstance(value, tuple) else (value,)) for word in (flag[0], str(one))]
+            given = value if isinstance(value, tuple) else (value,)
+            words += [word for one in given for word in (f"--{names[0]}", str(one))]
     return tuple(words)
 
 

@@ -37,7 +37,7 @@ def show(plan: ClusterPlan, *, as_json: bool) -> None:
     """Print it."""
     fitting = [split for split in plan.splits if split.at_once]
     # the one on few machines is the fastest for one agent; more of them hold more agents
-    shown = list(dict.fromkeys(fitting[at] for at in (0, _widest(fitting)))) if fitting else []
+    shown = list(dict.fromkeys((fitting[0], max(fitting, key=_width)))) if fitting else []
     if as_json:
         about = {"model": plan.name, "window_tokens": plan.window_tokens, "repository": plan.repository or None}
         found = [{**asdict(split), "commands": _commands(plan, split)} for split in plan.splits]
@@ -69,9 +69,9 @@ def show(plan: ClusterPlan, *, as_json: bool) -> None:
         screen.print(f"\n{_REPOSITORY}: {words}", soft_wrap=True)
 
 
-def _widest(splits: Sequence[Split]) -> int:
-    """The one on the most machines, of those the one with the fewest stages."""
-    return max(range(len(splits)), key=lambda at: (len(splits[at].machines), -len(splits[at].stages)), default=0)
+def _width(split: Split) -> tuple[int, int]:
+    """More machines are wider, then fewer stages."""
+    return len(split.machines), -len(split.stages)
 
 
 def _commands(plan: ClusterPlan, split: Split) -> list[dict[str, Any]]:

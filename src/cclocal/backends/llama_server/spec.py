@@ -43,7 +43,7 @@ SPECULATION: Mapping[Speculation, tuple[str, ...]] = {
     ),
     MTP: ("--spec-type", "draft-mtp", "--spec-draft-n-max", str(DRAFT_TOKENS)),
 }
-#: No model has more: llama.cpp keeps what it can at home unless it is told to give it to its workers.
+#: More layers than any model has: with it llama.cpp puts every layer on the workers.
 ALL_LAYERS = 999
 #: llama.cpp's own default.
 DEFAULT_BATCH_TOKENS = 2048

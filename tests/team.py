@@ -27,11 +27,16 @@ def ask(world: World, name: str, *words: str, question: str = "", agent: tuple[s
     )
 
 
-def told(agent: subprocess.Popen[str]) -> tuple[int, int]:
-    """(tokens read, tokens kept) of an agent's session, at its end."""
+def result(agent: subprocess.Popen[str]) -> dict[str, Any]:
+    """What an agent reports of its session, at its end."""
     out, err = agent.communicate(timeout=600)
     assert agent.returncode == 0, err
-    usage = json.loads(out.splitlines()[-1])["usage"]
+    return dict(json.loads(out.splitlines()[-1]))
+
+
+def told(agent: subprocess.Popen[str]) -> tuple[int, int]:
+    """(tokens read, tokens kept) of an agent's session, at its end."""
+    usage = result(agent)["usage"]
     return usage["input_tokens"], usage["cache_read_input_tokens"]
 
 
